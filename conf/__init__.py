@@ -1,0 +1,1 @@
+"""Hydra config groups: names and numbers only, never a dotted path to import."""

@@ -1,0 +1,13 @@
+"""The one exception that is the user's to mend: it says what, where, and the next command, in one line."""
+
+import difflib
+
+
+class UserError(Exception):
+    """A mistake in the input. The command line prints it as one line and exits with code 2."""
+
+
+def did_you_mean(word: str, options: list[str]) -> str:
+    """`"; did you mean 'layer_decay'?"` where one of `options` is close to `word`, else an empty string."""
+    close = difflib.get_close_matches(word, options, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,113 @@
+"""The contract that a plugin implements: types and docstrings only.
+
+The core promises: NumPy in (`x` float32 [B, C, H, W], `y` int64 [B]), canonical names, a checked plan,
+`scheduler.apply(step)` before every `train_step`, steps counted from 0 without gaps, `reseed` before each step of
+a model with dropout. A plugin passes every number explicitly and trusts no default of its framework: BatchNorm
+momentum, eps, padding and AdamW all differ between frameworks.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from .layers import Tree
+from .plan import Plan
+
+Weights = dict[str, np.ndarray]
+"""float32 arrays by canonical name, in PyTorch shapes; parameters and buffers."""
+
+
+class Scheduler(Protocol):
+    """Writes the plan's learning rates into a native optimizer."""
+
+    def apply(self, step: int) -> None:
+        """Set every group's lr for `step`; groups that the plan does not train at `step` stop moving."""
+
+    def lrs(self) -> list[float]:
+        """What the native optimizer holds now, per group of the plan (a log, not a proof: see verify.py)."""
+
+
+@dataclass
+class TrainState:
+    """The one mutable object of a run; the core never looks inside.
+
+    Args:
+        model: native model.
+        groups: native parameter groups, one per group of the plan.
+        optimizer: native optimizer or optimizers.
+        scheduler: of the plan.
+        compiled: whatever a graph mode keeps.
+    """
+
+    model: Any
+    groups: Sequence[Any]
+    optimizer: Any
+    scheduler: Scheduler
+    compiled: Any = None
+
+
+class Framework(Protocol):
+    """One framework in one mode on one device."""
+
+    modes: ClassVar[tuple[str, ...]]
+    optimizers: ClassVar[tuple[str, ...]]
+    kinds: ClassVar[tuple[str, ...]]
+    fork_safe: ClassVar[bool]
+    """Whether a process may import it, fork, and train in the children."""
+
+    def __init__(self, device: str, mode: str, seed: int, precision: str, threads: int, deterministic: bool) -> None:
+        """Select device ("cpu", "cuda:0", "ascend:0", "auto"), mode and precision ("fp32") for the process.
+
+        Raises:
+            UserError: the device is absent; says which there are.
+        """
+
+    @staticmethod
+    def devices() -> list[str]:
+        """Devices at hand, best first; "cpu" is last."""
+
+    @staticmethod
+    def version() -> str:
+        """Version and build, in one line."""
+
+    def reseed(self, seed: int) -> None:
+        """What the framework draws at random from here on (dropout) follows from `seed` alone."""
+
+    def make_model(self, tree: Tree) -> Any:
+        """The native model of a declared tree; its weights are whatever `set_weights` then puts there."""
+
+    def get_weights(self, model: Any) -> Weights:
+        """Copies of all parameters and buffers."""
+
+    def set_weights(self, model: Any, weights: Weights) -> None:
+        """Copy all parameters and buffers in, bit by bit."""
+
+    def make_groups(self, model: Any, plan: Plan) -> list[Any]:
+        """Native groups, one per plan group, in order, spelled the framework's own way."""
+
+    def make_optimizer(self, groups: Sequence[Any], plan: Plan) -> Any:
+        """Native optimizer; several keys in plan.optimizers become one each, stepped together."""
+
+    def make_scheduler(self, optimizer: Any, plan: Plan, start: int) -> Scheduler:
+        """The scheduler of a run that begins at step `start`."""
+
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray) -> Any:
+        """One update. Mean cross-entropy before it, as a native scalar: nothing waits for the device here."""
+
+    def get_gradients(self, state: TrainState) -> Weights:
+        """Gradients of the last `train_step` as the loss gave them, without weight decay; a parameter that did
+        not train is absent."""
+
+    def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
+        """float32 logits [B, classes] in evaluation mode; leaves everything as it was."""
+
+    def set_active(self, state: TrainState, active: Sequence[bool]) -> None:
+        """Only these groups train from the next step; the others keep weights and optimizer state."""
+
+    def get_optimizer_state(self, state: TrainState) -> Weights:
+        """Optimizer state as "parameter/key" -> array."""
+
+    def set_optimizer_state(self, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
+        """What `get_optimizer_state` gave; parameters without an entry start fresh."""

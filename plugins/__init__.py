@@ -1,0 +1,1 @@
+"""One folder per framework; each implements layerwise_lr.framework.Framework."""

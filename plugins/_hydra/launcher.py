@@ -1,0 +1,61 @@
+"""Hydra launcher: validates every job, writes the sweep's plan, then runs each job in its own process.
+
+No `from __future__ import annotations` here: Hydra 1.3 scans this module before it is in sys.modules.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence  # noqa: UP035
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
+
+from layerwise_lr import cli
+from layerwise_lr.errors import UserError
+from layerwise_lr.jobs import Options
+
+
+@dataclass
+class JobsConf:
+    """hydra.launcher: how many jobs at a time, how long each may take, whether they may be forked."""
+
+    _target_: str = "hydra_plugins.layerwise_lr.launcher.JobsLauncher"
+    n_jobs: Optional[int] = None  # noqa: UP045  null: cores / framework.threads
+    timeout: Optional[float] = None  # noqa: UP045  seconds
+    fork: str = "auto"  # auto | never
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="jobs", node=JobsConf, provider="layerwise_lr")
+
+
+class JobsLauncher(Launcher):
+    """One process per job; see layerwise_lr.jobs."""
+
+    def __init__(self, n_jobs: Optional[int], timeout: Optional[float], fork: str) -> None:  # noqa: UP045
+        self.options: Dict[str, Any] = {"n_jobs": n_jobs, "timeout": timeout, "fork": fork}  # noqa: UP006
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
+        """Keep what `launch` needs."""
+        if task_function is not cli.train_task:
+            raise UserError("only 'layerwise-lr train' takes -m")
+        self.loader, self.config = hydra_context.config_loader, config
+        cli.sweep_folder = Path(config.hydra.sweep.dir)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> List[JobReturn]:  # noqa: UP006
+        """Compose and check all, then run all; a job that fails is FAILED in its JobReturn, the others go on."""
+        composed = []
+        for index, overrides in enumerate(job_overrides, initial_job_idx):
+            cfg = self.loader.load_sweep_config(self.config, list(overrides))
+            cfg.hydra.job.num, cfg.hydra.job.id = index, str(index)
+            composed.append((cli.run_config(cfg), list(overrides)))
+        results = cli.run_sweep(Path(self.config.hydra.sweep.dir), composed, Options(**self.options))
+        returns = []
+        for (_, overrides), result in zip(composed, results, strict=True):
+            failed = isinstance(result, Exception)
+            status = JobStatus.FAILED if failed else JobStatus.COMPLETED
+            back = JobReturn(overrides=overrides, status=status)
+            back.return_value = result
+            returns.append(back)
+        return returns

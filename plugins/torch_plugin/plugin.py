@@ -1,0 +1,189 @@
+"""PyTorch, eager: the verbs in the contract's order."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from layerwise_lr.errors import UserError
+from layerwise_lr.framework import TrainState, Weights
+from layerwise_lr.layers import KINDS as DECLARED
+from layerwise_lr.layers import PLAIN_KINDS, Tree
+from layerwise_lr.plan import OPTIMIZERS, Plan
+
+from . import layers, optimizers
+
+Group = dict[str, Any]
+
+
+class TorchScheduler:
+    """Writes group["lr"]; eager torch reads it at every step."""
+
+    def __init__(self, groups: Sequence[Group], plan: Plan) -> None:
+        self._groups, self._plan = groups, plan
+
+    def apply(self, step: int) -> None:
+        """The plan's lr of every group at `step`."""
+        for group, lr in zip(self._groups, self._plan.lrs(step), strict=True):
+            group["lr"] = lr
+
+    def lrs(self) -> list[float]:
+        """group["lr"] as torch holds it."""
+        return [float(group["lr"]) for group in self._groups]
+
+
+class TorchFramework:
+    """PyTorch in eager mode on CPU or CUDA."""
+
+    modes: ClassVar[tuple[str, ...]] = ("eager",)
+    optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
+    kinds: ClassVar[tuple[str, ...]] = (*DECLARED, *PLAIN_KINDS)
+    fork_safe: ClassVar[bool] = True  # as long as the parent runs no parallel region: it imports, the children train
+
+    def __init__(self, device: str, mode: str, seed: int, precision: str, threads: int, deterministic: bool) -> None:
+        if precision != "fp32":
+            raise UserError(f"framework.precision={precision!r}: torch runs here in fp32 only")
+        self.device = _device(device)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+        self.reseed(seed)
+
+    @staticmethod
+    def devices() -> list[str]:
+        """CUDA devices if any, then the CPU."""
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return [*(f"cuda:{i}" for i in range(count)), "cpu"]
+
+    @staticmethod
+    def version() -> str:
+        """torch's version, which names the build."""
+        return torch.__version__
+
+    def reseed(self, seed: int) -> None:
+        """CPU and CUDA generators."""
+        torch.manual_seed(seed)
+
+    def make_model(self, tree: Tree) -> nn.Module:
+        """A module on the device, in training mode."""
+        return layers.build_tree(tree).to(self.device).train()
+
+    def get_weights(self, model: nn.Module) -> Weights:
+        """Copies by canonical name."""
+        return {layers.canonical(n): _copy(t) for n, t in model.state_dict().items()}
+
+    @torch.no_grad()
+    def set_weights(self, model: nn.Module, weights: Weights) -> None:
+        """In place: the optimizer keeps its parameters."""
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(torch.from_numpy(weights[layers.canonical(name)]))
+
+    def make_groups(self, model: nn.Module, plan: Plan) -> list[Group]:
+        """torch's param_groups; the lr is resolved, no key is left that torch would ignore."""
+        params = {layers.canonical(n): p for n, p in model.named_parameters()}
+        return [
+            {"params": [(n, params[n]) for n in g.params], "lr": plan.base_lr * g.lr_scale,
+             "weight_decay": g.weight_decay, "name": g.name, "optimizer": g.optimizer,
+             "grad_centralization": g.grad_centralization}
+            for g in plan.groups
+        ]  # fmt: skip
+
+    def make_optimizer(self, groups: Sequence[Group], plan: Plan) -> list[torch.optim.Optimizer]:
+        """One native optimizer per name in use. torch keeps these very dicts as its param_groups: what the
+        scheduler writes into them is what the step reads."""
+        names = dict.fromkeys(group["optimizer"] for group in groups)
+        return [optimizers.make(plan.optimizers[name], [g for g in groups if g["optimizer"] == name])
+                for name in names]  # fmt: skip
+
+    def make_scheduler(self, optimizer: Sequence[torch.optim.Optimizer], plan: Plan, start: int) -> TorchScheduler:
+        """Groups in the plan's order, across all optimizers."""
+        groups = {group["name"]: group for native in optimizer for group in native.param_groups}
+        scheduler = TorchScheduler([groups[g.name] for g in plan.groups], plan)
+        scheduler.apply(start)
+        return scheduler
+
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray) -> torch.Tensor:
+        """Forward, backward, one step of every optimizer; the gradients stay until the next step."""
+        state.model.zero_grad(set_to_none=True)
+        loss = layers.loss(state.model(self._tensor(x)), self._tensor(y))
+        loss.backward()
+        for group in state.groups:
+            if group["grad_centralization"]:
+                _centralize(group["params"])
+        for optimizer in state.optimizer:
+            optimizer.step()
+        return loss.detach()
+
+    def get_gradients(self, state: TrainState) -> Weights:
+        """p.grad where there is one."""
+        return {n: _copy(p.grad) for g in state.groups for n, p in zip(g["param_names"], g["params"], strict=True)
+                if p.grad is not None}  # fmt: skip
+
+    @torch.no_grad()
+    def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
+        """Logits in evaluation mode."""
+        state.model.eval()
+        logits = _copy(state.model(self._tensor(x)))
+        state.model.train()
+        return logits
+
+    def set_active(self, state: TrainState, active: Sequence[bool]) -> None:
+        """requires_grad_ and no gradient: torch's optimizers skip such a parameter, weight decay and all."""
+        for group, on in zip(state.groups, active, strict=True):
+            for param in group["params"]:
+                param.requires_grad_(on)
+                if not on:
+                    param.grad = None
+
+    def get_optimizer_state(self, state: TrainState) -> Weights:
+        """"parameter/exp_avg" and so on."""
+        return {f"{n}/{key}": _copy(torch.as_tensor(value))
+                for n, p, native in _params(state) for key, value in native.state[p].items()
+                if value is not None}  # fmt: skip
+
+    def set_optimizer_state(self, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
+        """The reverse."""
+        for name, param, native in _params(state):
+            own = {key.rpartition("/")[2]: torch.from_numpy(np.array(a)) for key, a in arrays.items()
+                   if key.rpartition("/")[0] == name}  # fmt: skip
+            native.state[param] = {k: v.to(self.device) if v.ndim or k != "step" else v for k, v in own.items()}
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+
+def read_checkpoint(path: Path) -> Weights:
+    """A torch file's tensors, read with weights_only=True: no code in it can run."""
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    for key in ("state_dict", "model"):  # where training scripts put it
+        loaded = loaded[key] if isinstance(loaded.get(key), Mapping) else loaded
+    return {name: _copy(tensor) for name, tensor in loaded.items() if isinstance(tensor, torch.Tensor)}
+
+
+def _device(asked: str) -> torch.device:
+    there = TorchFramework.devices()
+    if asked == "auto":
+        asked = there[0]
+    asked = "cuda:0" if asked == "cuda" else asked
+    if asked not in there:
+        raise UserError(f"framework.device={asked!r} is not here; torch {torch.__version__} sees: {', '.join(there)}")
+    return torch.device(asked)
+
+
+def _copy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy().copy()
+
+
+def _centralize(params: Sequence[torch.Tensor]) -> None:
+    """Gradient centralization (Yong et al. 2020): each output's gradient loses its mean; 2-D and up."""
+    for param in params:
+        if param.grad is not None and param.ndim > 1:
+            param.grad -= param.grad.mean(dim=tuple(range(1, param.ndim)), keepdim=True)
+
+
+def _params(state: TrainState) -> list[tuple[str, torch.Tensor, torch.optim.Optimizer]]:
+    """(canonical name, parameter, its optimizer)."""
+    return [(n, p, native) for native in state.optimizer for g in native.param_groups
+            for n, p in zip(g["param_names"], g["params"], strict=True)]  # fmt: skip
