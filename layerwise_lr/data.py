@@ -262,8 +262,7 @@ def load(spec: DataSpec, seed: int) -> Dataset:
     missing = sorted(set(pool.y.tolist()) - set(pool.y[train].tolist()))
     if missing:
         raise UserError(f"data.train_size={count} leaves no picture of class {missing[0]}; take at least one a class")
-    parts = [Split(pool.x[i], pool.y[i]) for i in (train, val, test)]
-    return Dataset(*parts, spec)
+    return Dataset(*(Split(pool.x[i], pool.y[i]) for i in (train, val, test)), spec=spec)
 
 
 def _share(y: np.ndarray, count: int, seed: int) -> np.ndarray:

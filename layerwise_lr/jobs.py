@@ -13,6 +13,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -79,7 +80,7 @@ def run_jobs(jobs: Mapping[Path, Config], options: Options, done: Done) -> None:
         if options.fork == "auto" and hasattr(os, "fork") and sys.platform != "darwin":
             _in_forked_parent(own, at_once, threads, options, done)
         else:
-            _pool(list(own), lambda path: _spawn(path, threads), at_once, options.timeout, done)
+            _pool(list(own), partial(_spawn, threads=threads), at_once, options.timeout, done)
 
 
 def _in_forked_parent(jobs: Mapping[Path, Config], at_once: int, threads: int, options: Options, done: Done) -> None:
@@ -129,7 +130,7 @@ def _preload(jobs: Mapping[Path, Config], threads: int) -> Callable[[Path], Proc
             data.load_pool(spec)
     except UserError:
         return _fork
-    return _fork if framework.fork_safe else lambda path: _spawn(path, threads)
+    return _fork if framework.fork_safe else partial(_spawn, threads=threads)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,7 +120,7 @@ class Plan:
         """The run from `start` on, cut where a group begins or ends to train."""
         cuts = {edge for g in self.groups for edge in g.active if start < edge < self.total_steps}
         edges = [start, *sorted(cuts), self.total_steps]
-        return [Phase(a, b, self.active(a)) for a, b in zip(edges, edges[1:], strict=False)]
+        return [Phase(a, b, self.active(a)) for a, b in pairwise(edges)]
 
     def group_of(self) -> dict[str, Group]:
         """Every parameter's group."""

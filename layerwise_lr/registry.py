@@ -86,7 +86,7 @@ def load(name: str) -> type[Framework]:
     missing = [part for part in (*VERBS, *FACTS) if not hasattr(found, part)]
     if missing:
         raise UserError(f"the plugin of framework {name!r} lacks {', '.join(missing)}; see plugins/README.md")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def config_paths() -> list[str]:
@@ -103,7 +103,7 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
     load("torch")
     reader = importlib.import_module("layerwise_lr.plugins.torch_plugin.plugin").read_checkpoint
     try:
-        return reader(path)  # type: ignore[no-any-return]
+        return reader(path)
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: torch cannot read it as plain tensors ({first})") from None

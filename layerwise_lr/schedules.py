@@ -6,6 +6,7 @@ knows a framework: eager code evaluates a schedule, a graph tabulates it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import cos, pi
 from typing import Any
 
@@ -142,6 +143,6 @@ def _join(spec: ScheduleSpec, steps: int, named: Mapping[str, ScheduleSpec]) -> 
         raise UserError(f"scheduler join: parts {missing} are no plain schedules under 'schedules:'; "
                         f"there are: {', '.join(named)}")  # fmt: skip
     bounds = [0, *spec.starts, steps]
-    lengths = [end - begin for begin, end in zip(bounds, bounds[1:], strict=False)]
+    lengths = [end - begin for begin, end in pairwise(bounds)]
     parts = [make(named[name], length) for name, length in zip(spec.parts, lengths, strict=True)]
     return join(parts, list(spec.starts))

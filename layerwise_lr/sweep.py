@@ -40,7 +40,7 @@ def job_name(overrides: Sequence[str], sha256: str) -> str:
 
 def plan_jobs(folder: Path, configs_and_overrides: Sequence[tuple[Config, Sequence[str]]]) -> list[Job]:
     """The jobs of a sweep, each with its folder; equal configs are one job."""
-    jobs = {}
+    jobs: dict[str, Job] = {}
     for config, overrides in configs_and_overrides:
         sha256 = config.sha256()
         jobs.setdefault(sha256, Job(config, tuple(overrides), folder / job_name(overrides, sha256)))

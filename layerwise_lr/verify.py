@@ -73,7 +73,7 @@ def check(framework: Framework, model: Any, plan: Plan, weights: Weights,
     framework.set_weights(model, weights)
     rows = [r._replace(planned=r.planned / 2.0**power, measured=None if r.measured is None else r.measured / 2.0**power)
             for r in rows]  # fmt: skip
-    report = {
+    report: dict[str, Any] = {
         "max_relative_error": max((r.relative_error for r in rows), default=0.0),
         "tolerance": TOLERANCE, "steps": steps, "base_lr_times": 2.0**power,
         "unmeasured": sorted({r.group for r in rows if r.measured is None}),
@@ -148,9 +148,10 @@ def _measure(plan: Plan, group: Group, step: int, before: Weights, after: Weight
     """The group's lr by displacement; its error is that of its worst parameter."""
     planned = plan.lr(step, group)
     if planned == 0:
-        moved = [n for n in group.params if not np.array_equal(before[n], after[n])]
-        error = 1.0 if moved else 0.0
-        return Measurement(group.name, step, 0.0, None if moved else 0.0, error, moved[0] if moved else "")
+        restless = [n for n in group.params if not np.array_equal(before[n], after[n])]
+        if restless:
+            return Measurement(group.name, step, 0.0, None, 1.0, restless[0])
+        return Measurement(group.name, step, 0.0, 0.0, 0.0, "")
     dot = square = 0.0
     errors: dict[str, float] = {}
     for name in group.params:

@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch._dynamo  # the first optimizer imports it anyway; here a forked job finds it imported
 
 from layerwise_lr.plan import OptimizerSpec
 
-NATIVE: Mapping[str, Callable[[OptimizerSpec], tuple[type[torch.optim.Optimizer], dict[str, Any]]]] = {
+NATIVE: Mapping[str, Callable[[OptimizerSpec], tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]]] = {
     "sgd": lambda s: (torch.optim.SGD, {"momentum": 0.0, "dampening": 0.0, "nesterov": False}),
     "momentum": lambda s: (torch.optim.SGD, {"momentum": s.momentum, "dampening": 0.0, "nesterov": s.nesterov}),
     "adam": lambda s: (torch.optim.Adam, {"betas": tuple(s.betas), "eps": s.eps}),

@@ -48,7 +48,8 @@ class TorchFramework:
             raise UserError(f"framework.precision={precision!r}: torch runs here in fp32 only")
         self.device = _device(device)
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+        if deterministic:  # not called with False: the call alone imports torch's compiler, two seconds
+            torch.use_deterministic_algorithms(True)
         self.reseed(seed)
 
     @staticmethod
@@ -67,8 +68,8 @@ class TorchFramework:
         torch.manual_seed(seed)
 
     def make_model(self, tree: Tree) -> nn.Module:
-        """A module on the device, in training mode."""
-        return layers.build_tree(tree).to(self.device).train()
+        """A module on the device, in training mode. channels_last: a third less time in convolutions on a CPU."""
+        return layers.build_tree(tree).to(self.device).to(memory_format=torch.channels_last).train()
 
     def get_weights(self, model: nn.Module) -> Weights:
         """Copies by canonical name."""
@@ -143,12 +144,14 @@ class TorchFramework:
                 for n, p, native in _params(state) for key, value in native.state[p].items()
                 if value is not None}  # fmt: skip
 
+    @torch.no_grad()
     def set_optimizer_state(self, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
         """The reverse."""
         for name, param, native in _params(state):
             own = {key.rpartition("/")[2]: torch.from_numpy(np.array(a)) for key, a in arrays.items()
                    if key.rpartition("/")[0] == name}  # fmt: skip
-            native.state[param] = {k: v.to(self.device) if v.ndim or k != "step" else v for k, v in own.items()}
+            native.state[param] = {k: torch.empty_like(param).copy_(v) if v.shape == param.shape else v.to(self.device)
+                                   for k, v in own.items()}  # fmt: skip
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)
