@@ -262,7 +262,8 @@ def load(spec: DataSpec, seed: int) -> Dataset:
     missing = sorted(set(pool.y.tolist()) - set(pool.y[train].tolist()))
     if missing:
         raise UserError(f"data.train_size={count} leaves no picture of class {missing[0]}; take at least one a class")
-    return Dataset(*(Split(pool.x[i], pool.y[i]) for i in (train, val, test)), spec=spec)
+    train_part, val_part, test_part = (Split(pool.x[i], pool.y[i]) for i in (train, val, test))
+    return Dataset(train_part, val_part, test_part, spec)
 
 
 def _share(y: np.ndarray, count: int, seed: int) -> np.ndarray:

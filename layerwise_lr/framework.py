@@ -85,7 +85,11 @@ class Framework(Protocol):
         """Copy all parameters and buffers in, bit by bit."""
 
     def make_groups(self, model: Any, plan: Plan) -> list[Any]:
-        """Native groups, one per plan group, in order, spelled the framework's own way."""
+        """Native groups, one per plan group, in order, spelled the framework's own way.
+
+        Raises:
+            UserError: this mode cannot do what the plan asks; says why, and the ways out.
+        """
 
     def make_optimizer(self, groups: Sequence[Any], plan: Plan) -> Any:
         """Native optimizer; several keys in plan.optimizers become one each, stepped together."""
@@ -97,7 +101,7 @@ class Framework(Protocol):
         """One update. Mean cross-entropy before it, as a native scalar: nothing waits for the device here."""
 
     def get_gradients(self, state: TrainState) -> Weights:
-        """Gradients of the last `train_step` as the loss gave them, without weight decay; a parameter that did
+        """Gradients that the last `train_step` gave the optimizer, without weight decay; a parameter that did
         not train is absent."""
 
     def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
@@ -107,7 +111,8 @@ class Framework(Protocol):
         """Only these groups train from the next step; the others keep weights and optimizer state."""
 
     def get_optimizer_state(self, state: TrainState) -> Weights:
-        """Optimizer state as "parameter/key" -> array."""
+        """Optimizer state as "parameter/key" -> array, under torch's keys in every framework: momentum_buffer;
+        exp_avg, exp_avg_sq, step. So a run can go on in another framework."""
 
     def set_optimizer_state(self, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
         """What `get_optimizer_state` gave; parameters without an entry start fresh."""
