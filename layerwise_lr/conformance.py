@@ -171,8 +171,9 @@ def same_bits(where: str, measured: Mapping[str, np.ndarray], wanted: Mapping[st
     """Arrays by name, bit by bit."""
     need(set(measured) == set(wanted), f"{where}: names", sorted(wanted)[:3], sorted(set(measured) ^ set(wanted))[:6])
     for name, array in wanted.items():
-        need(np.array_equal(measured[name], array), f"{where}: {name}", "the same bits",
-             f"{np.abs(measured[name] - array).max():.1e} off")  # fmt: skip
+        need(measured[name].shape == array.shape, f"{where}: shape of {name}", array.shape, measured[name].shape)
+        off = float(np.abs(measured[name].astype(np.float64) - array).max(initial=0))
+        need(np.array_equal(measured[name], array), f"{where}: {name}", "the same bits", f"{off:.1e} off")
 
 
 def curve(where: str, measured: Sequence[float], wanted: Sequence[float], tolerance: float) -> None:
