@@ -46,8 +46,8 @@ def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps)
 
         framework = make_framework(config)
         folder.write_json("env.json", {**provenance.environment(), "framework": config.framework.name,
-                                       "framework_version": framework.version(),
-                                       "devices": framework.devices()})  # fmt: skip
+                                       "framework_version": framework.version(), "device": config.framework.device,
+                                       "devices": framework.devices(), "threads": config.framework.threads})  # fmt: skip
         start, notes = weights.start_weights(tree, config.weights, streams["init"])
         model = framework.make_model(tree)
         framework.set_weights(model, start)
