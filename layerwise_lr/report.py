@@ -15,10 +15,12 @@ from markupsafe import Markup
 
 from . import console
 from . import report_plots as plots
+from .advice import Unfinished, counts, notes, origin, resume, short, unfinished
 from .errors import UserError
 from .folder import RunFolder
+from .heatmap import heatmap
 from .plan import Plan
-from .study import DECAY, FLAT, SPLIT, Study, Unfinished, origin, short, studies, unfinished
+from .study import DECAY, FLAT, SPLIT, Study, studies
 from .sweep import Setting, finished, interval, paired
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -98,7 +100,7 @@ class Report:
         rest = unfinished(folders, others)
         if not runs:
             where = ", ".join(short(folder) for folder in folders)
-            held = f"; of its jobs {_counts(rest)}" if rest else "; layerwise-lr train makes a run"
+            held = f"; of its jobs {counts(rest)}" if rest else "; layerwise-lr train makes a run"
             first = f": {short(rest[0].path)}: {rest[0].why or rest[0].state}" if rest else ""
             raise UserError(f"{where}: no finished run in or below it{held}{first}")
         return cls(tuple(studies(runs, metric)), tuple(rest))
@@ -110,22 +112,24 @@ class Report:
         if not self.unfinished:
             return
         console.say("")
-        console.text(f"Jobs that are not in the tables: {_counts(self.unfinished)}.")
+        console.text(f"Jobs that are not in the tables: {counts(self.unfinished)}.")
         for job in self.unfinished[:12]:
             console.say(f"  {job.state}: {short(_log(job.path))}{': ' if job.why else ''}{job.why}")
         if len(self.unfinished) > 12:
             console.say(f"  and {len(self.unfinished) - 12} more, all in the page")
-        if command := _continue(self.unfinished):
+        if command := resume(self.unfinished):
             console.say(f"The same command runs what is missing:\n  {command}")
 
     def write(self, page: Path) -> None:
         """The page, whole and alone in one file."""
-        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        environment = Environment(
+            autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        )
         template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
         jobs = [(job.state, short(_log(job.path)), job.why) for job in self.unfinished]
         text = template.render(
             title=" · ".join(study.title for study in self.studies), how=HOW, jobs=jobs,
-            counts=_counts(self.unfinished), resume=_continue(self.unfinished),
+            counts=counts(self.unfinished), resume=resume(self.unfinished),
             studies=[_section(study, f"s{i}") for i, study in enumerate(self.studies)])  # fmt: skip
         RunFolder(page.parent).write_text(page.name, text)
 
@@ -136,22 +140,20 @@ def _show(study: Study) -> None:
     headings = ["all settings", "lr", "seeds", "val", "test", "seconds", ""]
     console.table(headings, table(study), right=(1, 2, 5), title=f"{metric}, %")
     console.say("")
-    console.table(["best of each kind", "lr", "seeds", "accuracy", "balanced", "to flat"], answers(study), right=(1, 2))
+    console.table(
+        ["best of each kind", "lr", "seeds", "accuracy", "balanced", "to flat"], answers(study), right=(1, 2)
+    )
     console.say("")
     console.text(f"{HOW} 'to flat' is in {metric}. The interval covers {study.covers()}; "
                  "the test pictures are the same in every run.")  # fmt: skip
     for sentence in study.verdicts():
         console.say("")
         console.text(sentence, strong=True)
-    for note in study.notes():
+    for note in notes(study):
         console.say("")
         console.text(note.text)
         if note.command:
             console.say(f"  {note.command}")
-
-
-def _counts(jobs: Sequence[Unfinished]) -> str:
-    return ", ".join(f"{count} {state}" for state, count in Counter(job.state for job in jobs).items())
 
 
 def _log(run: Path) -> Path:
@@ -159,19 +161,12 @@ def _log(run: Path) -> Path:
     return log if log.exists() else run
 
 
-def _continue(jobs: Sequence[Unfinished]) -> str:
-    """The command that runs again what failed."""
-    open_jobs = [job for job in jobs if job.state in ("failed", "crashed", "interrupted")]
-    return next((c for job in open_jobs if (job.path.parent / "sweep.json").exists()
-                 and (c := origin(job.path, into=True))), "")  # fmt: skip
-
-
 def _section(study: Study, key: str) -> dict[str, Any]:
     """What the template shows of a study."""
     first, *more = study.verdicts()
     return {
         "title": study.title, "facts": study.facts, "metric": study.metric.replace("_", " "), "verdict": first,
-        "more": more, "covers": study.covers(), "notes": study.notes(), "answers": answers(study),
+        "more": more, "covers": study.covers(), "notes": notes(study), "answers": answers(study),
         "table": table(study), "figures": list(_figures(study, key)), "proof": _proof(study),
         "environment": _environment(study), "commands": sorted({c for r in study.runs if (c := origin(r.path, False))}),
     }  # fmt: skip
@@ -182,7 +177,9 @@ def _figures(study: Study, key: str) -> list[tuple[Markup, str, str]]:
     metric = study.metric.replace("_", " ")
     planned = study.best.get(DECAY) or study.best.get(SPLIT) or next(iter(study.best.values()))
     plan = RunFolder(next(iter(planned.runs.values())).path).read_json("plan.json")
-    means = "; ".join(f"{a.setting} at lr {a.lr}: {a.accuracy} accuracy, {a.balanced} balanced" for a in answers(study))
+    means = "; ".join(
+        f"{a.setting} at lr {a.lr}: {a.accuracy} accuracy, {a.balanced} balanced" for a in answers(study)
+    )
     drawn = (
         (plots.by_decay(study), f"{metric} against layer_decay".capitalize(), f"Means over seeds: {means}.",
          f"Test pictures. Big dots: mean over seeds; whiskers: 95 % interval; small dots: the seeds. Ringed: best of its "
@@ -195,7 +192,7 @@ def _figures(study: Study, key: str) -> list[tuple[Markup, str, str]]:
          "Distance travelled from the start weights at the end, as a share of their norm; one step's update as a share of "
          "the weights, and gradient norm, both averaged over the evaluations. Lines: mean over seeds, shade: lowest to "
          "highest seed. Parameters with weight decay only (biases and norms left out), unless there are none."),
-        (plots.heatmap(Plan.from_dict(plan), plots.INK, 5.4) if plan else None, f"The plan: {planned.label}",
+        (heatmap(Plan.from_dict(plan), plots.INK, 5.4) if plan else None, f"The plan: {planned.label}",
          f"Learning rate of every group at every step of {planned.label}, lr {planned.lr:g}.",
          "Learning rate of each group, per step, on a log scale; stem at the top, head at the bottom."),
     )  # fmt: skip
@@ -230,6 +227,6 @@ def _environment(study: Study) -> list[str]:
 
 def lr_heatmap(plan: Plan, path: Path) -> None:
     """PNG: lr of every group at every step."""
-    figure = plots.heatmap(plan)
+    figure = heatmap(plan)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

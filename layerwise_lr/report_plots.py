@@ -14,12 +14,10 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from .folder import read_metrics
-from .plan import Plan
 from .study import DECAY, FLAT, KINDS, SPLIT, Study, decay_of
 from .sweep import Setting
 
@@ -31,14 +29,13 @@ CSS = {INK: "currentColor", FAINT: "var(--faint)",
        **{c: f"var(--line{i})" for i, c in enumerate(LINES)}}  # fmt: skip
 """Colours of the figures stand for the page's variables, so that one SVG serves light and dark."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10.5, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
     "ytick.color": INK, "xtick.major.size": 0, "ytick.major.size": 0, "ytick.minor.size": 0, "axes.grid": True,
     "grid.color": FAINT, "grid.linewidth": 0.6, "axes.axisbelow": True, "axes.spines.top": False,
     "axes.spines.right": False, "legend.frameon": False, "legend.fontsize": 9.5, "text.parse_math": False,
     "svg.fonttype": "none", "font.family": "sans-serif", "hatch.linewidth": 0.6,
 }  # fmt: skip
-FROZEN, FROZEN_EDGE = "#b9b9b9", "#8a8a8a"
 
 
 def svg(figure: Figure, name: str, alt: str) -> str:
@@ -69,6 +66,21 @@ def _figure(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
     """5.4 inches wide: legible on a phone too. height in inches."""
     figure = Figure(figsize=(5.4, height), layout="constrained")
     return figure, list(np.atleast_1d(figure.subplots(rows, 1, sharex=True)))
+
+
+def _log_axis(axes: Axes) -> None:
+    """A log y axis with plain numbers at a few ticks."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    narrow = high < 30 * low
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,), numticks=6))
+    axes.yaxis.set_major_formatter(FuncFormatter(plain))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def plain(value: float, _: int | None = None) -> str:
+    """0.02, 1e-05: no exponent markup, which SVG text would show as typed."""
+    return f"{value:g}"
 
 
 def by_decay(study: Study) -> Figure | None:
@@ -146,7 +158,7 @@ def losses(study: Study) -> Figure | None:
         if high == 0:
             return None
         if high > 20 * low > 0:
-            axes.set_yscale("log")
+            _log_axis(axes)
         axes.set(xlabel="step", ylabel="loss (cross-entropy, nats)")
         figure.legend(loc="outside lower center", ncols=2)
     return figure
@@ -165,7 +177,11 @@ def _mean_losses(runs: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[dict[int,
     return ({s: float(np.mean(v)) for s, v in train.items()}, {s: float(np.mean(v)) for s, v in val.items()})
 
 
-PANELS = {"distance": "distance\ntravelled", "update_ratio": "update /\nweight", "gradient_norm": "gradient\nnorm"}
+PANELS = {
+    "distance": "distance\ntravelled",
+    "update_ratio": "update /\nweight",
+    "gradient_norm": "gradient\nnorm",
+}
 
 
 def travelled(study: Study) -> Figure | None:
@@ -181,10 +197,10 @@ def travelled(study: Study) -> Figure | None:
                 label = f"{setting.label}, lr {setting.lr:g}" if quantity == "distance" else None
                 drawn |= _band(axes, [r[quantity] for r in runs if r], COLOURS[kind], label)
         for axes, label in zip(panels, PANELS.values(), strict=True):
-            axes.set_yscale("log")
+            _log_axis(axes)
             axes.set_ylabel(label)
         panels[-1].set_xlabel("layer, from the stem (0) to the head")
-        panels[-1].xaxis.get_major_locator().set_params(integer=True)
+        panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(loc="outside lower center", ncols=2)
     return figure if drawn else None
 
@@ -212,66 +228,7 @@ def _by_depth(path: Path) -> dict[str, dict[int, float]]:
     for quantity in PANELS:
         of = {group: last[group][quantity] if quantity == "distance" else float(np.mean([r[group][quantity] for r in records]))
               for group in last}  # fmt: skip
-        result[quantity] = {int(row["depth"]): of[row["group"]] for row in sorted(rows, key=lambda r: int(r["depth"]))}
+        result[quantity] = {
+            int(row["depth"]): of[row["group"]] for row in sorted(rows, key=lambda r: int(r["depth"]))
+        }
     return result
-
-
-def heatmap(plan: Plan, ink: str = "black", width: float = 8.0) -> Figure:
-    """lr of every group (stem at the top) at every step, log colours; frozen stretches hatched, lr 0 left empty."""
-    rows = _rows(plan)
-    steps = np.unique(np.linspace(0, plan.total_steps - 1, min(plan.total_steps, 600)).round().astype(int))
-    table = np.array([plan.lrs(int(step)) for step in steps]).T[[index for index, _ in rows]]
-    height = min(max(0.19 * len(rows) + 1.5, 2.6), 16)
-    with mpl.rc_context({**STYLE, "axes.grid": False, "text.color": ink, "axes.labelcolor": ink, "xtick.color": ink,
-                         "ytick.color": ink, "axes.spines.left": False, "axes.spines.bottom": False}):  # fmt: skip
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots()
-        top = table.max() or 1.0
-        low = min(max(table[table > 0].min(initial=top), top * 1e-4), top / 10)
-        cmap = mpl.colormaps["viridis"].with_extremes(bad=(0, 0, 0, 0))
-        image = axes.imshow(np.ma.masked_equal(table, 0), norm=LogNorm(low, top, clip=True), cmap=cmap, aspect="auto",
-                            interpolation="nearest", extent=(-0.5, plan.total_steps - 0.5, len(rows) - 0.5, -0.5))  # fmt: skip
-        frozen = _hatch(axes, plan, [index for index, _ in rows])
-        every = max(1, -(-len(rows) // 80))
-        axes.set_yticks(range(0, len(rows), every), [label for _, label in rows][::every], fontsize=9)
-        axes.set(xlabel="step", xlim=(-0.5, plan.total_steps - 0.5))
-        figure.colorbar(image, label="lr", shrink=min(1.0, 4 / height), pad=0.015)
-        _legend(figure, plan, table, steps, [index for index, _ in rows], frozen, ink)
-    return figure
-
-
-def _rows(plan: Plan) -> list[tuple[int, str]]:
-    """(group index, label): a group and its twin without weight decay have the same lr and share a row."""
-    rows, twins = [], {g.name: g for g in plan.groups}
-    for index, group in enumerate(plan.groups):
-        other = twins.get(group.name.removesuffix("_no_decay"), group)
-        alike = (other.lr_scale, other.schedule, other.active) == (group.lr_scale, group.schedule, group.active)
-        if other is group or not alike:
-            rows.append((index, group.name if len(group.name) <= 32 else f"{group.name[:31]}…"))
-    return rows
-
-
-def _hatch(axes: Axes, plan: Plan, groups: Sequence[int]) -> bool:
-    """Grey hatching where a group does not train; whether there is any."""
-    some = False
-    for row, index in enumerate(groups):
-        start, stop = (min(edge, plan.total_steps) for edge in plan.groups[index].active)
-        for left, right in ((0, start), (stop, plan.total_steps)):
-            if left < right:
-                some = True
-                axes.add_patch(Rectangle((left - 0.5, row - 0.5), right - left, 1, facecolor=FROZEN,
-                                         edgecolor=FROZEN_EDGE, hatch="////", linewidth=0))  # fmt: skip
-    return some
-
-
-def _legend(figure: Figure, plan: Plan, table: np.ndarray, steps: np.ndarray, groups: Sequence[int], frozen: bool,
-            ink: str) -> None:  # fmt: skip
-    """Says what hatched and empty cells are, where there are any."""
-    active = np.array([[plan.active(int(step))[g] for step in steps] for g in groups])
-    handles = []
-    if frozen:
-        handles.append(Patch(facecolor=FROZEN, edgecolor=FROZEN_EDGE, hatch="////", label="frozen: no update at all"))
-    if ((table == 0) & active).any():
-        handles.append(Patch(facecolor="none", edgecolor=ink, linewidth=0.6, label="empty: lr is 0 there"))
-    if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=2)

@@ -1,0 +1,90 @@
+"""The heat map of a plan: lr of every group at every step, as a figure; report.py writes it.
+
+lr is per optimizer step, on a log scale; a frozen group and an lr of 0 are not colours but look different.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from .plan import Plan
+from .report_plots import STYLE, plain
+
+FROZEN, FROZEN_EDGE = "#b9b9b9", "#8a8a8a"
+
+
+def heatmap(plan: Plan, ink: str = "black", width: float = 8.0) -> Figure:
+    """lr of every group (stem at the top) at every step, log colours; frozen stretches hatched, lr 0 left empty."""
+    rows = _rows(plan)
+    steps = np.unique(np.linspace(0, plan.total_steps - 1, min(plan.total_steps, 600)).round().astype(int))
+    table = np.array([plan.lrs(int(step)) for step in steps]).T[[index for index, _ in rows]]
+    height = min(max(0.19 * len(rows) + 1.5, 2.6), 16)
+    with mpl.rc_context({**STYLE, "axes.grid": False, "text.color": ink, "axes.labelcolor": ink, "xtick.color": ink,
+                         "ytick.color": ink, "axes.spines.left": False, "axes.spines.bottom": False}):  # fmt: skip
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots()
+        top = table.max() or 1.0
+        low = min(max(table[table > 0].min(initial=top), top * 1e-4), top / 10)
+        cmap = mpl.colormaps["viridis"].with_extremes(bad=(0, 0, 0, 0))
+        image = axes.imshow(np.ma.masked_equal(table, 0), norm=LogNorm(low, top, clip=True), cmap=cmap, aspect="auto",
+                            interpolation="nearest", extent=(-0.5, plan.total_steps - 0.5, len(rows) - 0.5, -0.5))  # fmt: skip
+        frozen = _hatch(axes, plan, [index for index, _ in rows])
+        every = max(1, -(-len(rows) // 80))
+        axes.set_yticks(range(0, len(rows), every), [label for _, label in rows][::every], fontsize=9)
+        axes.set(xlabel="step", xlim=(-0.5, plan.total_steps - 0.5))
+        bar = figure.colorbar(
+            image, label="lr", shrink=min(1.0, 4 / height), pad=0.015, format=FuncFormatter(plain)
+        )
+        bar.ax.yaxis.set_minor_formatter(NullFormatter())
+        bar.outline.set_visible(False)
+        _legend(figure, plan, table, steps, [index for index, _ in rows], frozen, ink)
+    return figure
+
+
+def _rows(plan: Plan) -> list[tuple[int, str]]:
+    """(group index, label): a group and its twin without weight decay have the same lr and share a row."""
+    rows, twins = [], {g.name: g for g in plan.groups}
+    for index, group in enumerate(plan.groups):
+        other = twins.get(group.name.removesuffix("_no_decay"), group)
+        alike = (other.lr_scale, other.schedule, other.active) == (
+            group.lr_scale,
+            group.schedule,
+            group.active,
+        )
+        if other is group or not alike:
+            rows.append((index, group.name if len(group.name) <= 32 else f"{group.name[:31]}…"))
+    return rows
+
+
+def _hatch(axes: Axes, plan: Plan, groups: Sequence[int]) -> bool:
+    """Grey hatching where a group does not train; whether there is any."""
+    some = False
+    for row, index in enumerate(groups):
+        start, stop = (min(edge, plan.total_steps) for edge in plan.groups[index].active)
+        for left, right in ((0, start), (stop, plan.total_steps)):
+            if left < right:
+                some = True
+                axes.add_patch(Rectangle((left - 0.5, row - 0.5), right - left, 1, facecolor=FROZEN,
+                                         edgecolor=FROZEN_EDGE, hatch="////", linewidth=0))  # fmt: skip
+    return some
+
+
+def _legend(figure: Figure, plan: Plan, table: np.ndarray, steps: np.ndarray, groups: Sequence[int], frozen: bool,
+            ink: str) -> None:  # fmt: skip
+    """Says what hatched and empty cells are, where there are any."""
+    active = np.array([[plan.active(int(step))[g] for step in steps] for g in groups])
+    handles = []
+    if frozen:
+        handles.append(
+            Patch(facecolor=FROZEN, edgecolor=FROZEN_EDGE, hatch="////", label="frozen: no update at all")
+        )
+    if ((table == 0) & active).any():
+        handles.append(Patch(facecolor="none", edgecolor=ink, linewidth=0.6, label="empty: lr is 0 there"))
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
