@@ -1,6 +1,6 @@
 """Advice: what limits a verdict, which jobs gave no result, and the exact command that mends it.
 
-Commands are derived from the runs at hand (command.json), so they continue the same experiment in the same folder.
+Commands are derived from the runs at hand (command.json): they continue the same experiment in its folder.
 """
 
 import shlex
@@ -73,8 +73,10 @@ def _edges(study: Study) -> Iterator[Note]:
     decays = [d for s in study.settings if s.kind == DECAY and (d := decay_of(s)) is not None]
     if DECAY in study.best and decays and (own := decay_of(study.best[DECAY])) == min(decays) and own:
         words = ("grouping=layer_decay", f"grouping.layer_decay={own * own:.2g}")
-        yield Note(f"layer_decay: the best value {own:g} is the smallest tried, a smaller may be better. To try it:",
-                   command(study, words, _lrs(study), study.seeds))  # fmt: skip
+        text = (
+            f"layer_decay: the best value {own:g} is the smallest tried, a smaller may be better. To try it:"
+        )
+        yield Note(text, command(study, words, _lrs(study), study.seeds))
 
 
 def _lrs(study: Study) -> list[float]:
@@ -123,7 +125,7 @@ def _is_grouping(override: str) -> bool:
 
 
 def _overrides(run: Run) -> list[str]:
-    """What the run was started with; without its command.json, its experiment if there is one of that name."""
+    """What the run was started with; without command.json, its experiment if there is one of that name."""
     told = RunFolder(run.path).read_json("command.json")
     if told is not None:
         return list(told["overrides"])
@@ -173,9 +175,10 @@ def counts(jobs: Sequence[Unfinished]) -> str:
     return ", ".join(f"{count} {state}" for state, count in Counter(job.state for job in jobs).items())
 
 
-def resume(jobs: Sequence[Unfinished]) -> str:
-    """The command that runs again what did not end well; "" where none would."""
-    ended = [job for job in jobs if job.state in ("failed", "crashed", "interrupted", "missing")]
-    homes = sorted({job.path.parent for job in ended if (job.path.parent / "sweep.json").exists()})
-    known = [run.parent for home in homes for run in sorted(home.glob("*/command.json"))]
-    return next((command for path in known if (command := origin(path, into=True))), "")
+def resume(jobs: Sequence[Unfinished]) -> list[str]:
+    """The commands that run again what did not end well; for a job whose folder is gone, its neighbours'."""
+    ended = [j.path for j in jobs if j.state in ("failed", "crashed", "interrupted", "missing")]
+    ended = [path for path in ended if (path.parent / "sweep.json").exists()]
+    own = {origin(path, into=True) for path in ended} - {""}
+    beside = {origin(file.parent, into=True) for path in ended for file in path.parent.glob("*/command.json")}
+    return sorted(own or beside)

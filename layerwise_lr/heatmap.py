@@ -20,31 +20,39 @@ FROZEN, FROZEN_EDGE = "#b9b9b9", "#8a8a8a"
 
 
 def heatmap(plan: Plan, ink: str = "black", width: float = 8.0) -> Figure:
-    """lr of every group (stem at the top) at every step, log colours; frozen stretches hatched, lr 0 left empty."""
+    """lr of every group (stem at the top) at every step; frozen stretches are hatched, lr 0 is left empty."""
     rows = _rows(plan)
     steps = np.unique(np.linspace(0, plan.total_steps - 1, min(plan.total_steps, 600)).round().astype(int))
     table = np.array([plan.lrs(int(step)) for step in steps]).T[[index for index, _ in rows]]
     height = min(max(0.19 * len(rows) + 1.5, 2.6), 16)
-    with mpl.rc_context({**STYLE, "axes.grid": False, "text.color": ink, "axes.labelcolor": ink, "xtick.color": ink,
-                         "ytick.color": ink, "axes.spines.left": False, "axes.spines.bottom": False}):  # fmt: skip
+    inks = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
+    bare = dict.fromkeys(("axes.grid", "axes.spines.left", "axes.spines.bottom"), False)
+    with mpl.rc_context({**STYLE, **inks, **bare}):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
-        top = table.max() or 1.0
-        low = min(max(table[table > 0].min(initial=top), top * 1e-4), top / 10)
-        cmap = mpl.colormaps["viridis"].with_extremes(bad=(0, 0, 0, 0))
-        image = axes.imshow(np.ma.masked_equal(table, 0), norm=LogNorm(low, top, clip=True), cmap=cmap, aspect="auto",
-                            interpolation="nearest", extent=(-0.5, plan.total_steps - 0.5, len(rows) - 0.5, -0.5))  # fmt: skip
+        _paint(figure, axes, table, plan.total_steps)
         frozen = _hatch(axes, plan, [index for index, _ in rows])
         every = max(1, -(-len(rows) // 80))
         axes.set_yticks(range(0, len(rows), every), [label for _, label in rows][::every], fontsize=9)
         axes.set(xlabel="step", xlim=(-0.5, plan.total_steps - 0.5))
-        bar = figure.colorbar(
-            image, label="lr", shrink=min(1.0, 4 / height), pad=0.015, format=FuncFormatter(plain)
-        )
-        bar.ax.yaxis.set_minor_formatter(NullFormatter())
-        bar.outline.set_visible(False)
         _legend(figure, plan, table, steps, [index for index, _ in rows], frozen, ink)
     return figure
+
+
+def _paint(figure: Figure, axes: Axes, table: np.ndarray, total: int) -> None:
+    """The lrs [groups, steps] and their scale: four decades below the highest, what is less takes the last colour."""
+    top = table.max() or 1.0
+    least = table[table > 0].min(initial=top)
+    low = min(max(least, top * 1e-4), top / 10)
+    extent = (-0.5, total - 0.5, len(table) - 0.5, -0.5)
+    cmap = mpl.colormaps["viridis"].with_extremes(bad=(0, 0, 0, 0))
+    image = axes.imshow(np.ma.masked_equal(table, 0), norm=LogNorm(low, top), cmap=cmap, aspect="auto",
+                        interpolation="nearest", extent=extent)  # fmt: skip
+    shrink = min(1.0, 4 / figure.get_figheight())
+    bar = figure.colorbar(image, label="lr", shrink=shrink, pad=0.015, format=FuncFormatter(plain),
+                          extend="min" if least < low else "neither")  # fmt: skip
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    bar.outline.set_visible(False)
 
 
 def _rows(plan: Plan) -> list[tuple[int, str]]:
@@ -75,8 +83,8 @@ def _hatch(axes: Axes, plan: Plan, groups: Sequence[int]) -> bool:
     return some
 
 
-def _legend(figure: Figure, plan: Plan, table: np.ndarray, steps: np.ndarray, groups: Sequence[int], frozen: bool,
-            ink: str) -> None:  # fmt: skip
+def _legend(figure: Figure, plan: Plan, table: np.ndarray, steps: np.ndarray, groups: Sequence[int],
+            frozen: bool, ink: str) -> None:  # fmt: skip
     """Says what hatched and empty cells are, where there are any."""
     active = np.array([[plan.active(int(step))[g] for step in steps] for g in groups])
     handles = []

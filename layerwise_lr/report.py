@@ -1,7 +1,7 @@
 """The report: what run folders say, as a table and a sentence in the terminal and as one HTML page.
 
-Settings are chosen on the validation pictures and shown on the test pictures; percentages are in points. Writes
-the page and the heat map, nothing else.
+Settings are chosen on the validation pictures and shown on the test pictures; percentages are in points.
+Writes the page and the heat map, nothing else.
 """
 
 from collections import Counter
@@ -24,8 +24,21 @@ from .study import DECAY, FLAT, SPLIT, Study, studies
 from .sweep import Setting, finished, interval, paired
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-HOW = ("Chosen on the validation pictures, shown on the test pictures, in %; ± is a 95 % interval over seeds, "
-       "the difference is paired by seed.")  # fmt: skip
+HOW = ("Chosen on the validation pictures, shown on the test pictures, in %; ± is a 95 % interval "
+       "over seeds, the difference is paired by seed.")  # fmt: skip
+
+CAPTIONS = {
+    "decay": "Test pictures. Big dots: mean over seeds; whiskers: 95 % interval; small dots: the seeds. "
+             "Ringed: best of its kind on validation.",
+    "split": " Dashed: the head/backbone split with its interval.",
+    "losses": "Lines: training loss, mean over seeds, smoothed over a twentieth of the run. "
+              "Dots: validation loss, mean over seeds.",
+    "layers": "Distance travelled from the start weights at the end, as a share of their norm; one step's update "
+              "as a share of the weights, and gradient norm, both averaged over the evaluations. Lines: mean over "
+              "seeds, shade: lowest to highest seed. Parameters with weight decay only (biases and norms left "
+              "out), unless there are none.",
+    "plan": "Learning rate of each group, per step, on a log scale; stem at the top, head at the bottom.",
+}  # fmt: skip
 
 
 class Answer(NamedTuple):
@@ -58,15 +71,16 @@ def answers(study: Study) -> list[Answer]:
         other = study.best.get(FLAT)
         difference = paired(chosen, other, study.metric) if other and kind != FLAT else None
         shown = f"{100 * difference.mean:+.1f} ± {100 * difference.half:.1f}" if difference else "-"
-        rows.append(Answer(chosen.label, f"{chosen.lr:g}", str(len(chosen.runs)), str(chosen.mean("test", "accuracy")),
-                           str(chosen.mean("test", "balanced_accuracy")), shown))  # fmt: skip
+        means = [str(chosen.mean("test", name)) for name in ("accuracy", "balanced_accuracy")]
+        rows.append(Answer(chosen.label, f"{chosen.lr:g}", str(len(chosen.runs)), *means, shown))
     return rows
 
 
 def table(study: Study) -> list[Row]:
     """Every setting."""
     chosen = list(study.best.values())
-    return [Row(s.label, f"{s.lr:g}", str(len(s.runs)), str(s.mean("val", study.metric)), str(s.mean("test", study.metric)),
+    return [Row(s.label, f"{s.lr:g}", str(len(s.runs)),
+                str(s.mean("val", study.metric)), str(s.mean("test", study.metric)),
                 f"{_seconds(s):.1f}", "best" if s in chosen else "") for s in study.settings]  # fmt: skip
 
 
@@ -117,8 +131,8 @@ class Report:
             console.say(f"  {job.state}: {short(_log(job.path))}{': ' if job.why else ''}{job.why}")
         if len(self.unfinished) > 12:
             console.say(f"  and {len(self.unfinished) - 12} more, all in the page")
-        if command := resume(self.unfinished):
-            console.say(f"The same command runs what is missing:\n  {command}")
+        if commands := resume(self.unfinished):
+            console.say("\n  ".join(["The same command runs what is missing:", *commands]))
 
     def write(self, page: Path) -> None:
         """The page, whole and alone in one file."""
@@ -165,10 +179,11 @@ def _section(study: Study, key: str) -> dict[str, Any]:
     """What the template shows of a study."""
     first, *more = study.verdicts()
     return {
-        "title": study.title, "facts": study.facts, "metric": study.metric.replace("_", " "), "verdict": first,
-        "more": more, "covers": study.covers(), "notes": notes(study), "answers": answers(study),
+        "title": study.title, "facts": study.facts, "metric": study.metric.replace("_", " "),
+        "verdict": first, "more": more, "covers": study.covers(), "notes": notes(study), "answers": answers(study),
         "table": table(study), "figures": list(_figures(study, key)), "proof": _proof(study),
-        "environment": _environment(study), "commands": sorted({c for r in study.runs if (c := origin(r.path, False))}),
+        "environment": _environment(study), 
+        "commands": sorted({c for r in study.runs if (c := origin(r.path, False))}),
     }  # fmt: skip
 
 
@@ -182,19 +197,13 @@ def _figures(study: Study, key: str) -> list[tuple[Markup, str, str]]:
     )
     drawn = (
         (plots.by_decay(study), f"{metric} against layer_decay".capitalize(), f"Means over seeds: {means}.",
-         f"Test pictures. Big dots: mean over seeds; whiskers: 95 % interval; small dots: the seeds. Ringed: best of its "
-         f"kind on validation.{' Dashed: the head/backbone split with its interval.' if SPLIT in study.best else ''}"),
-        (plots.losses(study), "Loss of the best settings", "Training and validation loss by step, best of each kind.",
-         "Lines: training loss, mean over seeds, smoothed over a twentieth of the run. Dots: validation loss, mean over "
-         "seeds."),
+         CAPTIONS["decay"] + (CAPTIONS["split"] if SPLIT in study.best else "")),
+        (plots.losses(study), "Loss of the best settings",
+         "Training and validation loss by step, best of each kind.", CAPTIONS["losses"]),
         (plots.travelled(study), "Which layers really learned",
-         "Distance, update ratio and gradient norm by layer, best flat and best layer_decay.",
-         "Distance travelled from the start weights at the end, as a share of their norm; one step's update as a share of "
-         "the weights, and gradient norm, both averaged over the evaluations. Lines: mean over seeds, shade: lowest to "
-         "highest seed. Parameters with weight decay only (biases and norms left out), unless there are none."),
+         "Distance, update ratio and gradient norm by layer, best flat and best layer_decay.", CAPTIONS["layers"]),
         (heatmap(Plan.from_dict(plan), plots.INK, 5.4) if plan else None, f"The plan: {planned.label}",
-         f"Learning rate of every group at every step of {planned.label}, lr {planned.lr:g}.",
-         "Learning rate of each group, per step, on a log scale; stem at the top, head at the bottom."),
+         f"Learning rate of every group at every step of {planned.label}, lr {planned.lr:g}.", CAPTIONS["plan"]),
     )  # fmt: skip
     return [(Markup(plots.svg(figure, f"{key}f{i}", alt)), title, caption)
             for i, (figure, title, alt, caption) in enumerate(drawn) if figure is not None]  # fmt: skip
@@ -207,9 +216,9 @@ def _proof(study: Study) -> str:
         return "The effective learning rate was not measured in these runs (verify=false)."
     unmeasured = max(len(check["unmeasured"]) for check in checks)
     worst, limit = max(c["max_relative_error"] for c in checks), checks[0]["tolerance"]
-    return (f"In {len(checks)} of {len(study.runs)} runs it was measured before step 0 how far each parameter really moves. "
-            f"The largest difference to the plan was {worst:.1g} of the lr (limit {limit:g}). "
-            + (f"{unmeasured} parameters could not be measured." if unmeasured else "No parameter was left out."))  # fmt: skip
+    left = f"{unmeasured} parameters could not be measured." if unmeasured else "No parameter was left out."
+    return (f"In {len(checks)} of {len(study.runs)} runs it was measured before step 0 how far each parameter "
+            f"really moves. The largest difference to the plan was {worst:.1g} of the lr (limit {limit:g}). {left}")  # fmt: skip
 
 
 def _environment(study: Study) -> list[str]:

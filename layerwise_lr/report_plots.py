@@ -1,4 +1,4 @@
-"""The plots of the report: numbers from run folders to figures, figures to SVG that follows the page's colours.
+"""The plots of the report: numbers from run folders to figures, figures to SVG in the page's colours.
 
 Axes tell the units; metrics in per cent, lr per optimizer step. Nothing is written here.
 """
@@ -31,8 +31,8 @@ CSS = {INK: "currentColor", FAINT: "var(--faint)",
 
 STYLE: dict[Any, Any] = {
     "font.size": 10.5, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
-    "ytick.color": INK, "xtick.major.size": 0, "ytick.major.size": 0, "ytick.minor.size": 0, "axes.grid": True,
-    "grid.color": FAINT, "grid.linewidth": 0.6, "axes.axisbelow": True, "axes.spines.top": False,
+    "ytick.color": INK, "xtick.major.size": 0, "ytick.major.size": 0, "ytick.minor.size": 0,
+    "axes.grid": True, "grid.color": FAINT, "grid.linewidth": 0.6, "axes.axisbelow": True, "axes.spines.top": False,
     "axes.spines.right": False, "legend.frameon": False, "legend.fontsize": 9.5, "text.parse_math": False,
     "svg.fonttype": "none", "font.family": "sans-serif", "hatch.linewidth": 0.6,
 }  # fmt: skip
@@ -185,7 +185,7 @@ PANELS = {
 
 
 def travelled(study: Study) -> Figure | None:
-    """Per layer: distance from the start at the end; update ratio and gradient norm, mean of all evaluations."""
+    """Per layer: distance from the start at the end; update ratio and gradient norm, mean of evaluations."""
     shown = [kind for kind in (FLAT, DECAY) if kind in study.best] or list(study.best)
     drawn = False
     with mpl.rc_context(STYLE):
@@ -217,7 +217,7 @@ def _band(axes: Axes, seeds: Sequence[Mapping[int, float]], colour: str, label: 
 
 
 def _by_depth(path: Path) -> dict[str, dict[int, float]]:
-    """{quantity: {depth: value}} of a run, of the groups with weight decay where there are any: the weights proper."""
+    """{quantity: {depth: value}} of a run; of groups with weight decay (the weights proper) if there are any."""
     records = [r["groups"] for r in read_metrics(path / "metrics.jsonl") if "groups" in r]
     if not records or not (path / "params.csv").exists():
         return {}
@@ -226,8 +226,8 @@ def _by_depth(path: Path) -> dict[str, dict[int, float]]:
     rows = [row for row in rows if float(row["weight_decay"]) > 0] or rows
     last, result = records[-1], {}
     for quantity in PANELS:
-        of = {group: last[group][quantity] if quantity == "distance" else float(np.mean([r[group][quantity] for r in records]))
-              for group in last}  # fmt: skip
+        used = [last] if quantity == "distance" else records
+        of = {group: float(np.mean([r[group][quantity] for r in used])) for group in last}
         result[quantity] = {
             int(row["depth"]): of[row["group"]] for row in sorted(rows, key=lambda r: int(r["depth"]))
         }

@@ -1,7 +1,7 @@
 """A study: the runs that may be compared with each other, its best settings and its verdict.
 
-Runs of one study share name, framework, model, start weights and data; all else may be varied. Reads run folders
-only. Metrics are shares (0 to 1) here; lr is per optimizer step.
+Runs of one study share name, framework, model, start weights and data; all else may be varied. Reads run
+folders only. Metrics are shares (0 to 1) here; lr is per optimizer step.
 """
 
 import json
@@ -51,8 +51,9 @@ class Study:
         config, count = self.runs[0].config, len(self.runs)
         size = "all" if config.data.train_size is None else config.data.train_size
         start = "initial values" if config.weights.name == "none" else config.weights.name
+        runs = f"{count} finished run{'s' if count > 1 else ''}"
         return (f"{config.model.name} from {start} on {config.data.name} ({size} training pictures), "
-                f"{config.framework.name} {config.framework.mode}, {count} finished run{'s'[:count > 1]}")  # fmt: skip
+                f"{config.framework.name} {config.framework.mode}, {runs}")  # fmt: skip
 
     def verdicts(self) -> list[str]:
         """The sentences, the most important first."""
@@ -92,8 +93,10 @@ def decay_of(setting: Setting) -> float | None:
 
 def _identity(config: Config) -> dict[str, Any]:
     """What two runs must share to be compared; dotted keys."""
-    parts = {"framework": replace(config.framework, threads=0), "model": config.model, "weights": config.weights,
-             "data": config.data}  # fmt: skip
+    parts: dict[str, Any] = {
+        "framework": replace(config.framework, threads=0), "model": config.model, "weights": config.weights,
+        "data": config.data,
+    }  # fmt: skip
     return {f"{part}.{key}": value for part, spec in parts.items() for key, value in asdict(spec).items()}
 
 

@@ -203,11 +203,11 @@ def verdict(decay: Setting, other: Setting, metric: str) -> str:
                 "Run both with seed=0,1,2 or more.")  # fmt: skip
     low, high = difference.mean - difference.half, difference.mean + difference.half
     span = f"({100 * difference.mean:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}, {difference.n} seeds)"
-    if low <= 0 <= high:
-        return (f"{decay.label} against {other.label} at its own best lr: no difference in {name} that "
-                f"{difference.n} seeds can show {span}.")  # fmt: skip
-    if difference.half == 0:
+    if difference.half < 1e-9 < abs(difference.mean):  # but for rounding, zero
         return (f"{decay.label} against {other.label}: the same difference with each of {difference.n} seeds "
                 f"({100 * difference.mean:+.1f} points), too regular for an interval: no claim. Run more seeds.")  # fmt: skip
+    if low <= 0 <= high or abs(difference.mean) <= 1e-9:
+        return (f"{decay.label} against {other.label} at its own best lr: no difference in {name} that "
+                f"{difference.n} seeds can show {span}.")  # fmt: skip
     word = "better" if difference.mean > 0 else "worse"
     return f"{decay.label} is {word} than {other.label} at its own best lr in {name} {span}."
