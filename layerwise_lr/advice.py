@@ -69,7 +69,7 @@ def _edges(study: Study) -> Iterator[Note]:
             text, more = f"its best lr {chosen.lr:g} is the largest tried, a larger may be better", [3.0]
         words = _words(study, kind)
         new = [float(f"{chosen.lr * factor:.1g}") for factor in more]
-        yield Note(f"{kind}: {text}. To try it:", command(study, words, new, study.seeds))
+        yield Note(f"{kind}: {text}:", command(study, words, new, study.seeds))
     decays = [d for s in study.settings if s.kind == DECAY and (d := decay_of(s)) is not None]
     if DECAY in study.best and decays and (own := decay_of(study.best[DECAY])) == min(decays) and own:
         words = ("grouping=layer_decay", f"grouping.layer_decay={own * own:.2g}")

@@ -4,6 +4,7 @@ lr is per optimizer step, on a log scale; a frozen group and an lr of 0 are not 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -25,8 +26,8 @@ def heatmap(plan: Plan, ink: str = "black", width: float = 8.0) -> Figure:
     steps = np.unique(np.linspace(0, plan.total_steps - 1, min(plan.total_steps, 600)).round().astype(int))
     table = np.array([plan.lrs(int(step)) for step in steps]).T[[index for index, _ in rows]]
     height = min(max(0.19 * len(rows) + 1.5, 2.6), 16)
-    inks = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
-    bare = dict.fromkeys(("axes.grid", "axes.spines.left", "axes.spines.bottom"), False)
+    inks: dict[Any, Any] = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
+    bare: dict[Any, Any] = dict.fromkeys(("axes.grid", "axes.spines.left", "axes.spines.bottom"), False)
     with mpl.rc_context({**STYLE, **inks, **bare}):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
@@ -40,7 +41,7 @@ def heatmap(plan: Plan, ink: str = "black", width: float = 8.0) -> Figure:
 
 
 def _paint(figure: Figure, axes: Axes, table: np.ndarray, total: int) -> None:
-    """The lrs [groups, steps] and their scale: four decades below the highest, what is less takes the last colour."""
+    """The lrs [groups, steps] and their scale: four decades; what is less takes the last colour."""
     top = table.max() or 1.0
     least = table[table > 0].min(initial=top)
     low = min(max(least, top * 1e-4), top / 10)

@@ -33,10 +33,10 @@ CAPTIONS = {
     "split": " Dashed: the head/backbone split with its interval.",
     "losses": "Lines: training loss, mean over seeds, smoothed over a twentieth of the run. "
               "Dots: validation loss, mean over seeds.",
-    "layers": "Distance travelled from the start weights at the end, as a share of their norm; one step's update "
-              "as a share of the weights, and gradient norm, both averaged over the evaluations. Lines: mean over "
-              "seeds, shade: lowest to highest seed. Parameters with weight decay only (biases and norms left "
-              "out), unless there are none.",
+    "layers": "Distance travelled from the start weights at the end, as a share of their norm; one step's "
+              "update as a share of the weights, and gradient norm, both averaged over the evaluations. "
+              "Lines: mean over seeds, shade: lowest to highest seed. Parameters with weight decay only "
+              "(biases and norms left out), unless there are none.",
     "plan": "Learning rate of each group, per step, on a log scale; stem at the top, head at the bottom.",
 }  # fmt: skip
 
@@ -71,8 +71,8 @@ def answers(study: Study) -> list[Answer]:
         other = study.best.get(FLAT)
         difference = paired(chosen, other, study.metric) if other and kind != FLAT else None
         shown = f"{100 * difference.mean:+.1f} ± {100 * difference.half:.1f}" if difference else "-"
-        means = [str(chosen.mean("test", name)) for name in ("accuracy", "balanced_accuracy")]
-        rows.append(Answer(chosen.label, f"{chosen.lr:g}", str(len(chosen.runs)), *means, shown))
+        accuracy, balanced = (str(chosen.mean("test", name)) for name in ("accuracy", "balanced_accuracy"))
+        rows.append(Answer(chosen.label, f"{chosen.lr:g}", str(len(chosen.runs)), accuracy, balanced, shown))
     return rows
 
 
@@ -180,9 +180,9 @@ def _section(study: Study, key: str) -> dict[str, Any]:
     first, *more = study.verdicts()
     return {
         "title": study.title, "facts": study.facts, "metric": study.metric.replace("_", " "),
-        "verdict": first, "more": more, "covers": study.covers(), "notes": notes(study), "answers": answers(study),
-        "table": table(study), "figures": list(_figures(study, key)), "proof": _proof(study),
-        "environment": _environment(study), 
+        "verdict": first, "more": more, "covers": study.covers(), "notes": notes(study),
+        "answers": answers(study), "table": table(study), "figures": list(_figures(study, key)), "proof": _proof(study),
+        "environment": _environment(study),
         "commands": sorted({c for r in study.runs if (c := origin(r.path, False))}),
     }  # fmt: skip
 
@@ -201,9 +201,11 @@ def _figures(study: Study, key: str) -> list[tuple[Markup, str, str]]:
         (plots.losses(study), "Loss of the best settings",
          "Training and validation loss by step, best of each kind.", CAPTIONS["losses"]),
         (plots.travelled(study), "Which layers really learned",
-         "Distance, update ratio and gradient norm by layer, best flat and best layer_decay.", CAPTIONS["layers"]),
+         "Distance, update ratio and gradient norm by layer, best flat and best layer_decay.",
+         CAPTIONS["layers"]),
         (heatmap(Plan.from_dict(plan), plots.INK, 5.4) if plan else None, f"The plan: {planned.label}",
-         f"Learning rate of every group at every step of {planned.label}, lr {planned.lr:g}.", CAPTIONS["plan"]),
+         f"Learning rate of every group at every step of {planned.label}, lr {planned.lr:g}.",
+         CAPTIONS["plan"]),
     )  # fmt: skip
     return [(Markup(plots.svg(figure, f"{key}f{i}", alt)), title, caption)
             for i, (figure, title, alt, caption) in enumerate(drawn) if figure is not None]  # fmt: skip
@@ -217,8 +219,8 @@ def _proof(study: Study) -> str:
     unmeasured = max(len(check["unmeasured"]) for check in checks)
     worst, limit = max(c["max_relative_error"] for c in checks), checks[0]["tolerance"]
     left = f"{unmeasured} parameters could not be measured." if unmeasured else "No parameter was left out."
-    return (f"In {len(checks)} of {len(study.runs)} runs it was measured before step 0 how far each parameter "
-            f"really moves. The largest difference to the plan was {worst:.1g} of the lr (limit {limit:g}). {left}")  # fmt: skip
+    how = f"In {len(checks)} of {len(study.runs)} runs it was measured before step 0 how far each parameter moves."
+    return f"{how} The largest difference to the plan was {worst:.1g} of the lr (limit {limit:g}). {left}"
 
 
 def _environment(study: Study) -> list[str]:

@@ -32,8 +32,8 @@ CSS = {INK: "currentColor", FAINT: "var(--faint)",
 STYLE: dict[Any, Any] = {
     "font.size": 10.5, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
     "ytick.color": INK, "xtick.major.size": 0, "ytick.major.size": 0, "ytick.minor.size": 0,
-    "axes.grid": True, "grid.color": FAINT, "grid.linewidth": 0.6, "axes.axisbelow": True, "axes.spines.top": False,
-    "axes.spines.right": False, "legend.frameon": False, "legend.fontsize": 9.5, "text.parse_math": False,
+    "axes.grid": True, "grid.color": FAINT, "grid.linewidth": 0.6, "axes.axisbelow": True,
+    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "legend.fontsize": 9.5, "text.parse_math": False,
     "svg.fonttype": "none", "font.family": "sans-serif", "hatch.linewidth": 0.6,
 }  # fmt: skip
 
@@ -217,7 +217,7 @@ def _band(axes: Axes, seeds: Sequence[Mapping[int, float]], colour: str, label: 
 
 
 def _by_depth(path: Path) -> dict[str, dict[int, float]]:
-    """{quantity: {depth: value}} of a run; of groups with weight decay (the weights proper) if there are any."""
+    """{quantity: {depth: value}} of a run; of groups with weight decay (weights proper) if there are any."""
     records = [r["groups"] for r in read_metrics(path / "metrics.jsonl") if "groups" in r]
     if not records or not (path / "params.csv").exists():
         return {}
