@@ -73,9 +73,7 @@ def _edges(study: Study) -> Iterator[Note]:
     decays = [d for s in study.settings if s.kind == DECAY and (d := decay_of(s)) is not None]
     if DECAY in study.best and decays and (own := decay_of(study.best[DECAY])) == min(decays) and own:
         words = ("grouping=layer_decay", f"grouping.layer_decay={own * own:.2g}")
-        text = (
-            f"layer_decay: the best value {own:g} is the smallest tried, a smaller may be better. To try it:"
-        )
+        text = f"layer_decay: the best value {own:g} is the smallest tried, a smaller may be better:"
         yield Note(text, command(study, words, _lrs(study), study.seeds))
 
 

@@ -181,7 +181,8 @@ def _section(study: Study, key: str) -> dict[str, Any]:
     return {
         "title": study.title, "facts": study.facts, "metric": study.metric.replace("_", " "),
         "verdict": first, "more": more, "covers": study.covers(), "notes": notes(study),
-        "answers": answers(study), "table": table(study), "figures": list(_figures(study, key)), "proof": _proof(study),
+        "answers": answers(study), "table": table(study), "figures": list(_figures(study, key)),
+        "proof": _proof(study),
         "environment": _environment(study),
         "commands": sorted({c for r in study.runs if (c := origin(r.path, False))}),
     }  # fmt: skip
@@ -219,7 +220,7 @@ def _proof(study: Study) -> str:
     unmeasured = max(len(check["unmeasured"]) for check in checks)
     worst, limit = max(c["max_relative_error"] for c in checks), checks[0]["tolerance"]
     left = f"{unmeasured} parameters could not be measured." if unmeasured else "No parameter was left out."
-    how = f"In {len(checks)} of {len(study.runs)} runs it was measured before step 0 how far each parameter moves."
+    how = f"In {len(checks)} of {len(study.runs)} runs it was measured how far each parameter really moves."
     return f"{how} The largest difference to the plan was {worst:.1g} of the lr (limit {limit:g}). {left}"
 
 

@@ -33,7 +33,8 @@ STYLE: dict[Any, Any] = {
     "font.size": 10.5, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
     "ytick.color": INK, "xtick.major.size": 0, "ytick.major.size": 0, "ytick.minor.size": 0,
     "axes.grid": True, "grid.color": FAINT, "grid.linewidth": 0.6, "axes.axisbelow": True,
-    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "legend.fontsize": 9.5, "text.parse_math": False,
+    "axes.spines.top": False, "axes.spines.right": False,
+    "legend.frameon": False, "legend.fontsize": 9.5, "text.parse_math": False,
     "svg.fonttype": "none", "font.family": "sans-serif", "hatch.linewidth": 0.6,
 }  # fmt: skip
 

@@ -1,6 +1,6 @@
 """A study: the runs that may be compared with each other, its best settings and its verdict.
 
-Runs of one study share name, framework, model, start weights and data; all else may be varied. Reads run
+Runs of one study share name, framework, model, start weights, data and length; all else may be varied. Reads run
 folders only. Metrics are shares (0 to 1) here; lr is per optimizer step.
 """
 
@@ -97,7 +97,8 @@ def _identity(config: Config) -> dict[str, Any]:
         "framework": replace(config.framework, threads=0), "model": config.model, "weights": config.weights,
         "data": config.data,
     }  # fmt: skip
-    return {f"{part}.{key}": value for part, spec in parts.items() for key, value in asdict(spec).items()}
+    named = {f"{part}.{key}": value for part, spec in parts.items() for key, value in asdict(spec).items()}
+    return named | {"batch_size": config.batch_size, "epochs": config.epochs, "steps": config.steps}
 
 
 def studies(runs: Sequence[Run], metric: str | None) -> list[Study]:
@@ -113,6 +114,8 @@ def _title(own: Sequence[Run], groups: Sequence[Sequence[Run]]) -> str:
     name, mine = own[0].config.name, _identity(own[0].config)
     others = [_identity(g[0].config) for g in groups if g[0].config.name == name]
     differing = [key for key in mine if any(other[key] != mine[key] for other in others)]
+    if "steps" in differing and {"epochs", "batch_size"} & set(differing):
+        differing.remove("steps")  # follows from the others
     return ", ".join([name, *(f"{key.removesuffix('.name')} {mine[key]}" for key in differing)])
 
 

@@ -198,6 +198,16 @@ def test_other_data_is_another_study(folder):
     assert all(len({x.lr for x in s.settings}) == 1 for s in found)
 
 
+def test_longer_training_is_another_study(folder):
+    """200 epochs with layer_decay against 4 flat would be no comparison of learning rates."""
+    command("train", "-m", *SHORT[1:], "epochs=6", "grouping.layer_decay=0.6", "seed=0,1", "hydra.sweep.dir=sweep",
+            cwd=folder.parent)  # fmt: skip
+    found = {s.title: s for s in report.Report.read([folder], None).studies}
+    assert set(found) == {"lenet_digits, epochs 4", "lenet_digits, epochs 6"}
+    assert [s.label for s in found["lenet_digits, epochs 6"].settings] == ["layer_decay 0.6"]
+    assert "no claim" in found["lenet_digits, epochs 6"].verdicts()[0]
+
+
 class Page(HTMLParser):
     """Tags and attributes of a page, in order."""
 
