@@ -1,7 +1,7 @@
 """A study: the runs that may be compared with each other, its best settings and its verdict.
 
-Runs of one study share name, framework, model, start weights, data and length; all else may be varied. Reads run
-folders only. Metrics are shares (0 to 1) here; lr is per optimizer step.
+Runs of one study share name, framework, model, start weights, data and length; all else may be varied.
+Reads run folders only. Metrics are shares (0 to 1) here; lr is per optimizer step.
 """
 
 import json

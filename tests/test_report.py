@@ -200,8 +200,8 @@ def test_other_data_is_another_study(folder):
 
 def test_longer_training_is_another_study(folder):
     """200 epochs with layer_decay against 4 flat would be no comparison of learning rates."""
-    command("train", "-m", *SHORT[1:], "epochs=6", "grouping.layer_decay=0.6", "seed=0,1", "hydra.sweep.dir=sweep",
-            cwd=folder.parent)  # fmt: skip
+    longer = ["epochs=6", *SHORT[1:], "grouping.layer_decay=0.6", "seed=0,1", "hydra.sweep.dir=sweep"]
+    command("train", "-m", *longer, cwd=folder.parent)
     found = {s.title: s for s in report.Report.read([folder], None).studies}
     assert set(found) == {"lenet_digits, epochs 4", "lenet_digits, epochs 6"}
     assert [s.label for s in found["lenet_digits, epochs 6"].settings] == ["layer_decay 0.6"]
