@@ -20,6 +20,11 @@ def say(line: str) -> None:
     console.print(line, markup=False, soft_wrap=True)
 
 
+def text(sentence: str, strong: bool = False) -> None:
+    """A sentence: wrapped at words on a terminal, one line elsewhere."""
+    console.print(sentence, markup=False, soft_wrap=not console.is_terminal, style="bold" if strong else None)
+
+
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = (), title: str = "") -> None:
     """A plain table; `right` are the indices of columns to align right."""
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=title or None, title_justify="left")

@@ -146,15 +146,13 @@ def kind_of(config: Config) -> tuple[str, str]:
 def settings(runs: Sequence[Run]) -> list[Setting]:
     """Runs gathered by everything but the seed; labels tell apart what differs within the sweep."""
     varied = _varied([run.config for run in runs])
-    found: dict[tuple[str, str], dict[int, Run]] = {}
-    facts: dict[tuple[str, str], tuple[str, float]] = {}
+    found: dict[tuple[str, str, float], dict[int, Run]] = {}
     for run in runs:
         kind, label = kind_of(run.config)
         more = [f"{key.rpartition('.')[2]} {value}" for key, value in _items(run.config) if key in varied]
-        key = (label, ", ".join(more))
+        key = (", ".join([label, *more]), kind, run.config.optimizer.lr)
         found.setdefault(key, {})[run.config.seed] = run
-        facts[key] = (kind, run.config.optimizer.lr)
-    return [Setting(", ".join(filter(None, key)), *facts[key], runs) for key, runs in found.items()]
+    return [Setting(*key, by_seed) for key, by_seed in found.items()]
 
 
 def _items(config: Config, node: Any = None, at: str = "") -> list[tuple[str, Any]]:
@@ -166,7 +164,7 @@ def _items(config: Config, node: Any = None, at: str = "") -> list[tuple[str, An
         full = f"{at}{key}"
         if isinstance(value, dict):
             items += _items(config, value, f"{full}.")
-        elif full not in told and not full.startswith("grouping.groups."):
+        elif full not in told:
             items.append((full, value))
     return items
 
@@ -180,8 +178,12 @@ def _varied(all_configs: Sequence[Config]) -> set[str]:
 
 
 def best(found: Sequence[Setting], kind: str, metric: str) -> Setting | None:
-    """The setting of a kind that is best on the validation pictures; among equals, the one with more seeds."""
+    """The setting of a kind that is best on the validation pictures; among equals, the one with more seeds.
+
+    One seed is luck: where any setting has two or more, those with one are not chosen.
+    """
     own = [s for s in found if s.kind == kind]
+    own = [s for s in own if len(s.runs) > 1] or own
     return max(own, key=lambda s: (s.mean("val", metric).mean, len(s.runs)), default=None)
 
 
@@ -201,7 +203,10 @@ def verdict(decay: Setting, other: Setting, metric: str) -> str:
                 "Run both with seed=0,1,2 or more.")  # fmt: skip
     low, high = difference.mean - difference.half, difference.mean + difference.half
     span = f"({100 * difference.mean:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}, {difference.n} seeds)"
-    if low <= 0 <= high:
+    if difference.half < 1e-9 < abs(difference.mean):  # but for rounding, zero
+        return (f"{decay.label} against {other.label}: the same difference with each of {difference.n} seeds "
+                f"({100 * difference.mean:+.1f} points), too regular for an interval: no claim. Run more seeds.")  # fmt: skip
+    if low <= 0 <= high or abs(difference.mean) <= 1e-9:
         return (f"{decay.label} against {other.label} at its own best lr: no difference in {name} that "
                 f"{difference.n} seeds can show {span}.")  # fmt: skip
     word = "better" if difference.mean > 0 else "worse"
