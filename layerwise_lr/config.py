@@ -228,15 +228,17 @@ def resolve(config: Config) -> Config:
         return replace(spec, start=steps(spec.start, f"{key}.start"), stop=stop)
 
     groups = {n: group(g, f"grouping.groups.{n}") for n, g in config.grouping.groups.items()}
-    every = config.checkpoint.every
+    every, thaw = config.checkpoint.every, config.freeze.every
+    if thaw is None and config.freeze.strategy == "head_first":
+        raise UserError("freeze.every is missing: how long shall the head train alone? freeze.every=10%")
     return replace(
         config, model=model, steps=total,
         eval_every=max(steps(config.eval_every, "eval_every"), 1),
         scheduler=schedule(config.scheduler, "scheduler"),
         schedules={n: schedule(s, f"schedules.{n}") for n, s in config.schedules.items()},
         grouping=replace(config.grouping, groups=groups),
-        freeze=replace(config.freeze, every=max(steps(config.freeze.every, "freeze.every"), 1),
-                       at=steps(config.freeze.at, "freeze.at")),
+        freeze=replace(config.freeze, at=steps(config.freeze.at, "freeze.at"), every=None if thaw is None
+                       else max(steps(thaw, "freeze.every"), 1)),
         checkpoint=replace(config.checkpoint, every=None if every is None else max(steps(every, "checkpoint.every"), 1)),
     )  # fmt: skip
 

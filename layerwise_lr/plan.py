@@ -55,7 +55,7 @@ class FreezeSpec:
     Args:
         strategy: none | head_first (the head alone for `every`, then all) | progressive (a stage more every
             `every`, from the head down) | after (what `match` names stops at `at`).
-        every: length of a stage.
+        every: length of a stage; null (progressive): such that all train in the second half of the run.
         stages: module prefixes below the head in the order in which they thaw; empty: depth by depth.
         match: module prefixes that stop (after).
         at: when they stop (after).
@@ -179,7 +179,7 @@ def make_plan(table: ParamTable, grouping: GroupingSpec, optimizers: Mapping[str
     base = optimizers["default"]
     table, given = group_table(table, grouping, base.lr, base.weight_decay)
     _check_names(grouping, optimizers, named)
-    groups = gather(frozen(given, table, freeze))
+    groups = gather(frozen(given, table, freeze, total_steps))
     plan = Plan(groups, base.lr, dict(named), dict(optimizers), total_steps)
     plan.check(table)
     plan.table()  # every schedule can be evaluated at every step
@@ -200,11 +200,12 @@ def _check_names(grouping: GroupingSpec, optimizers: Mapping[str, OptimizerSpec]
                             + did_you_mean(spec.name, list(OPTIMIZERS)))  # fmt: skip
 
 
-def frozen(given: Mapping[str, Assignment], table: ParamTable, spec: FreezeSpec) -> dict[str, Assignment]:
+def frozen(given: Mapping[str, Assignment], table: ParamTable, spec: FreezeSpec,
+           total_steps: int) -> dict[str, Assignment]:  # fmt: skip
     """The assignments with the windows that freezing leaves them (intersected with their own)."""
     if spec.strategy == "none":
         return dict(given)
-    windows = _windows(table, spec)
+    windows = _windows(table, spec, total_steps)
 
     def narrow(name: str, a: Assignment) -> Assignment:
         start, stop = windows[name]
@@ -213,7 +214,7 @@ def frozen(given: Mapping[str, Assignment], table: ParamTable, spec: FreezeSpec)
     return {name: narrow(name, a) for name, a in given.items()}
 
 
-def _windows(table: ParamTable, spec: FreezeSpec) -> dict[str, tuple[int, int]]:
+def _windows(table: ParamTable, spec: FreezeSpec, total_steps: int) -> dict[str, tuple[int, int]]:
     """[start, stop) of every trainable parameter under the freezing strategy."""
     rows = table.trainable
     for prefix in (*spec.stages, *spec.match):
@@ -223,7 +224,9 @@ def _windows(table: ParamTable, spec: FreezeSpec) -> dict[str, tuple[int, int]]:
         return {row.name: (0 if table.is_head(row.name) else spec.every, FOREVER) for row in rows}
     if spec.strategy == "progressive":
         stages = {row.name: _stage(row.name, row.depth, table, spec) for row in rows}
-        return {name: (min(stage * spec.every, FOREVER), FOREVER) for name, stage in stages.items()}
+        last = max(stage for stage in stages.values() if stage < FOREVER)
+        every = max(total_steps // (2 * max(last, 1)), 1) if spec.every is None else spec.every
+        return {name: (min(stage * every, FOREVER), FOREVER) for name, stage in stages.items()}
     if spec.strategy == "after":
         if not spec.match:
             raise UserError("freeze.match is empty: name the modules that stop at freeze.at")
