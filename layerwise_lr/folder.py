@@ -155,8 +155,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """safetensors stores the memory as it lies: only C order is right."""
-    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, str(path))
+    """safetensors stores the memory as it lies: only C order is right. (ascontiguousarray makes a scalar 1-D.)"""
+    save_file({name: np.asarray(a, order="C") for name, a in arrays.items()}, str(path))
 
 
 def _now() -> str:
