@@ -42,11 +42,14 @@ class RunFolder:
         """
         path.mkdir(parents=True, exist_ok=True)
         folder = cls(path)
+        mine = f".claim.{os.getpid()}"
+        folder.write_json(mine, folder._status("claimed"))
         try:
-            with (path / "status.json").open("x") as file:
-                json.dump(folder._status("claimed"), file)
+            (path / "status.json").hardlink_to(path / mine)  # a link is made whole, and only where no file is
         except FileExistsError:
             raise UserError(f"{path} holds a run already: choose another folder, or leave hydra.run.dir out") from None
+        finally:
+            (path / mine).unlink()
         return folder
 
     def write_text(self, name: str, text: str) -> None:
