@@ -192,7 +192,9 @@ def _known_keys(data: Any, schema: Any, at: str) -> None:
         if is_dataclass(kind):
             _known_keys(value, kind, f"{at}{key}.")
         elif (inner := getattr(kind, "__args__", ())) and is_dataclass(inner[-1]):
-            for name, entry in (value or {}).items():
+            if not isinstance(value, Mapping):
+                raise UserError(f"{at}{key} must be a mapping, it is {type(value).__name__}")
+            for name, entry in value.items():
                 _known_keys(entry, inner[-1], f"{at}{key}.{name}.")
 
 
