@@ -171,13 +171,13 @@ def read(path: Path) -> Config:
         raise UserError(f"{path}: no such file; a run folder holds config.resolved.yaml")
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path}: larger than {MAX_BYTES} bytes, not a run's config")
-    text = path.read_text()
-    if "${" in text:
-        raise UserError(f"{path}: holds an interpolation ('${{'); a resolved config has none")
     try:
-        return from_data(yaml.safe_load(text))
-    except yaml.YAMLError as error:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+    if "${" in repr(data):  # of the data, not the text: YAML can spell "$" as "\x24"
+        raise UserError(f"{path}: holds an interpolation ('${{'); a resolved config has none")
+    return from_data(data)
 
 
 def _known_keys(data: Any, schema: Any, at: str) -> None:
