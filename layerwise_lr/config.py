@@ -283,8 +283,8 @@ def _check_ranges(config: Config) -> None:
                             ("data.train_size", 1 if data.train_size is None else data.train_size, 1),
                             ("data.val_size", data.val_size, 0), ("data.test_size", data.test_size, 0),
                             ("data.split_seed", data.split_seed, 0), ("checkpoint.keep", config.checkpoint.keep, 1),
-                            ("model.depth", config.model.depth or 1, 1), ("model.width", config.model.width or 1, 1),
-                            ("model.patch_size", config.model.patch_size or 1, 1)):  # fmt: skip
+                            *((f"model.{key}", 1 if (value := getattr(config.model, key)) is None else value, 1)
+                              for key in ("depth", "width", "patch_size", "embed_dim", "num_heads"))):  # fmt: skip
         need(value >= low, key, value, f"at least {low}")
     need(config.metric in ("accuracy", "balanced_accuracy"), "metric", config.metric,
          "accuracy or balanced_accuracy")  # fmt: skip
