@@ -25,7 +25,9 @@ def scales(table, **spec):
 
 def groups_of(table, base_lr=1e-3, weight_decay=0.05, **spec):
     optimizers = {"default": OptimizerSpec(lr=base_lr, weight_decay=weight_decay)}
-    return make_plan(table, GroupingSpec(**spec), optimizers, {"default": ScheduleSpec()}, FreezeSpec(), 10)[1].groups
+    return make_plan(table, GroupingSpec(**spec), optimizers, {"default": ScheduleSpec()}, FreezeSpec(), 10)[
+        1
+    ].groups
 
 
 # --- the published code, group by group
@@ -133,7 +135,9 @@ def test_min_scale_as_timm_s():
 
 
 def test_backbone_head_cuts_at_the_head_s_own_name():
-    rows = tuple(ParamInfo(n, (2, 2), "linear", "weight", 0) for n in ("fc2.weight", "fcx.weight", "fc.weight"))
+    rows = tuple(
+        ParamInfo(n, (2, 2), "linear", "weight", 0) for n in ("fc2.weight", "fcx.weight", "fc.weight")
+    )
     found = scales(ParamTable(rows, "fc"), strategy="backbone_head", backbone_scale=0.02)
     assert found == {"fc2.weight": 0.02, "fcx.weight": 0.02, "fc.weight": 1.0}
 
@@ -153,7 +157,9 @@ def test_by_name_takes_globs_and_regexes_and_the_first_match_wins():
 
 def test_a_glob_is_case_sensitive_and_a_regex_searches():
     with pytest.raises(UserError, match=r"'CONV\*' matches no parameter"):
-        groups_of(LENET, strategy="by_name", groups={"a": GroupSpec(match=["CONV*"]), "b": GroupSpec(match=["*"])})
+        groups_of(
+            LENET, strategy="by_name", groups={"a": GroupSpec(match=["CONV*"]), "b": GroupSpec(match=["*"])}
+        )
     found = groups_of(LENET, groups={"mid": GroupSpec(match=["re:c2"], lr_scale=0.5)}, strategy="flat")
     assert {n for g in found if g.name.startswith("mid") for n in g.params} == {"fc2.weight", "fc2.bias"}
 
@@ -197,7 +203,9 @@ def test_an_lr_of_zero_is_an_lr():
 
 def test_dinov2_s_patch_embedding():
     """patch_embed_lr_mult .2 on layer_decay .9 (dinov2/utils/param_groups.py, run)."""
-    found = scales(VIT_BASE, layer_decay=0.9, groups={"patch": GroupSpec(match=["patch_embed.*"], lr_scale=0.2)})
+    found = scales(
+        VIT_BASE, layer_decay=0.9, groups={"patch": GroupSpec(match=["patch_embed.*"], lr_scale=0.2)}
+    )
     assert found["patch_embed.proj.weight"] == pytest.approx(0.0508373166, rel=1e-9)
     assert found["cls_token"] == pytest.approx(0.2541865828, rel=1e-9)
     assert found["blocks.0.attn.qkv.weight"] == pytest.approx(0.2824295365, rel=1e-9)
@@ -218,7 +226,10 @@ def test_a_named_group_carries_all_that_is_its_own():
 def test_no_weight_decay_takes_vectors_and_tokens_only():
     found = assigned(VIT_BASE)
     undecayed = {n for n, a in found.items() if not a.weight_decay}
-    assert undecayed == {n for n, r in VIT_BASE.by_name.items() if len(r.shape) == 1} | {"cls_token", "pos_embed"}
+    assert undecayed == {n for n, r in VIT_BASE.by_name.items() if len(r.shape) == 1} | {
+        "cls_token",
+        "pos_embed",
+    }
     assert all(a.weight_decay == 0.05 for a in assigned(VIT_BASE, no_weight_decay=False).values())
 
 
@@ -291,7 +302,12 @@ def random_spec(rng, table):
     elif strategy == "by_module":
         pool = modules
     else:
-        pool = [*rng.sample(names, min(4, len(names))), *(m + ".*" for m in modules), "*.bias", r"re:\.weight$"]
+        pool = [
+            *rng.sample(names, min(4, len(names))),
+            *(m + ".*" for m in modules),
+            "*.bias",
+            r"re:\.weight$",
+        ]
     groups = {}
     for index in range(rng.randint(0, 4)):
         match = rng.sample(pool, min(rng.randint(1, 3), len(pool)))
@@ -307,7 +323,11 @@ def random_spec(rng, table):
 
 def test_every_trainable_parameter_is_in_exactly_one_group_under_random_rules():
     rng = random.Random(0)
-    tables = [LENET, param_table(make_tree("resnet18", 3, 3, 32)), param_table(make_tree("vit_tiny", 3, 3, 32, depth=2))]
+    tables = [
+        LENET,
+        param_table(make_tree("resnet18", 3, 3, 32)),
+        param_table(make_tree("vit_tiny", 3, 3, 32, depth=2)),
+    ]
     planned = 0
     for _ in range(400):
         table = rng.choice(tables)
@@ -327,5 +347,9 @@ def test_every_trainable_parameter_is_in_exactly_one_group_under_random_rules():
         for group in groups:
             for name in group.params:
                 a = given[name]
-                assert (a.lr_scale, a.weight_decay, a.active) == (group.lr_scale, group.weight_decay, group.active)
+                assert (a.lr_scale, a.weight_decay, a.active) == (
+                    group.lr_scale,
+                    group.weight_decay,
+                    group.active,
+                )
     assert planned > 150

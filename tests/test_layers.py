@@ -5,8 +5,18 @@ import numpy as np
 import pytest
 
 from layerwise_lr.errors import UserError
-from layerwise_lr.layers import KINDS, PLAIN_KINDS, Layer, Residual, Seq, Tree, initial_weights, join, param_table
-from layerwise_lr.layers import walk
+from layerwise_lr.layers import (
+    KINDS,
+    PLAIN_KINDS,
+    Layer,
+    Residual,
+    Seq,
+    Tree,
+    initial_weights,
+    join,
+    param_table,
+    walk,
+)
 from layerwise_lr.models import make_tree
 
 
@@ -15,7 +25,10 @@ def tree_of(*layers, head="head"):
 
 
 def arrays(kind, **options):
-    return {r.name: (r.shape, r.role, r.layer_type, r.trainable) for r in param_table(tree_of(Layer(kind, "", options)))}
+    return {
+        r.name: (r.shape, r.role, r.layer_type, r.trainable)
+        for r in param_table(tree_of(Layer(kind, "", options)))
+    }
 
 
 CONV = {"in_channels": 6, "out_channels": 8, "kernel": 3, "stride": 2, "padding": 1}
@@ -57,7 +70,9 @@ def test_no_kind_is_left_untested():
 
 def test_plain_kinds_hold_no_arrays():
     layers = [Layer(kind, "", dict.fromkeys(options, 1)) for kind, options in PLAIN_KINDS.items()]
-    assert len(param_table(tree_of(Layer("linear", "a", {"in_features": 1, "out_features": 1}), *layers))) == 2
+    assert (
+        len(param_table(tree_of(Layer("linear", "a", {"in_features": 1, "out_features": 1}), *layers))) == 2
+    )
 
 
 def big(kind, seed=0, **options):
@@ -88,7 +103,9 @@ def test_conv_is_he_by_fan_out_with_torch_s_bias():
 
 
 def test_depthwise_conv_counts_its_own_fan():
-    held = big("conv", in_channels=2048, out_channels=2048, kernel=3, stride=1, padding=1, groups=2048, bias=True)
+    held = big(
+        "conv", in_channels=2048, out_channels=2048, kernel=3, stride=1, padding=1, groups=2048, bias=True
+    )
     is_trunc_normal(held["weight"], math.sqrt(2 / 9))
     is_uniform(held["bias"], 1 / 3)
 
@@ -166,7 +183,12 @@ def test_depth_is_inherited_and_overridden_on_the_way_down():
     linear = Layer("linear", "a", {"in_features": 1, "out_features": 1})
     tree = Seq("", (Seq("x", (linear, replace(linear, name="b", depth=5)), depth=2),
                     Residual("r", (linear,), (Seq("s", (linear,), depth=4),), depth=3)))  # fmt: skip
-    assert [(name, depth) for name, _, depth in walk(tree)] == [("x.a", 2), ("x.b", 5), ("r.a", 3), ("r.s.a", 4)]
+    assert [(name, depth) for name, _, depth in walk(tree)] == [
+        ("x.a", 2),
+        ("x.b", 5),
+        ("r.a", 3),
+        ("r.s.a", 4),
+    ]
 
 
 def test_the_same_name_twice_in_a_tree_is_refused():

@@ -32,7 +32,9 @@ def test_all_three_against_plain_python():
 
 
 def test_equal_logits_cost_log_classes():
-    assert metrics.cross_entropy(np.zeros((3, 10), np.float32), np.array([0, 5, 9])) == pytest.approx(math.log(10))
+    assert metrics.cross_entropy(np.zeros((3, 10), np.float32), np.array([0, 5, 9])) == pytest.approx(
+        math.log(10)
+    )
 
 
 def test_huge_logits_neither_overflow_nor_vanish():
@@ -43,7 +45,9 @@ def test_huge_logits_neither_overflow_nor_vanish():
 
 
 def test_cross_entropy_ignores_a_shift_of_all_logits():
-    assert metrics.cross_entropy(LOGITS + np.float32(64), Y) == pytest.approx(metrics.cross_entropy(LOGITS, Y), rel=1e-5)
+    assert metrics.cross_entropy(LOGITS + np.float32(64), Y) == pytest.approx(
+        metrics.cross_entropy(LOGITS, Y), rel=1e-5
+    )
 
 
 def test_nan_logits_are_not_hidden():

@@ -2,11 +2,11 @@ import json
 import struct
 
 import pytest
+from layerwise_lr.plugins.torch_plugin.plugin import TorchFramework
 
 from layerwise_lr.errors import UserError
 from layerwise_lr.layers import param_table
 from layerwise_lr.models import MODELS, make_tree
-from layerwise_lr.plugins.torch_plugin.plugin import TorchFramework
 
 PUBLISHED = {  # trainable parameters at 1000 classes and 224 pixels, as torchvision's and timm's own pages state
     "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032, "mobilenet_v2": 3_504_872,

@@ -48,7 +48,11 @@ def test_csv_reads_back_row_by_row():
     text = held.csv({"group": {"a": "g,1", "buf": 0}, "lr": {"a": 0.1}})
     lines = list(csv.DictReader(io.StringIO(text)))
     assert [line["name"] for line in lines] == ["a", 'odd,"name"', "buf"]
-    assert [tuple(int(n) for n in line["shape"].split("x") if n) for line in lines] == [(4, 3, 5, 5), (7,), ()]
+    assert [tuple(int(n) for n in line["shape"].split("x") if n) for line in lines] == [
+        (4, 3, 5, 5),
+        (7,),
+        (),
+    ]
     assert [int(line["numel"]) for line in lines] == [300, 7, 1]
     assert [int(line["depth"]) for line in lines] == [0, 1, 2]
     assert [line["trainable"] for line in lines] == ["True", "True", "False"]

@@ -55,7 +55,9 @@ def test_the_table_is_the_law_row_by_row_from_any_start():
 
 def test_each_group_follows_its_own_schedule():
     named = {"default": ScheduleSpec(), "fast": ScheduleSpec("exponential", gamma=0.5, every=1)}
-    plan = planned(strategy="flat", schedules=named, groups={"h": GroupSpec(match=["classifier.*"], schedule="fast")})
+    plan = planned(
+        strategy="flat", schedules=named, groups={"h": GroupSpec(match=["classifier.*"], schedule="fast")}
+    )
     head = plan.group_of()["classifier.weight"]
     body = plan.group_of()["fc1.weight"]
     assert [plan.lr(s, head) for s in range(4)] == pytest.approx([0.1, 0.05, 0.025, 0.0125])
@@ -96,7 +98,7 @@ def test_progressive_with_stages_keeps_the_unnamed_frozen():
 
 
 def test_a_stage_is_a_prefix_up_to_a_dot():
-    """"conv1" must not take "conv10"."""
+    """ "conv1" must not take "conv10"."""
     with pytest.raises(UserError, match=r"freeze: 'layer' names no module"):
         planned(RESNET, FreezeSpec("progressive", every=4, stages=["layer"]))
 
@@ -125,7 +127,10 @@ def test_windows_intersect():
                    groups={"stem": GroupSpec(match=["conv1.*"], start=2, stop=15)})  # fmt: skip
     assert windows(plan)["conv1.weight"] == (2, 7)
     with pytest.raises(UserError, match="window is empty"):
-        planned(freeze=FreezeSpec("after", match=["conv1"], at=7), groups={"stem": GroupSpec(match=["conv1.*"], start=7)})
+        planned(
+            freeze=FreezeSpec("after", match=["conv1"], at=7),
+            groups={"stem": GroupSpec(match=["conv1.*"], start=7)},
+        )
 
 
 def test_phases_cut_where_a_group_begins_or_ends():
@@ -190,7 +195,9 @@ def test_every_fault_of_a_plan_is_found_and_named(fault, word):
 def test_a_buffer_in_a_group_is_a_fault():
     plan = planned(RESNET, strategy="flat")
     group = plan.groups[0]
-    bad = dataclasses.replace(plan, groups=(dataclasses.replace(group, params=(*group.params, "bn1.running_mean")),))
+    bad = dataclasses.replace(
+        plan, groups=(dataclasses.replace(group, params=(*group.params, "bn1.running_mean")),)
+    )
     with pytest.raises(UserError, match=r"not trainable parameters of the model: bn1\.running_mean"):
         bad.check(RESNET)
 
@@ -200,7 +207,9 @@ def test_a_sound_plan_passes():
         planned(table).check(table)
 
 
-@pytest.mark.parametrize(("key", "word"), [("default", r"optimizer\.name='adamm'"), ("slow", r"optimizers\.slow\.name")])
+@pytest.mark.parametrize(
+    ("key", "word"), [("default", r"optimizer\.name='adamm'"), ("slow", r"optimizers\.slow\.name")]
+)
 def test_an_unknown_optimizer_is_named(key, word):
     with pytest.raises(UserError, match=word):
         planned(optimizers={**SGD, key: OptimizerSpec("adamm")})
@@ -210,7 +219,10 @@ def test_an_unknown_optimizer_is_named(key, word):
 
 
 def rich_plan():
-    named = {"default": ScheduleSpec("cosine", warmup=3, floor=0.1), "s": ScheduleSpec("multistep", milestones=[4, 9])}
+    named = {
+        "default": ScheduleSpec("cosine", warmup=3, floor=0.1),
+        "s": ScheduleSpec("multistep", milestones=[4, 9]),
+    }
     optimizers = {"default": OptimizerSpec(), "o": OptimizerSpec("momentum", nesterov=True)}
     return planned(RESNET, FreezeSpec("progressive", every=1), schedules=named, optimizers=optimizers, groups={
         "stem": GroupSpec(match=["conv1.*"], schedule="s", optimizer="o", grad_centralization=True)})  # fmt: skip
@@ -258,5 +270,7 @@ def test_the_hash_follows_every_field_of_a_group(field):
 def test_the_hash_follows_every_field_of_a_schedule_and_an_optimizer(key, kind, field):
     plan = rich_plan()
     named = dict(getattr(plan, key))
-    named["default"] = dataclasses.replace(named["default"], **{field: other_value(getattr(named["default"], field))})
+    named["default"] = dataclasses.replace(
+        named["default"], **{field: other_value(getattr(named["default"], field))}
+    )
     assert dataclasses.replace(plan, **{key: named}).sha256 != plan.sha256

@@ -143,7 +143,9 @@ def test_no_schedule_breaks_on_a_short_run(name, total):
     named = {"a": ScheduleSpec()}
     for pct in (0.01, 0.3, 0.5, 0.99):
         for warmup in (0, 1, total, total + 5):
-            schedule = make(ScheduleSpec(name, every=1, parts=["a"], warmup=warmup, pct_start=pct), total, named)
+            schedule = make(
+                ScheduleSpec(name, every=1, parts=["a"], warmup=warmup, pct_start=pct), total, named
+            )
             assert all(0 <= schedule(s) <= 1 + 1e-12 for s in range(total))
 
 
@@ -157,7 +159,11 @@ def test_the_ratio_between_groups_never_changes():
             every=rng.randint(1, 9), milestones=sorted(rng.sample(range(total), 2)), power=rng.uniform(0.3, 3),
             pct_start=rng.uniform(0.05, 0.95), parts=["a", "b"], starts=[rng.randint(1, total)],
         )  # fmt: skip
-        named = {"default": spec, "a": ScheduleSpec("cosine", floor=0.3), "b": ScheduleSpec("linear", warmup=1)}
+        named = {
+            "default": spec,
+            "a": ScheduleSpec("cosine", floor=0.3),
+            "b": ScheduleSpec("linear", warmup=1),
+        }
         scales = [0.75**13, 0.01, 0.3, 1.0]
         groups = tuple(Group(f"g{i}", (f"p{i}",), s, 0.0) for i, s in enumerate(scales))
         table = Plan(groups, 1e-3, named, {"default": OptimizerSpec()}, total).table()
