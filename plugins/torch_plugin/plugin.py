@@ -108,7 +108,8 @@ class TorchFramework:
         """Forward, backward, one step of every optimizer; the gradients stay until the next step."""
         state.model.zero_grad(set_to_none=True)
         loss = layers.loss(state.model(self._tensor(x)), self._tensor(y))
-        loss.backward()
+        if loss.requires_grad:  # else no group trains at this step
+            loss.backward()
         for group in state.groups:
             if group["grad_centralization"]:
                 _centralize(group["params"])
