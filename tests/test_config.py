@@ -13,17 +13,34 @@ from layerwise_lr.errors import UserError
 
 def rich():
     """Something under every key that holds mappings or durations."""
-    return from_data({
-        "model": {"name": "resnet18"},
-        "data": {"channels": 3, "image_size": 32, "train_size": 320, "mean": [0.1, 0.2, 0.3], "std": [1.0]},
-        "scheduler": {"name": "cosine", "warmup": "10%"}, "epochs": 3, "eval_every": "50%",
-        "schedules": {"s": {"name": "step", "every": "2 epochs"}, "m": {"name": "multistep", "milestones": ["50%", 25]},
-                      "j": {"name": "join", "parts": ["s", "m"], "starts": ["1 epoch"]}},
-        "optimizers": {"o": {"name": "momentum", "nesterov": True}},
-        "grouping": {"groups": {"stem": {"match": ["conv1.*"], "start": "1 epoch", "stop": "80%", "optimizer": "o"}}},
-        "freeze": {"strategy": "progressive", "every": "5 steps", "stages": ["layer4"]},
-        "checkpoint": {"every": "1 epoch", "keep": 2},
-    })  # fmt: skip
+    return from_data(
+        {
+            "model": {"name": "resnet18"},
+            "data": {
+                "channels": 3,
+                "image_size": 32,
+                "train_size": 320,
+                "mean": [0.1, 0.2, 0.3],
+                "std": [1.0],
+            },
+            "scheduler": {"name": "cosine", "warmup": "10%"},
+            "epochs": 3,
+            "eval_every": "50%",
+            "schedules": {
+                "s": {"name": "step", "every": "2 epochs"},
+                "m": {"name": "multistep", "milestones": ["50%", 25]},
+                "j": {"name": "join", "parts": ["s", "m"], "starts": ["1 epoch"]},
+            },
+            "optimizers": {"o": {"name": "momentum", "nesterov": True}},
+            "grouping": {
+                "groups": {
+                    "stem": {"match": ["conv1.*"], "start": "1 epoch", "stop": "80%", "optimizer": "o"}
+                }
+            },
+            "freeze": {"strategy": "progressive", "every": "5 steps", "stages": ["layer4"]},
+            "checkpoint": {"every": "1 epoch", "keep": 2},
+        }
+    )
 
 
 # --- durations
@@ -31,19 +48,53 @@ def rich():
 
 @pytest.mark.parametrize(
     ("duration", "steps"),
-    [(50, 50), (0, 0), ("50", 50), ("50 steps", 50), ("1 step", 1), ("7st", 7), ("2 epochs", 80), ("1 epoch", 40),
-     ("3ep", 120), ("0.5 epochs", 20), ("10%", 20), ("12.5 %", 25), ("100%", 200), ("0%", 0), (" 5 % ", 10),
-     ("150%", 300)],
-)  # fmt: skip
+    [
+        (50, 50),
+        (0, 0),
+        ("50", 50),
+        ("50 steps", 50),
+        ("1 step", 1),
+        ("7st", 7),
+        ("2 epochs", 80),
+        ("1 epoch", 40),
+        ("3ep", 120),
+        ("0.5 epochs", 20),
+        ("10%", 20),
+        ("12.5 %", 25),
+        ("100%", 200),
+        ("0%", 0),
+        (" 5 % ", 10),
+        ("150%", 300),
+    ],
+)
 def test_durations(duration, steps):
     assert steps_of(duration, "k", total=200, per_epoch=40) == steps
 
 
 @pytest.mark.parametrize(
     "duration",
-    [-1, "-5%", "x", "", None, True, False, "5 weeks", "5 epochs 3", "1e3", 0.5, "2.5 steps", 1.5, float("nan"),
-     float("inf"), [5], {"epochs": 3}, "٣ steps؟", "10%%"],
-)  # fmt: skip
+    [
+        -1,
+        "-5%",
+        "x",
+        "",
+        None,
+        True,
+        False,
+        "5 weeks",
+        "5 epochs 3",
+        "1e3",
+        0.5,
+        "2.5 steps",
+        1.5,
+        float("nan"),
+        float("inf"),
+        [5],
+        {"epochs": 3},
+        "٣ steps؟",
+        "10%%",
+    ],
+)
 def test_what_is_no_duration_is_refused_with_its_key(duration):
     with pytest.raises(UserError, match=r"^some\.key="):
         steps_of(duration, "some.key", 200, 40)
@@ -130,7 +181,10 @@ def test_the_hash_follows_every_key(field):
         ({"sede": 1}, "unknown key sede;.*did you mean 'seed'"),
         ({"model": {"nme": "lenet"}}, r"unknown key model\.nme;.*did you mean 'name'"),
         ({"grouping": {"layer_deacy": 0.5}}, r"unknown key grouping\.layer_deacy;.*'layer_decay'"),
-        ({"grouping": {"groups": {"a": {"mtch": ["*"]}}}}, r"unknown key grouping\.groups\.a\.mtch;.*'match'"),
+        (
+            {"grouping": {"groups": {"a": {"mtch": ["*"]}}}},
+            r"unknown key grouping\.groups\.a\.mtch;.*'match'",
+        ),
         ({"schedules": {"s": {"gama": 1}}}, r"unknown key schedules\.s\.gama;.*'gamma'"),
         ({"optimizers": {"o": {"lrr": 1}}}, r"unknown key optimizers\.o\.lrr"),
         ({"checkpoint": {"kepe": 1}}, r"unknown key checkpoint\.kepe"),
@@ -149,7 +203,7 @@ def test_the_hash_follows_every_key(field):
         ({"data": {"mean": ["a"]}}, r"data\.mean"),
         ({"verify": "perhaps"}, "verify.*'perhaps'"),
     ],
-)  # fmt: skip
+)
 def test_unknown_keys_and_wrong_types_at_each_level(data, word):
     with pytest.raises(UserError, match=word):
         from_data(data)
@@ -160,16 +214,23 @@ def test_no_named_groups_may_be_written_as_null():
 
 
 NAN = [
-    {"optimizer": {"lr": float("nan")}}, {"optimizer": {"betas": [0.9, float("nan")]}}, {"optimizer": {"eps": float("inf")}},
-    {"grouping": {"layer_decay": float("nan")}}, {"grouping": {"stem_scale": float("inf")}},
+    {"optimizer": {"lr": float("nan")}},
+    {"optimizer": {"betas": [0.9, float("nan")]}},
+    {"optimizer": {"eps": float("inf")}},
+    {"grouping": {"layer_decay": float("nan")}},
+    {"grouping": {"stem_scale": float("inf")}},
     {"grouping": {"groups": {"a": {"match": ["*"], "lr": float("nan")}}}},
     {"grouping": {"groups": {"a": {"match": ["*"], "start": float("nan")}}}},
-    {"schedules": {"s": {"floor": float("nan")}}}, {"scheduler": {"warmup": float("inf")}},
+    {"schedules": {"s": {"floor": float("nan")}}},
+    {"scheduler": {"warmup": float("inf")}},
     {"scheduler": {"milestones": [float("nan")], "name": "multistep"}},
-    {"optimizers": {"o": {"momentum": float("-inf")}}}, {"data": {"std": [float("nan")]}},
-    {"model": {"name": "mobilenet_v2", "dropout": float("nan")}}, {"freeze": {"at": float("nan")}},
-    {"checkpoint": {"every": float("inf")}}, {"eval_every": float("nan")},
-]  # fmt: skip
+    {"optimizers": {"o": {"momentum": float("-inf")}}},
+    {"data": {"std": [float("nan")]}},
+    {"model": {"name": "mobilenet_v2", "dropout": float("nan")}},
+    {"freeze": {"at": float("nan")}},
+    {"checkpoint": {"every": float("inf")}},
+    {"eval_every": float("nan")},
+]
 
 
 @pytest.mark.parametrize("data", NAN, ids=str)
@@ -181,38 +242,61 @@ def test_nan_and_infinity_are_refused_anywhere(data):
 @pytest.mark.parametrize(
     ("data", "key"),
     [
-        ({"seed": -1}, "seed"), ({"batch_size": 0}, "batch_size"), ({"epochs": 0}, "epochs"), ({"steps": 0}, "steps"),
-        ({"metric": "f1"}, "metric"), ({"framework": {"threads": 0}}, "framework.threads"),
-        ({"data": {"image_size": 3}}, "data.image_size"), ({"data": {"channels": 2}}, "data.channels"),
-        ({"data": {"train_size": 0}}, "data.train_size"), ({"data": {"val_size": -1}}, "data.val_size"),
-        ({"data": {"test_size": -1}}, "data.test_size"), ({"data": {"split_seed": -1}}, "data.split_seed"),
-        ({"data": {"mean": [0.5, 0.5]}}, "data.mean"), ({"data": {"std": [0.0]}}, "data.std"),
-        ({"data": {"std": []}}, "data.std"), ({"data": {"mean": []}}, "data.mean"),
-        ({"grouping": {"layer_decay": 0}}, "grouping.layer_decay"), ({"grouping": {"layer_decay": -0.5}}, "grouping.layer_decay"),
-        ({"grouping": {"stem_scale": 0}}, "grouping.stem_scale"), ({"grouping": {"stem_scale": 1.01}}, "grouping.stem_scale"),
-        ({"grouping": {"min_scale": 1.5}}, "grouping.min_scale"), ({"grouping": {"backbone_scale": -1}}, "grouping.backbone_scale"),
+        ({"seed": -1}, "seed"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"epochs": 0}, "epochs"),
+        ({"steps": 0}, "steps"),
+        ({"metric": "f1"}, "metric"),
+        ({"framework": {"threads": 0}}, "framework.threads"),
+        ({"data": {"image_size": 3}}, "data.image_size"),
+        ({"data": {"channels": 2}}, "data.channels"),
+        ({"data": {"train_size": 0}}, "data.train_size"),
+        ({"data": {"val_size": -1}}, "data.val_size"),
+        ({"data": {"test_size": -1}}, "data.test_size"),
+        ({"data": {"split_seed": -1}}, "data.split_seed"),
+        ({"data": {"mean": [0.5, 0.5]}}, "data.mean"),
+        ({"data": {"std": [0.0]}}, "data.std"),
+        ({"data": {"std": []}}, "data.std"),
+        ({"data": {"mean": []}}, "data.mean"),
+        ({"grouping": {"layer_decay": 0}}, "grouping.layer_decay"),
+        ({"grouping": {"layer_decay": -0.5}}, "grouping.layer_decay"),
+        ({"grouping": {"stem_scale": 0}}, "grouping.stem_scale"),
+        ({"grouping": {"stem_scale": 1.01}}, "grouping.stem_scale"),
+        ({"grouping": {"min_scale": 1.5}}, "grouping.min_scale"),
+        ({"grouping": {"backbone_scale": -1}}, "grouping.backbone_scale"),
         ({"grouping": {"groups": {"a": {"lr": -1}}}}, "grouping.groups.a.lr"),
         ({"grouping": {"groups": {"a": {"lr_scale": -1}}}}, "grouping.groups.a.lr_scale"),
         ({"grouping": {"groups": {"a": {"weight_decay": -1}}}}, "grouping.groups.a.weight_decay"),
-        ({"optimizer": {"lr": 0}}, "optimizer.lr"), ({"optimizer": {"lr": -1}}, "optimizer.lr"),
-        ({"optimizer": {"weight_decay": -1}}, "optimizer.weight_decay"), ({"optimizer": {"momentum": 1}}, "optimizer.momentum"),
-        ({"optimizer": {"betas": [0.9]}}, "optimizer.betas"), ({"optimizer": {"betas": [0.9, 1.0]}}, "optimizer.betas"),
-        ({"optimizer": {"eps": 0}}, "optimizer.eps"), ({"optimizers": {"o": {"lr": 0}}}, "optimizers.o.lr"),
-        ({"scheduler": {"floor": 1.1}}, "scheduler.floor"), ({"scheduler": {"warmup_start": -0.1}}, "scheduler.warmup_start"),
-        ({"scheduler": {"gamma": 0}}, "scheduler.gamma"), ({"scheduler": {"power": 0}}, "scheduler.power"),
-        ({"scheduler": {"pct_start": 1}}, "scheduler.pct_start"), ({"scheduler": {"div_factor": 0.5}}, "scheduler.div_factor"),
+        ({"optimizer": {"lr": 0}}, "optimizer.lr"),
+        ({"optimizer": {"lr": -1}}, "optimizer.lr"),
+        ({"optimizer": {"weight_decay": -1}}, "optimizer.weight_decay"),
+        ({"optimizer": {"momentum": 1}}, "optimizer.momentum"),
+        ({"optimizer": {"betas": [0.9]}}, "optimizer.betas"),
+        ({"optimizer": {"betas": [0.9, 1.0]}}, "optimizer.betas"),
+        ({"optimizer": {"eps": 0}}, "optimizer.eps"),
+        ({"optimizers": {"o": {"lr": 0}}}, "optimizers.o.lr"),
+        ({"scheduler": {"floor": 1.1}}, "scheduler.floor"),
+        ({"scheduler": {"warmup_start": -0.1}}, "scheduler.warmup_start"),
+        ({"scheduler": {"gamma": 0}}, "scheduler.gamma"),
+        ({"scheduler": {"power": 0}}, "scheduler.power"),
+        ({"scheduler": {"pct_start": 1}}, "scheduler.pct_start"),
+        ({"scheduler": {"div_factor": 0.5}}, "scheduler.div_factor"),
         ({"scheduler": {"final_div_factor": 0}}, "scheduler.final_div_factor"),
-        ({"schedules": {"s": {"floor": -1}}}, "schedules.s.floor"), ({"checkpoint": {"keep": 0}}, "checkpoint.keep"),
-        ({"model": {"name": "mlp", "depth": 0}}, "model.depth"), ({"model": {"name": "mlp", "width": 0}}, "model.width"),
+        ({"schedules": {"s": {"floor": -1}}}, "schedules.s.floor"),
+        ({"checkpoint": {"keep": 0}}, "checkpoint.keep"),
+        ({"model": {"name": "mlp", "depth": 0}}, "model.depth"),
+        ({"model": {"name": "mlp", "width": 0}}, "model.width"),
         ({"model": {"name": "vit_tiny", "patch_size": 0}}, "model.patch_size"),
         ({"model": {"name": "vit_tiny", "embed_dim": 0}}, "model.embed_dim"),
         ({"model": {"name": "vit_tiny", "num_heads": 0}}, "model.num_heads"),
         ({"model": {"name": "mobilenet_v2", "dropout": 1.0}}, "model.dropout"),
-        ({"model": {"num_classes": 3}}, "model.num_classes"), ({"model": {"in_channels": 3}}, "model.in_channels"),
-        ({"model": {"image_size": 32}}, "model.image_size"), ({"model": {"width": 3}}, "lenet takes no width"),
+        ({"model": {"num_classes": 3}}, "model.num_classes"),
+        ({"model": {"in_channels": 3}}, "model.in_channels"),
+        ({"model": {"image_size": 32}}, "model.image_size"),
+        ({"model": {"width": 3}}, "lenet takes no width"),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_ranges_name_their_key(data, key):
     with pytest.raises(UserError, match=key.replace(".", r"\.")):
         resolve(from_data(data))
@@ -223,10 +307,16 @@ def test_ranges_name_their_key(data, key):
 
 @pytest.mark.parametrize(
     "text",
-    ["name: ${oc.env:HOME}", 'name: "\\x24{oc.env:HOME}"', 'name: "$\\u007Boc.env:HOME}"', "name: ${seed}",
-     'grouping: {groups: {a: {match: ["\\x24{oc.env:HOME}"]}}}', '"\\x24{oc.env:HOME}": 1',
-     'optimizers: {"\\x24{seed}": {}}'],
-)  # fmt: skip
+    [
+        "name: ${oc.env:HOME}",
+        'name: "\\x24{oc.env:HOME}"',
+        'name: "$\\u007Boc.env:HOME}"',
+        "name: ${seed}",
+        'grouping: {groups: {a: {match: ["\\x24{oc.env:HOME}"]}}}',
+        '"\\x24{oc.env:HOME}": 1',
+        'optimizers: {"\\x24{seed}": {}}',
+    ],
+)
 def test_an_interpolation_in_a_run_s_config_is_refused(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(UserError) as caught:
@@ -237,9 +327,15 @@ def test_an_interpolation_in_a_run_s_config_is_refused(tmp_path, text):
 
 @pytest.mark.parametrize(
     ("content", "word"),
-    [(b"name: [", "not YAML"), (b"!!python/object/apply:os.system ['echo hi']", "not YAML"), (b"", "must be a mapping"),
-     (b"\xff\xfe\x00bad", "not YAML"), (b"name: a\x00b", "not YAML"), (b"x" * 1_000_001, "larger than")],
-)  # fmt: skip
+    [
+        (b"name: [", "not YAML"),
+        (b"!!python/object/apply:os.system ['echo hi']", "not YAML"),
+        (b"", "must be a mapping"),
+        (b"\xff\xfe\x00bad", "not YAML"),
+        (b"name: a\x00b", "not YAML"),
+        (b"x" * 1_000_001, "larger than"),
+    ],
+)
 def test_a_file_that_is_no_config_is_refused(tmp_path, content, word):
     (tmp_path / "c.yaml").write_bytes(content)
     with pytest.raises(UserError, match=word):

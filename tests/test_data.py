@@ -21,8 +21,17 @@ def write_npz(path, n=60, classes=3, shape=(9, 9), seed=0):
 
 
 def npz_spec(path, **options):
-    return DataSpec(**{"name": "npz", "path": str(path), "image_size": 9, "train_size": 30, "val_size": 12,
-                       "test_size": 18, **options})  # fmt: skip
+    return DataSpec(
+        **{
+            "name": "npz",
+            "path": str(path),
+            "image_size": 9,
+            "train_size": 30,
+            "val_size": 12,
+            "test_size": 18,
+            **options,
+        }
+    )
 
 
 def rows(split):
@@ -102,8 +111,12 @@ def test_mnist_s_own_test_part_is_kept_apart(tmp_path, monkeypatch):
     """Pool.test: the last pictures are the set's own test part (written here in the cache's format)."""
     (tmp_path / "mnist").mkdir()
     y = np.tile(np.arange(10), 7000)
-    np.save(tmp_path / "mnist" / "images.npy", np.broadcast_to((np.arange(70000) >= 60000)[:, None, None] * np.uint8(9),
-                                                               (70000, 4, 4)).astype(np.uint8))  # fmt: skip
+    np.save(
+        tmp_path / "mnist" / "images.npy",
+        np.broadcast_to((np.arange(70000) >= 60000)[:, None, None] * np.uint8(9), (70000, 4, 4)).astype(
+            np.uint8
+        ),
+    )
     np.save(tmp_path / "mnist" / "labels.npy", y)
     monkeypatch.setenv("LAYERWISE_LR_CACHE", str(tmp_path))
     held = data.load(DataSpec(name="mnist", image_size=4, train_size=40, val_size=20, test_size=30), 0)
@@ -271,15 +284,18 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path, junk):
         write_npz(path)
         junk = path.read_bytes()[:700]
     path.write_bytes(junk)
-    with pytest.raises(UserError, match="not an .npz"):
+    with pytest.raises(UserError, match=r"not an \.npz"):
         data.facts(npz_spec(path))
 
 
 @pytest.mark.parametrize(
     ("spec", "word"),
-    [(DataSpec(name="digts"), "'digts' is unknown.*did you mean 'digits'"), (DataSpec(name="npz"), "data.path is missing"),
-     (DataSpec(name="image_folder", path="/nowhere/at/all"), "no such file or folder")],
-)  # fmt: skip
+    [
+        (DataSpec(name="digts"), "'digts' is unknown.*did you mean 'digits'"),
+        (DataSpec(name="npz"), "data.path is missing"),
+        (DataSpec(name="image_folder", path="/nowhere/at/all"), "no such file or folder"),
+    ],
+)
 def test_unknown_data_and_missing_paths(spec, word):
     with pytest.raises(UserError, match=word):
         data.facts(spec)
@@ -307,8 +323,18 @@ def write_folder(root, classes=("ant", "bee"), n=8):
 
 
 def folder_spec(root, **options):
-    return DataSpec(**{"name": "image_folder", "path": str(root), "image_size": 6, "channels": 3, "train_size": 8,
-                       "val_size": 4, "test_size": 4, **options})  # fmt: skip
+    return DataSpec(
+        **{
+            "name": "image_folder",
+            "path": str(root),
+            "image_size": 6,
+            "channels": 3,
+            "train_size": 8,
+            "val_size": 4,
+            "test_size": 4,
+            **options,
+        }
+    )
 
 
 def test_an_image_folder_s_classes_are_its_folders_in_order(tmp_path):

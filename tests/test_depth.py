@@ -8,8 +8,16 @@ from layerwise_lr.layers import param_table
 from layerwise_lr.models import MODELS, make_tree
 from layerwise_lr.params import ParamInfo, ParamTable
 
-FAMILIES = ["vit_base_patch16_224", "vit_base_patch16_clip_224", "vit_base_patch14_reg4_dinov2",
-            "beit_base_patch16_224", "convnext_tiny", "resnet18", "resnet50", "mobilenetv3_large_100"]  # fmt: skip
+FAMILIES = [
+    "vit_base_patch16_224",
+    "vit_base_patch16_clip_224",
+    "vit_base_patch14_reg4_dinov2",
+    "beit_base_patch16_224",
+    "convnext_tiny",
+    "resnet18",
+    "resnet50",
+    "mobilenetv3_large_100",
+]
 
 
 def table_of(name, **options):
@@ -60,7 +68,9 @@ def test_mae_and_timm_differ_on_the_final_norm_alone(golden):
     table = param_table(make_tree("vit_base", 1000, 3, 224))
     mae, timm = depth.assign(table, "mae").by_name, depth.assign(table, "timm").by_name
     assert {n: (mae[n].depth, timm[n].depth) for n in mae if mae[n].depth != timm[n].depth} == {
-        "norm.weight": (13, 12), "norm.bias": (13, 12)}  # fmt: skip
+        "norm.weight": (13, 12),
+        "norm.bias": (13, 12),
+    }
 
 
 def test_mae_and_timm_agree_under_average_pooling():
@@ -83,8 +93,17 @@ def test_a_shared_relative_position_bias_is_beit_s_head_and_timm_s_stem():
 def test_order_gives_each_layer_its_own_depth():
     table = depth.assign(table_of("lenet"), "order")
     assert {r.name: r.depth for r in table} == {
-        "conv1.weight": 0, "conv1.bias": 0, "conv2.weight": 1, "conv2.bias": 1, "fc1.weight": 2, "fc1.bias": 2,
-        "fc2.weight": 3, "fc2.bias": 3, "classifier.weight": 4, "classifier.bias": 4}  # fmt: skip
+        "conv1.weight": 0,
+        "conv1.bias": 0,
+        "conv2.weight": 1,
+        "conv2.bias": 1,
+        "fc1.weight": 2,
+        "fc1.bias": 2,
+        "fc2.weight": 3,
+        "fc2.bias": 3,
+        "classifier.weight": 4,
+        "classifier.bias": 4,
+    }
 
 
 @pytest.mark.parametrize("model", sorted(MODELS))

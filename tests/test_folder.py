@@ -32,8 +32,9 @@ except UserError as error:
 
 
 def python(code, *arguments):
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-                            stdout=subprocess.PIPE, text=True)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], stdout=subprocess.PIPE, text=True
+    )
 
 
 def test_of_20_processes_exactly_one_claims(tmp_path):
@@ -226,10 +227,15 @@ def test_the_optimizer_is_optional(tmp_path):
 def test_strange_memory_layouts_and_scalars_survive(tmp_path):
     base = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     arrays = {
-        "fortran": np.asfortranarray(base), "transposed": base.transpose(2, 0, 1), "strided": base[:, ::2, 1:],
-        "reversed": base[::-1], "scalar": np.array(7.0, np.float32), "empty": np.zeros((0, 3), np.float32),
-        "int": np.arange(3), "double": np.arange(3) / 7,
-    }  # fmt: skip
+        "fortran": np.asfortranarray(base),
+        "transposed": base.transpose(2, 0, 1),
+        "strided": base[:, ::2, 1:],
+        "reversed": base[::-1],
+        "scalar": np.array(7.0, np.float32),
+        "empty": np.zeros((0, 3), np.float32),
+        "int": np.arange(3),
+        "double": np.arange(3) / 7,
+    }
     RunFolder(tmp_path).save_checkpoint(1, arrays, arrays, {}, 1)
     for file in ("model", "optim"):
         held = load_file(tmp_path / "checkpoints" / "step_1" / f"{file}.safetensors")

@@ -56,8 +56,10 @@ def test_the_tree_s_own_depths_are_mae_s(golden):
 
 
 def test_group_sizes_as_measured_on_timm_s_model():
-    sizes = {g.name: (len(g.params), sum(VIT_BASE.by_name[n].numel for n in g.params))
-             for g in groups_of(VIT_BASE, depth="timm")}  # fmt: skip
+    sizes = {
+        g.name: (len(g.params), sum(VIT_BASE.by_name[n].numel for n in g.params))
+        for g in groups_of(VIT_BASE, depth="timm")
+    }
     assert sizes["layer_0_no_decay"] == (3, 152_832)
     assert sizes["layer_0"] == (1, 589_824)
     assert sizes["layer_5_no_decay"] == (8, 9_984)
@@ -68,13 +70,26 @@ def test_group_sizes_as_measured_on_timm_s_model():
 
 
 ANCHORS = {
-    0.75: {0: 0.023757264018, 1: 0.031676352024, 2: 0.042235136032, 3: 0.056313514709, 4: 0.075084686279,
-           5: 0.100112915039, 6: 0.133483886719, 7: 0.177978515625, 8: 0.2373046875, 9: 0.31640625, 10: 0.421875,
-           11: 0.5625, 12: 0.75, 13: 1.0},
+    0.75: {
+        0: 0.023757264018,
+        1: 0.031676352024,
+        2: 0.042235136032,
+        3: 0.056313514709,
+        4: 0.075084686279,
+        5: 0.100112915039,
+        6: 0.133483886719,
+        7: 0.177978515625,
+        8: 0.2373046875,
+        9: 0.31640625,
+        10: 0.421875,
+        11: 0.5625,
+        12: 0.75,
+        13: 1.0,
+    },
     0.65: {0: 0.003697205891, 1: 0.005688009063, 12: 0.65, 13: 1.0},
     0.7: {0: 0.009688901041, 1: 0.0138412872, 12: 0.7, 13: 1.0},
     0.9: {0: 0.2541865828, 13: 1.0},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("decay", sorted(ANCHORS))
@@ -92,10 +107,15 @@ def test_the_parameter_weighted_mean_scale():
 def test_spot_checks_of_scale_and_weight_decay():
     found = assigned(VIT_BASE, depth="mae", layer_decay=0.75)
     expected = {
-        "cls_token": (0.0237573, 0), "pos_embed": (0.0237573, 0), "patch_embed.proj.weight": (0.0237573, 0.05),
-        "patch_embed.proj.bias": (0.0237573, 0), "blocks.0.attn.qkv.weight": (0.0316764, 0.05),
-        "blocks.11.mlp.fc2.weight": (0.75, 0.05), "head.weight": (1, 0.05), "head.bias": (1, 0),
-    }  # fmt: skip
+        "cls_token": (0.0237573, 0),
+        "pos_embed": (0.0237573, 0),
+        "patch_embed.proj.weight": (0.0237573, 0.05),
+        "patch_embed.proj.bias": (0.0237573, 0),
+        "blocks.0.attn.qkv.weight": (0.0316764, 0.05),
+        "blocks.11.mlp.fc2.weight": (0.75, 0.05),
+        "head.weight": (1, 0.05),
+        "head.bias": (1, 0),
+    }
     for name, (scale, decay) in expected.items():
         assert found[name].lr_scale == pytest.approx(scale, abs=1e-7), name
         assert found[name].weight_decay == decay, name
@@ -143,11 +163,16 @@ def test_backbone_head_cuts_at_the_head_s_own_name():
 
 
 def test_by_name_takes_globs_and_regexes_and_the_first_match_wins():
-    found = groups_of(LENET, strategy="by_name", no_weight_decay=False, groups={
-        "biases": GroupSpec(match=["*.bias"], lr_scale=2.0),
-        "convs": GroupSpec(match=[r"re:^conv\d\."], lr_scale=0.5),
-        "rest": GroupSpec(match=["*"]),
-    })  # fmt: skip
+    found = groups_of(
+        LENET,
+        strategy="by_name",
+        no_weight_decay=False,
+        groups={
+            "biases": GroupSpec(match=["*.bias"], lr_scale=2.0),
+            "convs": GroupSpec(match=[r"re:^conv\d\."], lr_scale=0.5),
+            "rest": GroupSpec(match=["*"]),
+        },
+    )
     assert {g.name: (set(g.params), g.lr_scale) for g in found} == {
         "biases": ({n for n in LENET.by_name if n.endswith("bias")}, 2.0),
         "convs": ({"conv1.weight", "conv2.weight"}, 0.5),
@@ -165,11 +190,16 @@ def test_a_glob_is_case_sensitive_and_a_regex_searches():
 
 
 def test_by_module_takes_a_prefix_up_to_a_dot():
-    found = groups_of(VIT_BASE, strategy="by_module", no_weight_decay=False, groups={
-        "first": GroupSpec(match=["blocks.1"], lr_scale=0.1),
-        "exact": GroupSpec(match=["cls_token"], lr_scale=0.2),
-        "rest": GroupSpec(match=["*"]),
-    })  # fmt: skip
+    found = groups_of(
+        VIT_BASE,
+        strategy="by_module",
+        no_weight_decay=False,
+        groups={
+            "first": GroupSpec(match=["blocks.1"], lr_scale=0.1),
+            "exact": GroupSpec(match=["cls_token"], lr_scale=0.2),
+            "rest": GroupSpec(match=["*"]),
+        },
+    )
     by_name = {g.name: set(g.params) for g in found}
     assert by_name["first"] == {n for n in VIT_BASE.by_name if n.split(".")[:2] == ["blocks", "1"]}
     assert by_name["exact"] == {"cls_token"}
@@ -178,17 +208,25 @@ def test_by_module_takes_a_prefix_up_to_a_dot():
 
 def test_by_layer_type_takes_every_type():
     table = param_table(make_tree("resnet18", 10, 3, 32))
-    found = groups_of(table, strategy="by_layer_type", no_weight_decay=False, groups={
-        "c": GroupSpec(match=["conv"], lr=1e-4), "n": GroupSpec(match=["batchnorm"], lr=2e-4),
-        "l": GroupSpec(match=["linear"], lr=3e-4),
-    })  # fmt: skip
+    found = groups_of(
+        table,
+        strategy="by_layer_type",
+        no_weight_decay=False,
+        groups={
+            "c": GroupSpec(match=["conv"], lr=1e-4),
+            "n": GroupSpec(match=["batchnorm"], lr=2e-4),
+            "l": GroupSpec(match=["linear"], lr=3e-4),
+        },
+    )
     assert {g.name: len(g.params) for g in found} == {"c": 20, "n": 40, "l": 2}
     assert {g.name: g.lr_scale * 1e-3 for g in found} == pytest.approx({"c": 1e-4, "n": 2e-4, "l": 3e-4})
 
 
 def test_an_absolute_lr_replaces_the_scale_and_lr_scale_multiplies_it():
-    for spec, expected in ((GroupSpec(match=["conv1.*"], lr=5e-4), 0.5), (GroupSpec(match=["conv1.*"], lr_scale=0.5),
-                                                                        0.5 * 0.75**4)):  # fmt: skip
+    for spec, expected in (
+        (GroupSpec(match=["conv1.*"], lr=5e-4), 0.5),
+        (GroupSpec(match=["conv1.*"], lr_scale=0.5), 0.5 * 0.75**4),
+    ):
         found = assigned(LENET, layer_decay=0.75, groups={"stem": spec})
         assert found["conv1.weight"].lr_scale == pytest.approx(expected)
         assert found["conv2.weight"].lr_scale == pytest.approx(0.75**3)
@@ -213,14 +251,30 @@ def test_dinov2_s_patch_embedding():
 
 
 def test_a_named_group_carries_all_that_is_its_own():
-    spec = GroupSpec(match=["fc1.*"], weight_decay=0.3, schedule="slow", optimizer="other", start=3, stop=7,
-                     grad_centralization=True)  # fmt: skip
+    spec = GroupSpec(
+        match=["fc1.*"],
+        weight_decay=0.3,
+        schedule="slow",
+        optimizer="other",
+        start=3,
+        stop=7,
+        grad_centralization=True,
+    )
     found = assigned(LENET, groups={"mid": spec})["fc1.weight"]
     assert (found.weight_decay, found.schedule, found.optimizer, found.active, found.grad_centralization) == (
-        0.3, "slow", "other", (3, 7), True)  # fmt: skip
+        0.3,
+        "slow",
+        "other",
+        (3, 7),
+        True,
+    )
     other = assigned(LENET, groups={"mid": spec})["fc2.weight"]
     assert (other.schedule, other.optimizer, other.active, other.grad_centralization) == (
-        "default", "default", (0, FOREVER), False)  # fmt: skip
+        "default",
+        "default",
+        (0, FOREVER),
+        False,
+    )
 
 
 def test_no_weight_decay_takes_vectors_and_tokens_only():
@@ -253,21 +307,44 @@ def test_buffers_are_in_no_group():
         ({"layer_decay": 1.2}, r"layer_decay=1\.2 is above 1.*allow_above_one"),
         ({"depth": "bert"}, r"grouping\.depth='bert' is unknown"),
         ({"strategy": "by_name"}, r"10 parameters are in no group: conv1\.weight"),
-        ({"strategy": "by_name", "groups": {"a": GroupSpec(match=["conv*"])}}, r"6 parameters are in no group: fc1"),
+        (
+            {"strategy": "by_name", "groups": {"a": GroupSpec(match=["conv*"])}},
+            r"6 parameters are in no group: fc1",
+        ),
         ({"groups": {"a": GroupSpec()}}, r"grouping\.groups\.a\.match is empty"),
-        ({"groups": {"a": GroupSpec(match=["fc1*"], lr=1.0, lr_scale=1.0)}}, r"groups\.a: give lr or lr_scale"),
+        (
+            {"groups": {"a": GroupSpec(match=["fc1*"], lr=1.0, lr_scale=1.0)}},
+            r"groups\.a: give lr or lr_scale",
+        ),
         ({"groups": {"a": GroupSpec(match=["re:("])}}, r"groups\.a\.match: 're:\(' is no regex"),
-        ({"groups": {"a": GroupSpec(match=["fc1.wieght"])}},
-         r"groups\.a\.match: 'fc1\.wieght' matches no parameter.*did you mean 'fc1\.weight'"),
-        ({"groups": {"a": GroupSpec(match=["fc*"]), "b": GroupSpec(match=["fc2.*"])}},
-         r"groups\.b\.match: 'fc2\.\*' an earlier group takes all"),
-        ({"groups": {"a": GroupSpec(match=["fc1*", "fc1.weight"])}}, r"groups\.a\.match: 'fc1\.weight' an earlier"),
-        ({"strategy": "by_layer_type", "groups": {"a": GroupSpec(match=["linaer"]), "b": GroupSpec(match=["*"])}},
-         r"'linaer' matches no.*did you mean 'linear'"),
-        ({"strategy": "by_module", "groups": {"a": GroupSpec(match=["conv"]), "b": GroupSpec(match=["*"])}},
-         r"'conv' matches no.*did you mean 'conv"),
+        (
+            {"groups": {"a": GroupSpec(match=["fc1.wieght"])}},
+            r"groups\.a\.match: 'fc1\.wieght' matches no parameter.*did you mean 'fc1\.weight'",
+        ),
+        (
+            {"groups": {"a": GroupSpec(match=["fc*"]), "b": GroupSpec(match=["fc2.*"])}},
+            r"groups\.b\.match: 'fc2\.\*' an earlier group takes all",
+        ),
+        (
+            {"groups": {"a": GroupSpec(match=["fc1*", "fc1.weight"])}},
+            r"groups\.a\.match: 'fc1\.weight' an earlier",
+        ),
+        (
+            {
+                "strategy": "by_layer_type",
+                "groups": {"a": GroupSpec(match=["linaer"]), "b": GroupSpec(match=["*"])},
+            },
+            r"'linaer' matches no.*did you mean 'linear'",
+        ),
+        (
+            {
+                "strategy": "by_module",
+                "groups": {"a": GroupSpec(match=["conv"]), "b": GroupSpec(match=["*"])},
+            },
+            r"'conv' matches no.*did you mean 'conv",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_faulty_grouping_is_refused_and_its_culprit_named(spec, word):
     with pytest.raises(UserError, match=word):
         assigned(LENET, **spec)
@@ -287,8 +364,12 @@ def test_a_group_s_schedule_and_optimizer_must_exist(key, value):
 
 
 def test_names_stay_unique_when_only_the_window_differs():
-    given = assigned(LENET, strategy="flat", no_weight_decay=False, groups={
-        "a": GroupSpec(match=["fc1.*"], start=1), "b": GroupSpec(match=["fc2.*"], start=1)})  # fmt: skip
+    given = assigned(
+        LENET,
+        strategy="flat",
+        no_weight_decay=False,
+        groups={"a": GroupSpec(match=["fc1.*"], start=1), "b": GroupSpec(match=["fc2.*"], start=1)},
+    )
     names = [g.name for g in gather(given)]
     assert len(names) == len(set(names)) == 3
 
@@ -312,13 +393,22 @@ def random_spec(rng, table):
     for index in range(rng.randint(0, 4)):
         match = rng.sample(pool, min(rng.randint(1, 3), len(pool)))
         groups[f"g{index}"] = GroupSpec(
-            match=match, lr_scale=rng.choice([None, 0.0, 0.3, 1.0]), weight_decay=rng.choice([None, 0.0, 0.1]),
-            start=rng.choice([0, 2]), stop=rng.choice([None, 8]), grad_centralization=rng.random() < 0.3,
-        )  # fmt: skip
+            match=match,
+            lr_scale=rng.choice([None, 0.0, 0.3, 1.0]),
+            weight_decay=rng.choice([None, 0.0, 0.1]),
+            start=rng.choice([0, 2]),
+            stop=rng.choice([None, 8]),
+            grad_centralization=rng.random() < 0.3,
+        )
     if strategy.startswith("by_"):
         groups["rest"] = GroupSpec(match=["*"])
-    return GroupingSpec(strategy=strategy, layer_decay=rng.uniform(0.3, 1), min_scale=rng.choice([0.0, 0.2]),
-                        no_weight_decay=rng.random() < 0.5, groups=groups)  # fmt: skip
+    return GroupingSpec(
+        strategy=strategy,
+        layer_decay=rng.uniform(0.3, 1),
+        min_scale=rng.choice([0.0, 0.2]),
+        no_weight_decay=rng.random() < 0.5,
+        groups=groups,
+    )
 
 
 def test_every_trainable_parameter_is_in_exactly_one_group_under_random_rules():

@@ -14,8 +14,22 @@ CORE = sorted((ROOT / "layerwise_lr").glob("*.py"))
 PLUGINS = sorted(p for p in (ROOT / "plugins").glob("*/*.py") if p.parent.name != "_hydra")
 HYDRA_DOOR = sorted((ROOT / "plugins" / "_hydra").glob("*.py"))
 ALL = [*CORE, *PLUGINS, *HYDRA_DOOR]
-FRAMEWORKS = {"torch", "torchvision", "timm", "oneflow", "flowvision", "mindspore", "mindcv", "megengine", "jax", "flax",
-              "tensorflow", "keras", "paddle", "lightning"}
+FRAMEWORKS = {
+    "torch",
+    "torchvision",
+    "timm",
+    "oneflow",
+    "flowvision",
+    "mindspore",
+    "mindcv",
+    "megengine",
+    "jax",
+    "flax",
+    "tensorflow",
+    "keras",
+    "paddle",
+    "lightning",
+}
 HYDRA = {"hydra", "hydra_plugins"}
 
 
@@ -88,7 +102,9 @@ def test_the_core_imports_no_plugin(path):
 
 
 def test_only_the_registry_imports_by_name():
-    users = {name_of(p) for p in ALL if "importlib.import_module" in p.read_text() or "__import__" in p.read_text()}
+    users = {
+        name_of(p) for p in ALL if "importlib.import_module" in p.read_text() or "__import__" in p.read_text()
+    }
     assert users == {"layerwise_lr/registry.py"}
 
 
@@ -98,8 +114,11 @@ def test_a_plugin_imports_its_framework_and_the_contract_and_nothing_else_of_our
     for path in folder.glob("*.py"):
         used |= core_modules(path)
         frameworks |= tops(path) & FRAMEWORKS
-        others = [n for n in imported(path) if n.startswith("layerwise_lr.plugins.")
-                  and n.split(".")[2] != folder.name]
+        others = [
+            n
+            for n in imported(path)
+            if n.startswith("layerwise_lr.plugins.") and n.split(".")[2] != folder.name
+        ]
         assert not others
         assert not tops(path) & (HYDRA | {"omegaconf"})
     assert used <= {"framework", "plan", "layers", "params", "errors"}
@@ -118,13 +137,18 @@ def calls(path):
                 yield f.id, node
 
 
-STARTERS = re.compile(r"^(subprocess\.\w+|os\.(fork\w*|spawn\w*|exec\w*|system|popen|posix_spawn\w*)|multiprocessing\..*"
-                      r"|Popen|fork|system)$")
+STARTERS = re.compile(
+    r"^(subprocess\.\w+|os\.(fork\w*|spawn\w*|exec\w*|system|popen|posix_spawn\w*)|multiprocessing\..*"
+    r"|Popen|fork|system)$"
+)
 
 
 def test_processes_are_started_where_it_is_said():
-    users = {name_of(p) for p in ALL if any(STARTERS.match(n) for n, _ in calls(p))
-             or tops(p) & {"multiprocessing", "concurrent"}}
+    users = {
+        name_of(p)
+        for p in ALL
+        if any(STARTERS.match(n) for n, _ in calls(p)) or tops(p) & {"multiprocessing", "concurrent"}
+    }
     assert users <= {f"layerwise_lr/{n}.py" for n in ("cli", "jobs", "fetch", "provenance")}
     assert "layerwise_lr/jobs.py" in users
 
@@ -132,31 +156,52 @@ def test_processes_are_started_where_it_is_said():
 def writes(path):
     for name, call in calls(path):
         last = name.rpartition(".")[2]
-        if last in ("write_text", "write_bytes", "savefig", "savez", "savez_compressed", "save_file", "to_csv", "dump"):
+        if last in (
+            "write_text",
+            "write_bytes",
+            "savefig",
+            "savez",
+            "savez_compressed",
+            "save_file",
+            "to_csv",
+            "dump",
+        ):
             # a RunFolder's own write_text and write_json are the way through folder.py
-            if last == "write_text" and name.partition(".")[0] in ("folder", "home") or name == ".write_text" and isinstance(
-                    call.func.value, ast.Attribute) and call.func.value.attr == "folder":
+            if (last == "write_text" and name.partition(".")[0] in ("folder", "home")) or (
+                name == ".write_text"
+                and isinstance(call.func.value, ast.Attribute)
+                and call.func.value.attr == "folder"
+            ):
                 continue
             yield name
         if name in ("np.save", "torch.save", "Image.save", "shutil.copy", "shutil.copyfile", "os.open"):
             yield name
         if last == "open":
-            constants = [a.value for a in (*call.args, *(k.value for k in call.keywords if k.arg == "mode"))
-                         if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            constants = [
+                a.value
+                for a in (*call.args, *(k.value for k in call.keywords if k.arg == "mode"))
+                if isinstance(a, ast.Constant) and isinstance(a.value, str)
+            ]
             if any(re.fullmatch(r"[rwaxbt+]+", c) and set(c) & set("wax+") for c in constants):
                 yield name
 
 
 def test_files_are_written_where_it_is_said():
     writers = {p.stem: sorted(set(writes(p))) for p in ALL if list(writes(p))}
-    strangers = {stem: what for stem, what in writers.items()
-                 if stem not in ("folder", "fetch", "jobs") and not stem.startswith("report")}
+    strangers = {
+        stem: what
+        for stem, what in writers.items()
+        if stem not in ("folder", "fetch", "jobs") and not stem.startswith("report")
+    }
     assert not strangers
     assert {"folder", "fetch", "jobs"} <= set(writers)
 
 
 def test_nothing_asks_for_a_framework_by_name():
-    pattern = re.compile(r"framework(\.name)?\s*(==|!=)\s*[\"']|[\"']\s*(==|!=)\s*(self\.|config\.)*framework|framework\S* in \([\"']")
+    quoted = r"[\"']"
+    pattern = re.compile(rf"framework(\.name)?\s*(==|!=)\s*{quoted}|framework\S* in [(\[{{]{quoted}")
+    assert pattern.search('if framework == "torch"')
+    assert pattern.search("if config.framework.name in ('torch', 'mindspore')")
     assert not [name_of(p) for p in ALL if pattern.search(p.read_text())]
 
 
@@ -169,8 +214,14 @@ def test_the_modules_form_no_cycle():
         assert free, f"a cycle among {sorted(edges)}"
         order += free
         edges = {name: used for name, used in edges.items() if name not in free}
-    chain = ["params", "layers", "models"], ["params", "depth", "groups", "plan", "framework", "registry"], [
-        "plan", "verify", "run"], ["framework", "verify"], ["run", "jobs", "cli"], ["schedules", "plan"]
+    chain = (
+        ["params", "layers", "models"],
+        ["params", "depth", "groups", "plan", "framework", "registry"],
+        ["plan", "verify", "run"],
+        ["framework", "verify"],
+        ["run", "jobs", "cli"],
+        ["schedules", "plan"],
+    )
     for names in chain:
         assert [order.index(n) for n in names] == sorted(order.index(n) for n in names)
 
@@ -194,7 +245,9 @@ print(json.dumps([sorted({m.partition(".")[0] for m in set(sys.modules) - before
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("module", ["plan", "registry", "verify", "data", "weights", "run", "sweep", "config"])
+@pytest.mark.parametrize(
+    "module", ["plan", "registry", "verify", "data", "weights", "run", "sweep", "config"]
+)
 def test_no_module_of_the_core_brings_a_framework_or_hydra(module):
     code = f"import sys, layerwise_lr.{module}; print(*sorted({{m.partition('.')[0] for m in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

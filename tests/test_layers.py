@@ -34,27 +34,46 @@ def arrays(kind, **options):
 CONV = {"in_channels": 6, "out_channels": 8, "kernel": 3, "stride": 2, "padding": 1}
 EXPECTED = {
     ("conv", "plain"): (CONV, {"weight": ((8, 6, 3, 3), "weight", "conv", True)}),
-    ("conv", "groups"): ({**CONV, "groups": 2, "bias": True},
-                         {"weight": ((8, 3, 3, 3), "weight", "conv", True), "bias": ((8,), "bias", "conv", True)}),
-    ("linear", ""): ({"in_features": 5, "out_features": 7},
-                     {"weight": ((7, 5), "weight", "linear", True), "bias": ((7,), "bias", "linear", True)}),
-    ("batchnorm", ""): ({"features": 4, "eps": 1e-5, "momentum": 0.1},
-                        {"weight": ((4,), "scale", "batchnorm", True), "bias": ((4,), "shift", "batchnorm", True),
-                         "running_mean": ((4,), "buffer", "batchnorm", False),
-                         "running_var": ((4,), "buffer", "batchnorm", False)}),
-    ("layernorm", ""): ({"features": 4, "eps": 1e-6},
-                        {"weight": ((4,), "scale", "layernorm", True), "bias": ((4,), "shift", "layernorm", True)}),
-    ("attention", ""): ({"dim": 6, "num_heads": 2},
-                        {"qkv.weight": ((18, 6), "weight", "attention", True),
-                         "qkv.bias": ((18,), "bias", "attention", True),
-                         "proj.weight": ((6, 6), "weight", "attention", True),
-                         "proj.bias": ((6,), "bias", "attention", True)}),
-    ("tokens", ""): ({"num_patches": 9, "dim": 6},
-                     {"cls_token": ((1, 1, 6), "weight", "token", True),
-                      "pos_embed": ((1, 10, 6), "weight", "token", True)}),
+    ("conv", "groups"): (
+        {**CONV, "groups": 2, "bias": True},
+        {"weight": ((8, 3, 3, 3), "weight", "conv", True), "bias": ((8,), "bias", "conv", True)},
+    ),
+    ("linear", ""): (
+        {"in_features": 5, "out_features": 7},
+        {"weight": ((7, 5), "weight", "linear", True), "bias": ((7,), "bias", "linear", True)},
+    ),
+    ("batchnorm", ""): (
+        {"features": 4, "eps": 1e-5, "momentum": 0.1},
+        {
+            "weight": ((4,), "scale", "batchnorm", True),
+            "bias": ((4,), "shift", "batchnorm", True),
+            "running_mean": ((4,), "buffer", "batchnorm", False),
+            "running_var": ((4,), "buffer", "batchnorm", False),
+        },
+    ),
+    ("layernorm", ""): (
+        {"features": 4, "eps": 1e-6},
+        {"weight": ((4,), "scale", "layernorm", True), "bias": ((4,), "shift", "layernorm", True)},
+    ),
+    ("attention", ""): (
+        {"dim": 6, "num_heads": 2},
+        {
+            "qkv.weight": ((18, 6), "weight", "attention", True),
+            "qkv.bias": ((18,), "bias", "attention", True),
+            "proj.weight": ((6, 6), "weight", "attention", True),
+            "proj.bias": ((6,), "bias", "attention", True),
+        },
+    ),
+    ("tokens", ""): (
+        {"num_patches": 9, "dim": 6},
+        {
+            "cls_token": ((1, 1, 6), "weight", "token", True),
+            "pos_embed": ((1, 10, 6), "weight", "token", True),
+        },
+    ),
     ("embedding", ""): ({"num_embeddings": 11, "dim": 6}, {"weight": ((11, 6), "weight", "embedding", True)}),
     ("layerscale", ""): ({"dim": 6, "init": 1e-5}, {"gamma": ((6,), "scale", "layerscale", True)}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", sorted(EXPECTED))
@@ -181,8 +200,13 @@ def test_same_seed_same_bits_other_seed_other_bits_equal_shapes_other_draws():
 
 def test_depth_is_inherited_and_overridden_on_the_way_down():
     linear = Layer("linear", "a", {"in_features": 1, "out_features": 1})
-    tree = Seq("", (Seq("x", (linear, replace(linear, name="b", depth=5)), depth=2),
-                    Residual("r", (linear,), (Seq("s", (linear,), depth=4),), depth=3)))  # fmt: skip
+    tree = Seq(
+        "",
+        (
+            Seq("x", (linear, replace(linear, name="b", depth=5)), depth=2),
+            Residual("r", (linear,), (Seq("s", (linear,), depth=4),), depth=3),
+        ),
+    )
     assert [(name, depth) for name, _, depth in walk(tree)] == [
         ("x.a", 2),
         ("x.b", 5),

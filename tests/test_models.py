@@ -8,10 +8,16 @@ from layerwise_lr.errors import UserError
 from layerwise_lr.layers import param_table
 from layerwise_lr.models import MODELS, make_tree
 
-PUBLISHED = {  # trainable parameters at 1000 classes and 224 pixels, as torchvision's and timm's own pages state
-    "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032, "mobilenet_v2": 3_504_872,
-    "vit_tiny": 5_717_416, "vit_small": 22_050_664, "vit_base": 86_567_656,
-}  # fmt: skip
+# trainable parameters at 1000 classes and 224 pixels, as torchvision's and timm's own pages state
+PUBLISHED = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "mobilenet_v2": 3_504_872,
+    "vit_tiny": 5_717_416,
+    "vit_small": 22_050_664,
+    "vit_base": 86_567_656,
+}
 
 
 @pytest.mark.parametrize("model", sorted(PUBLISHED))
@@ -57,8 +63,11 @@ def test_resnet_s_declared_depths_are_timm_s(golden, model):
 def test_mobilenet_v2_has_the_names_and_shapes_of_torchvision_s_checkpoint(mobilenet_checkpoint):
     with mobilenet_checkpoint.open("rb") as file:  # the header of a safetensors file is plain JSON
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-    expected = {n: tuple(v["shape"]) for n, v in header.items()
-                if n != "__metadata__" and not n.endswith("num_batches_tracked")}  # fmt: skip
+    expected = {
+        n: tuple(v["shape"])
+        for n, v in header.items()
+        if n != "__metadata__" and not n.endswith("num_batches_tracked")
+    }
     assert {r.name: r.shape for r in param_table(make_tree("mobilenet_v2", 1000, 3, 224))} == expected
 
 
@@ -73,7 +82,7 @@ def test_depths_are_0_to_l_without_gaps_and_the_head_is_last(model):
     head = [r for r in table if table.is_head(r.name)]
     assert {r.depth for r in head} == {max(depths)}
     assert {r.role for r in head} == {"weight", "bias"}
-    assert [r for r in head if r.role == "weight"][0].shape[0] == 5
+    assert next(r for r in head if r.role == "weight").shape[0] == 5
 
 
 @pytest.mark.parametrize("model", sorted(MODELS))

@@ -22,9 +22,18 @@ def test_a_name_given_twice_is_refused_and_said():
 
 @pytest.mark.parametrize(
     ("name", "is_head"),
-    [("fc", True), ("fc.weight", True), ("fc.1.bias", True), ("fc2.weight", False), ("fc2", False),
-     ("f", False), ("body.fc.weight", False), ("fcx.fc.weight", False), ("", False)],
-)  # fmt: skip
+    [
+        ("fc", True),
+        ("fc.weight", True),
+        ("fc.1.bias", True),
+        ("fc2.weight", False),
+        ("fc2", False),
+        ("f", False),
+        ("body.fc.weight", False),
+        ("fcx.fc.weight", False),
+        ("", False),
+    ],
+)
 def test_the_head_ends_at_a_dot(name, is_head):
     assert table("fc.weight").is_head(name) is is_head
 

@@ -19,8 +19,9 @@ SGD = {"default": OptimizerSpec("sgd", lr=0.1, weight_decay=0.0)}
 
 
 def planned(table=LENET, freeze=None, steps=20, schedules=None, optimizers=None, **grouping):
-    return make_plan(table, GroupingSpec(**grouping), optimizers or SGD, schedules or LINEAR, freeze or FreezeSpec(),
-                     steps)[1]  # fmt: skip
+    return make_plan(
+        table, GroupingSpec(**grouping), optimizers or SGD, schedules or LINEAR, freeze or FreezeSpec(), steps
+    )[1]
 
 
 def windows(plan):
@@ -88,8 +89,9 @@ def test_progressive_with_stages_keeps_the_unnamed_frozen():
     plan = planned(RESNET, FreezeSpec("progressive", every=4, stages=["layer4", "layer3.1"]))
     found = windows(plan)
     assert {n.split(".")[0] for n, w in found.items() if w == (0, FOREVER)} == {"fc"}
-    assert {n for n, w in found.items() if w == (4, FOREVER)} == {r.name for r in RESNET.trainable
-                                                                  if r.name.startswith("layer4.")}  # fmt: skip
+    assert {n for n, w in found.items() if w == (4, FOREVER)} == {
+        r.name for r in RESNET.trainable if r.name.startswith("layer4.")
+    }
     assert all(n.startswith("layer3.1.") for n, w in found.items() if w == (8, FOREVER))
     assert found["conv1.weight"][0] >= FOREVER
     frozen = [i for i, g in enumerate(plan.groups) if g.active[0] >= FOREVER]
@@ -106,25 +108,31 @@ def test_a_stage_is_a_prefix_up_to_a_dot():
 def test_after_stops_what_it_names():
     found = windows(planned(freeze=FreezeSpec("after", match=["conv1", "conv2"], at=7)))
     assert {n: w for n, w in found.items() if w != (0, FOREVER)} == dict.fromkeys(
-        ["conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias"], (0, 7))  # fmt: skip
+        ["conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias"], (0, 7)
+    )
 
 
 @pytest.mark.parametrize(
     ("spec", "word"),
-    [(FreezeSpec("after", at=3), "freeze.match is empty"), (FreezeSpec("after", match=["conv9"], at=3), "'conv9'"),
-     (FreezeSpec("progresive", every=1), "did you mean 'progressive'"),
-     (FreezeSpec("after", match=["conv1"], at=0), "window is empty.*layer_0"),
-     (FreezeSpec("head_first", every=20), "begins after the last step"),
-     (FreezeSpec("progressive", every=6), "begins after the last step")],
-)  # fmt: skip
+    [
+        (FreezeSpec("after", at=3), "freeze.match is empty"),
+        (FreezeSpec("after", match=["conv9"], at=3), "'conv9'"),
+        (FreezeSpec("progresive", every=1), "did you mean 'progressive'"),
+        (FreezeSpec("after", match=["conv1"], at=0), "window is empty.*layer_0"),
+        (FreezeSpec("head_first", every=20), "begins after the last step"),
+        (FreezeSpec("progressive", every=6), "begins after the last step"),
+    ],
+)
 def test_a_faulty_freeze_is_refused(spec, word):
     with pytest.raises(UserError, match=word):
         planned(freeze=spec)
 
 
 def test_windows_intersect():
-    plan = planned(freeze=FreezeSpec("after", match=["conv1"], at=7),
-                   groups={"stem": GroupSpec(match=["conv1.*"], start=2, stop=15)})  # fmt: skip
+    plan = planned(
+        freeze=FreezeSpec("after", match=["conv1"], at=7),
+        groups={"stem": GroupSpec(match=["conv1.*"], start=2, stop=15)},
+    )
     assert windows(plan)["conv1.weight"] == (2, 7)
     with pytest.raises(UserError, match="window is empty"):
         planned(
@@ -181,12 +189,18 @@ def broken(**changes):
 
 @pytest.mark.parametrize(
     ("fault", "word"),
-    [("uncovered", r"1 in no group: conv1\.weight"), ("twice", r"in more than one group: fc1\.weight"),
-     ("twice in one", r"in more than one group: fc2\.bias"),
-     ("foreign", r"not trainable parameters of the model: fc9\.weight"), ("empty", r"without parameters: hollow"),
-     ("window", r"window is empty or begins after the last step: all"), ("late", r"after the last step: all"),
-     ("schedule", r"unknown schedule: all"), ("optimizer", r"unknown optimizer: all")],
-)  # fmt: skip
+    [
+        ("uncovered", r"1 in no group: conv1\.weight"),
+        ("twice", r"in more than one group: fc1\.weight"),
+        ("twice in one", r"in more than one group: fc2\.bias"),
+        ("foreign", r"not trainable parameters of the model: fc9\.weight"),
+        ("empty", r"without parameters: hollow"),
+        ("window", r"window is empty or begins after the last step: all"),
+        ("late", r"after the last step: all"),
+        ("schedule", r"unknown schedule: all"),
+        ("optimizer", r"unknown optimizer: all"),
+    ],
+)
 def test_every_fault_of_a_plan_is_found_and_named(fault, word):
     with pytest.raises(UserError, match=word):
         broken(fault=fault).check(LENET)
@@ -224,8 +238,13 @@ def rich_plan():
         "s": ScheduleSpec("multistep", milestones=[4, 9]),
     }
     optimizers = {"default": OptimizerSpec(), "o": OptimizerSpec("momentum", nesterov=True)}
-    return planned(RESNET, FreezeSpec("progressive", every=1), schedules=named, optimizers=optimizers, groups={
-        "stem": GroupSpec(match=["conv1.*"], schedule="s", optimizer="o", grad_centralization=True)})  # fmt: skip
+    return planned(
+        RESNET,
+        FreezeSpec("progressive", every=1),
+        schedules=named,
+        optimizers=optimizers,
+        groups={"stem": GroupSpec(match=["conv1.*"], schedule="s", optimizer="o", grad_centralization=True)},
+    )
 
 
 def test_json_gives_the_same_plan_again():

@@ -29,14 +29,19 @@ def torch_factors(build, steps):
 
 TORCH = {
     "step": (ScheduleSpec("step", gamma=0.3, every=7), lambda o: torch_lr.StepLR(o, 7, gamma=0.3)),
-    "multistep": (ScheduleSpec("multistep", gamma=0.2, milestones=[3, 11, 12]),
-                  lambda o: torch_lr.MultiStepLR(o, [3, 11, 12], gamma=0.2)),
-    "exponential": (ScheduleSpec("exponential", gamma=0.9, every=1), lambda o: torch_lr.ExponentialLR(o, 0.9)),
+    "multistep": (
+        ScheduleSpec("multistep", gamma=0.2, milestones=[3, 11, 12]),
+        lambda o: torch_lr.MultiStepLR(o, [3, 11, 12], gamma=0.2),
+    ),
+    "exponential": (
+        ScheduleSpec("exponential", gamma=0.9, every=1),
+        lambda o: torch_lr.ExponentialLR(o, 0.9),
+    ),
     "cosine": (ScheduleSpec("cosine"), lambda o: torch_lr.CosineAnnealingLR(o, 30)),
     "linear": (ScheduleSpec("linear", floor=0.1), lambda o: torch_lr.LinearLR(o, 1.0, 0.1, total_iters=30)),
     "polynomial": (ScheduleSpec("polynomial", power=2.5), lambda o: torch_lr.PolynomialLR(o, 30, power=2.5)),
     "constant": (ScheduleSpec("constant"), lambda o: torch_lr.LambdaLR(o, lambda _: 1.0)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", sorted(TORCH))
@@ -55,8 +60,9 @@ def test_one_cycle_step_by_step_as_torch_s_own(steps, pct, div, final):
 
     params = [torch.nn.Parameter(torch.zeros(1)) for _ in BASES]
     optimizer = torch.optim.SGD([{"params": [p], "lr": lr} for p, lr in zip(params, BASES, strict=True)])
-    scheduler = torch_lr.OneCycleLR(optimizer, list(BASES), total_steps=steps, pct_start=pct, div_factor=div,
-                                    final_div_factor=final)  # fmt: skip
+    scheduler = torch_lr.OneCycleLR(
+        optimizer, list(BASES), total_steps=steps, pct_start=pct, div_factor=div, final_div_factor=final
+    )
     for step in range(steps):
         row = [g["lr"] / lr for g, lr in zip(optimizer.param_groups, BASES, strict=True)]
         assert row == pytest.approx([schedule(step)] * 2, rel=1e-9, abs=1e-12), step
@@ -65,13 +71,18 @@ def test_one_cycle_step_by_step_as_torch_s_own(steps, pct, div, final):
             scheduler.step()
 
 
-MAE = {0: (0.0, 0.0), 2.5: (5e-4, 1.187863e-5), 5: (1e-3, 2.375726e-5), 52.5: (5.005e-4, 1.189051e-5),
-       100: (1e-6, 2.375726e-8)}  # fmt: skip
+MAE = {
+    0: (0.0, 0.0),
+    2.5: (5e-4, 1.187863e-5),
+    5: (1e-3, 2.375726e-5),
+    52.5: (5.005e-4, 1.189051e-5),
+    100: (1e-6, 2.375726e-8),
+}
 
 
 @pytest.mark.parametrize("epoch", sorted(MAE))
 def test_mae_s_warm_up_and_cosine(epoch):
-    """lr 1e-3, min 1e-6, warm-up 5 of 100 epochs (util/lr_sched.py, run), head and stem at layer_decay .75."""
+    """lr 1e-3, min 1e-6, warm-up 5 of 100 epochs (util/lr_sched.py, run); head and stem at decay .75."""
     per_epoch = 20
     spec = ScheduleSpec("cosine", warmup=5 * per_epoch, floor=1e-6 / 1e-3)
     groups = (Group("head", ("h",), 1.0, 0.0), Group("stem", ("s",), 0.75**13, 0.0))
@@ -118,12 +129,15 @@ def test_join_as_torch_s_sequential():
 
 @pytest.mark.parametrize(
     ("spec", "word"),
-    [(ScheduleSpec("cosin"), "did you mean 'cosine'"), (ScheduleSpec(""), "unknown"),
-     (ScheduleSpec("join", parts=["a", "b"], starts=[]), "one fewer than parts"),
-     (ScheduleSpec("join", parts=["a", "a", "a"], starts=[5, 3]), "rising"),
-     (ScheduleSpec("join", parts=["a", "zz"], starts=[5]), "'zz'"),
-     (ScheduleSpec("join", parts=["a", "self"], starts=[5]), "'self'")],
-)  # fmt: skip
+    [
+        (ScheduleSpec("cosin"), "did you mean 'cosine'"),
+        (ScheduleSpec(""), "unknown"),
+        (ScheduleSpec("join", parts=["a", "b"], starts=[]), "one fewer than parts"),
+        (ScheduleSpec("join", parts=["a", "a", "a"], starts=[5, 3]), "rising"),
+        (ScheduleSpec("join", parts=["a", "zz"], starts=[5]), "'zz'"),
+        (ScheduleSpec("join", parts=["a", "self"], starts=[5]), "'self'"),
+    ],
+)
 def test_a_faulty_spec_is_refused_by_name(spec, word):
     named = {"a": ScheduleSpec(), "self": spec}
     with pytest.raises(UserError, match=word):
@@ -155,10 +169,18 @@ def test_the_ratio_between_groups_never_changes():
     for name, _ in itertools.product(schedules.NAMES, range(12)):
         total = rng.randint(2, 60)
         spec = ScheduleSpec(
-            name, warmup=rng.randint(0, total), warmup_start=rng.random(), floor=rng.random(), gamma=rng.uniform(0.05, 1.5),
-            every=rng.randint(1, 9), milestones=sorted(rng.sample(range(total), 2)), power=rng.uniform(0.3, 3),
-            pct_start=rng.uniform(0.05, 0.95), parts=["a", "b"], starts=[rng.randint(1, total)],
-        )  # fmt: skip
+            name,
+            warmup=rng.randint(0, total),
+            warmup_start=rng.random(),
+            floor=rng.random(),
+            gamma=rng.uniform(0.05, 1.5),
+            every=rng.randint(1, 9),
+            milestones=sorted(rng.sample(range(total), 2)),
+            power=rng.uniform(0.3, 3),
+            pct_start=rng.uniform(0.05, 0.95),
+            parts=["a", "b"],
+            starts=[rng.randint(1, total)],
+        )
         named = {
             "default": spec,
             "a": ScheduleSpec("cosine", floor=0.3),

@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from layerwise_lr.plugins.torch_plugin.plugin import TorchFramework
 from torch.nn import functional as F
 
 from layerwise_lr import verify
@@ -12,7 +13,6 @@ from layerwise_lr.groups import GroupingSpec, GroupSpec
 from layerwise_lr.layers import KINDS, PLAIN_KINDS, Layer, Residual, Seq, Tree, initial_weights, param_table
 from layerwise_lr.models import make_tree
 from layerwise_lr.plan import FreezeSpec, OptimizerSpec, make_plan
-from layerwise_lr.plugins.torch_plugin.plugin import TorchFramework
 from layerwise_lr.schedules import ScheduleSpec
 from layerwise_lr.weights import read
 
@@ -27,8 +27,10 @@ def torch_framework():
 def random_weights(tree, seed=3):
     """Nothing at its initial value: ones and zeros would hide mistakes."""
     rng = np.random.default_rng(seed)
-    return {n: (0.5 + rng.random(a.shape)).astype(np.float32) * (0.2 if a.ndim > 1 else 1)
-            for n, a in initial_weights(tree, 0).items()}  # fmt: skip
+    return {
+        n: (0.5 + rng.random(a.shape)).astype(np.float32) * (0.2 if a.ndim > 1 else 1)
+        for n, a in initial_weights(tree, 0).items()
+    }
 
 
 # --- every kind against functional code with the same weights
@@ -42,19 +44,40 @@ def attention(x, w):
     return F.linear(out, w["proj.weight"], w["proj.bias"])
 
 
-CONV = {"in_channels": 4, "out_channels": 6, "kernel": 3, "stride": 2, "padding": 1, "groups": 2, "bias": True}
+CONV = {
+    "in_channels": 4,
+    "out_channels": 6,
+    "kernel": 3,
+    "stride": 2,
+    "padding": 1,
+    "groups": 2,
+    "bias": True,
+}
 IMAGE, TOKENS = (2, 4, 8, 8), (2, 5, 6)
 KIND_CASES = {
     "conv": (IMAGE, CONV, lambda x, w: F.conv2d(x, w["weight"], w["bias"], 2, 1, groups=2)),
-    "linear": (TOKENS, {"in_features": 6, "out_features": 3}, lambda x, w: F.linear(x, w["weight"], w["bias"])),
-    "batchnorm": (IMAGE, {"features": 4, "eps": 1e-3, "momentum": 0.3},
-                  lambda x, w: F.batch_norm(x, None, None, w["weight"], w["bias"], True, 0.0, 1e-3)),
-    "layernorm": (TOKENS, {"features": 6, "eps": 1e-2},
-                  lambda x, w: F.layer_norm(x, (6,), w["weight"], w["bias"], 1e-2)),
+    "linear": (
+        TOKENS,
+        {"in_features": 6, "out_features": 3},
+        lambda x, w: F.linear(x, w["weight"], w["bias"]),
+    ),
+    "batchnorm": (
+        IMAGE,
+        {"features": 4, "eps": 1e-3, "momentum": 0.3},
+        lambda x, w: F.batch_norm(x, None, None, w["weight"], w["bias"], True, 0.0, 1e-3),
+    ),
+    "layernorm": (
+        TOKENS,
+        {"features": 6, "eps": 1e-2},
+        lambda x, w: F.layer_norm(x, (6,), w["weight"], w["bias"], 1e-2),
+    ),
     "embedding": (None, {"num_embeddings": 7, "dim": 3}, lambda x, w: w["weight"][x]),
     "attention": (TOKENS, {"dim": 6, "num_heads": 2}, attention),
-    "tokens": (TOKENS, {"num_patches": 5, "dim": 6},
-               lambda x, w: torch.cat([w["cls_token"].repeat(2, 1, 1), x], 1) + w["pos_embed"]),
+    "tokens": (
+        TOKENS,
+        {"num_patches": 5, "dim": 6},
+        lambda x, w: torch.cat([w["cls_token"].repeat(2, 1, 1), x], 1) + w["pos_embed"],
+    ),
     "layerscale": (TOKENS, {"dim": 6, "init": 0.5}, lambda x, w: x * w["gamma"]),
     "relu": (IMAGE, {}, lambda x, w: x.clamp(min=0)),
     "relu6": (IMAGE, {}, lambda x, w: torch.minimum(torch.maximum(x, torch.zeros(())), torch.full((), 6.0))),
@@ -67,7 +90,7 @@ KIND_CASES = {
     "to_tokens": (IMAGE, {}, lambda x, w: x.reshape(2, 4, 64).permute(0, 2, 1)),
     "first_token": (TOKENS, {}, lambda x, w: x.select(1, 0)),
     "mean_tokens": (TOKENS, {}, lambda x, w: x[:, 1:].sum(1) / 4),
-}  # fmt: skip
+}
 
 
 def test_every_kind_has_its_case():
@@ -81,30 +104,44 @@ def test_forward_of_each_kind(torch_framework, kind):
     model = torch_framework.make_model(tree)
     weights = random_weights(tree)
     torch_framework.set_weights(model, weights)
-    x = torch.tensor([[0, 6, 3]]) if shape is None else torch.tensor(RNG.normal(0, 4, shape).astype(np.float32))
+    x = (
+        torch.tensor([[0, 6, 3]])
+        if shape is None
+        else torch.tensor(RNG.normal(0, 4, shape).astype(np.float32))
+    )
     expected = by_hand(x, {n: torch.from_numpy(a) for n, a in weights.items()})
     torch.testing.assert_close(model(x), expected, rtol=2e-5, atol=2e-5)
 
 
 def test_batchnorm_s_running_statistics_by_hand(torch_framework):
     """new = (1 - momentum) * old + momentum * batch, with the unbiased variance."""
-    tree = Tree("t", Seq("", (Layer("batchnorm", "", KIND_CASES["batchnorm"][1]),), depth=0), "", (1, 1, 1), 1)
+    tree = Tree(
+        "t", Seq("", (Layer("batchnorm", "", KIND_CASES["batchnorm"][1]),), depth=0), "", (1, 1, 1), 1
+    )
     model, weights = torch_framework.make_model(tree), random_weights(tree)
     torch_framework.set_weights(model, weights)
     x = RNG.normal(2, 3, IMAGE).astype(np.float32)
     model(torch.from_numpy(x))
     after = torch_framework.get_weights(model)
     flat = x.transpose(1, 0, 2, 3).reshape(4, -1)
-    assert after["running_mean"] == pytest.approx(0.7 * weights["running_mean"] + 0.3 * flat.mean(1), rel=1e-5)
-    assert after["running_var"] == pytest.approx(0.7 * weights["running_var"] + 0.3 * flat.var(1, ddof=1), rel=1e-5)
+    assert after["running_mean"] == pytest.approx(
+        0.7 * weights["running_mean"] + 0.3 * flat.mean(1), rel=1e-5
+    )
+    assert after["running_var"] == pytest.approx(
+        0.7 * weights["running_var"] + 0.3 * flat.var(1, ddof=1), rel=1e-5
+    )
     model.eval()
-    expected = (x - after["running_mean"][:, None, None]) / np.sqrt(after["running_var"][:, None, None] + 1e-3)
+    expected = (x - after["running_mean"][:, None, None]) / np.sqrt(
+        after["running_var"][:, None, None] + 1e-3
+    )
     expected = expected * weights["weight"][:, None, None] + weights["bias"][:, None, None]
     assert model(torch.from_numpy(x)).detach().numpy() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 def test_dropout_drops_its_share_and_scales_the_rest(torch_framework):
-    model = torch_framework.make_model(Tree("t", Seq("", (Layer("dropout", "", {"p": 0.25}),)), "", (1, 1, 1), 1))
+    model = torch_framework.make_model(
+        Tree("t", Seq("", (Layer("dropout", "", {"p": 0.25}),)), "", (1, 1, 1), 1)
+    )
     x = torch.ones(1, 20000)
     torch_framework.reseed(3)
     one = model(x)
@@ -119,7 +156,13 @@ def test_a_residual_is_the_sum_of_body_and_shortcut(torch_framework):
     def lin(name):
         return Layer("linear", name, {"in_features": 3, "out_features": 3})
 
-    tree = Tree("t", Seq("", (Residual("r", (lin("a"),), (lin("b"),)), Residual("", (lin("c"),))), depth=0), "", (1, 1, 1), 1)
+    tree = Tree(
+        "t",
+        Seq("", (Residual("r", (lin("a"),), (lin("b"),)), Residual("", (lin("c"),))), depth=0),
+        "",
+        (1, 1, 1),
+        1,
+    )
     model, weights = torch_framework.make_model(tree), random_weights(tree)
     torch_framework.set_weights(model, weights)
     x = RNG.normal(size=(2, 3)).astype(np.float32)
@@ -136,8 +179,16 @@ def resnet18_by_hand(x, w):
     """torchvision's resnet18 in evaluation mode, spelled with functions and the checkpoint's names."""
 
     def bn(x, name):
-        return F.batch_norm(x, w[f"{name}.running_mean"], w[f"{name}.running_var"], w[f"{name}.weight"],
-                            w[f"{name}.bias"], False, 0.1, 1e-5)  # fmt: skip
+        return F.batch_norm(
+            x,
+            w[f"{name}.running_mean"],
+            w[f"{name}.running_var"],
+            w[f"{name}.weight"],
+            w[f"{name}.bias"],
+            False,
+            0.1,
+            1e-5,
+        )
 
     x = F.max_pool2d(F.relu(bn(F.conv2d(x, w["conv1.weight"], None, 2, 3), "bn1")), 3, 2, 1)
     for stage in (1, 2, 3, 4):
@@ -192,7 +243,9 @@ def test_whole_models_against_functions(torch_framework, model):
     by_hand = resnet18_by_hand if model == "resnet18" else lambda x, w: vit_by_hand(x, w, 2, model)
     state = state_of(torch_framework, native, plan_of(tree))
     expected = by_hand(torch.from_numpy(x), w).numpy()
-    assert torch_framework.predict(state, x) == pytest.approx(expected, rel=1e-4, abs=1e-4 * float(np.abs(expected).max()))
+    assert torch_framework.predict(state, x) == pytest.approx(
+        expected, rel=1e-4, abs=1e-4 * float(np.abs(expected).max())
+    )
 
 
 @pytest.mark.parametrize("model", ["lenet", "mlp", "resnet18", "resnet50", "mobilenet_v2", "vit_tiny"])
@@ -227,8 +280,14 @@ Y = RNG.integers(0, 10, 16)
 
 def plan_of(tree, optimizer=None, schedule=None, steps=20, freeze=None, optimizers=(), **grouping):
     named = {"default": optimizer or OptimizerSpec("adamw", lr=1e-3), **dict(optimizers)}
-    return make_plan(param_table(tree), GroupingSpec(**grouping), named, {"default": schedule or ScheduleSpec("cosine")},
-                     freeze or FreezeSpec(), steps)[1]  # fmt: skip
+    return make_plan(
+        param_table(tree),
+        GroupingSpec(**grouping),
+        named,
+        {"default": schedule or ScheduleSpec("cosine")},
+        freeze or FreezeSpec(),
+        steps,
+    )[1]
 
 
 def state_of(framework, model, plan, start=0):
@@ -259,25 +318,41 @@ def train(framework, state, plan, start, stop):
 
 BY_HAND = {
     "sgd": (OptimizerSpec("sgd", lr=0.05, weight_decay=0.01), lambda g: torch.optim.SGD(g)),
-    "momentum": (OptimizerSpec("momentum", lr=0.05, momentum=0.8, weight_decay=0.01),
-                 lambda g: torch.optim.SGD(g, momentum=0.8)),
-    "nesterov": (OptimizerSpec("momentum", lr=0.05, momentum=0.8, weight_decay=0.01, nesterov=True),
-                 lambda g: torch.optim.SGD(g, momentum=0.8, nesterov=True)),
-    "adam": (OptimizerSpec("adam", lr=0.002, weight_decay=0.1, betas=[0.8, 0.95], eps=1e-6),
-             lambda g: torch.optim.Adam(g, betas=(0.8, 0.95), eps=1e-6)),
-    "adamw": (OptimizerSpec("adamw", lr=0.002, weight_decay=0.1, betas=[0.8, 0.95], eps=1e-6),
-              lambda g: torch.optim.AdamW(g, betas=(0.8, 0.95), eps=1e-6)),
-}  # fmt: skip
+    "momentum": (
+        OptimizerSpec("momentum", lr=0.05, momentum=0.8, weight_decay=0.01),
+        lambda g: torch.optim.SGD(g, momentum=0.8),
+    ),
+    "nesterov": (
+        OptimizerSpec("momentum", lr=0.05, momentum=0.8, weight_decay=0.01, nesterov=True),
+        lambda g: torch.optim.SGD(g, momentum=0.8, nesterov=True),
+    ),
+    "adam": (
+        OptimizerSpec("adam", lr=0.002, weight_decay=0.1, betas=[0.8, 0.95], eps=1e-6),
+        lambda g: torch.optim.Adam(g, betas=(0.8, 0.95), eps=1e-6),
+    ),
+    "adamw": (
+        OptimizerSpec("adamw", lr=0.002, weight_decay=0.1, betas=[0.8, 0.95], eps=1e-6),
+        lambda g: torch.optim.AdamW(g, betas=(0.8, 0.95), eps=1e-6),
+    ),
+}
 
 
 def lenet_by_hand():
     model = torch.nn.Sequential()
     for name, module in [
-        ("conv1", torch.nn.Conv2d(1, 6, 5, padding=2)), ("r1", torch.nn.ReLU()), ("p1", torch.nn.MaxPool2d(2)),
-        ("conv2", torch.nn.Conv2d(6, 16, 5)), ("r2", torch.nn.ReLU()), ("p2", torch.nn.MaxPool2d(2)),
-        ("flat", torch.nn.Flatten()), ("fc1", torch.nn.Linear(16, 120)), ("r3", torch.nn.ReLU()),
-        ("fc2", torch.nn.Linear(120, 84)), ("r4", torch.nn.ReLU()), ("classifier", torch.nn.Linear(84, 10)),
-    ]:  # fmt: skip
+        ("conv1", torch.nn.Conv2d(1, 6, 5, padding=2)),
+        ("r1", torch.nn.ReLU()),
+        ("p1", torch.nn.MaxPool2d(2)),
+        ("conv2", torch.nn.Conv2d(6, 16, 5)),
+        ("r2", torch.nn.ReLU()),
+        ("p2", torch.nn.MaxPool2d(2)),
+        ("flat", torch.nn.Flatten()),
+        ("fc1", torch.nn.Linear(16, 120)),
+        ("r3", torch.nn.ReLU()),
+        ("fc2", torch.nn.Linear(120, 84)),
+        ("r4", torch.nn.ReLU()),
+        ("classifier", torch.nn.Linear(84, 10)),
+    ]:
         model.add_module(name, module)
     model.load_state_dict({n: torch.from_numpy(a.copy()) for n, a in initial_weights(LENET, 1).items()})
     return model
@@ -292,8 +367,14 @@ def test_five_steps_as_torch_used_by_hand(torch_framework, name):
 
     model = lenet_by_hand()
     depth = {"conv1": 0, "conv2": 1, "fc1": 2, "fc2": 3, "classifier": 4}
-    groups = [{"params": [p], "lr": spec.lr * 0.6 ** (4 - depth[n.split(".")[0]]),
-               "weight_decay": spec.weight_decay if p.ndim > 1 else 0.0} for n, p in model.named_parameters()]  # fmt: skip
+    groups = [
+        {
+            "params": [p],
+            "lr": spec.lr * 0.6 ** (4 - depth[n.split(".")[0]]),
+            "weight_decay": spec.weight_decay if p.ndim > 1 else 0.0,
+        }
+        for n, p in model.named_parameters()
+    ]
     optimizer = build(groups)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
     for step in range(5):
@@ -316,7 +397,10 @@ RESUMED = {
     "adamw": (OptimizerSpec("adamw", lr=0.002), {}),
     "momentum": (OptimizerSpec("momentum", lr=0.02), {}),
     "sgd": (OptimizerSpec("sgd", lr=0.02), {}),
-    "two": (OptimizerSpec("adam", lr=0.002), {"groups": {"stem": GroupSpec(match=["conv*"], optimizer="slow")}}),
+    "two": (
+        OptimizerSpec("adam", lr=0.002),
+        {"groups": {"stem": GroupSpec(match=["conv*"], optimizer="slow")}},
+    ),
 }
 
 
@@ -325,8 +409,15 @@ RESUMED = {
 def test_ten_steps_are_five_a_checkpoint_and_five_bit_by_bit(torch_framework, tmp_path, name, freeze):
     spec, grouping = RESUMED[name]
     strategy = FreezeSpec(freeze, every=2, match=["conv1"] if freeze == "after" else [], at=3)
-    plan = plan_of(LENET, spec, ScheduleSpec("cosine", warmup=2, warmup_start=0.1), 10, strategy,
-                   {"slow": OptimizerSpec("momentum", lr=0.1)}, **grouping)  # fmt: skip
+    plan = plan_of(
+        LENET,
+        spec,
+        ScheduleSpec("cosine", warmup=2, warmup_start=0.1),
+        10,
+        strategy,
+        {"slow": OptimizerSpec("momentum", lr=0.1)},
+        **grouping,
+    )
     whole = fresh(torch_framework, plan)
     losses = train(torch_framework, whole, plan, 0, 10)
 
@@ -364,7 +455,10 @@ def test_parameters_without_an_entry_start_fresh(torch_framework):
     train(torch_framework, state, plan, 0, 3)
     held = torch_framework.get_optimizer_state(state)
     torch_framework.set_optimizer_state(state, {k: a for k, a in held.items() if k.startswith("fc1.")})
-    assert {k.partition("/")[0] for k in torch_framework.get_optimizer_state(state)} == {"fc1.weight", "fc1.bias"}
+    assert {k.partition("/")[0] for k in torch_framework.get_optimizer_state(state)} == {
+        "fc1.weight",
+        "fc1.bias",
+    }
     train(torch_framework, state, plan, 3, 4)
     held = torch_framework.get_optimizer_state(state)
     assert (float(held["fc1.weight/step"]), float(held["fc2.weight/step"])) == (4.0, 1.0)
@@ -378,7 +472,11 @@ def test_predict_changes_nothing(torch_framework):
     x, y = RNG.normal(size=(4, 3, 32, 32)).astype(np.float32), np.arange(4)
     state.scheduler.apply(0)
     torch_framework.train_step(state, x, y)
-    before = torch_framework.get_weights(model), torch_framework.get_optimizer_state(state), torch_framework.get_gradients(state)
+    before = (
+        torch_framework.get_weights(model),
+        torch_framework.get_optimizer_state(state),
+        torch_framework.get_gradients(state),
+    )
     rng, lrs = torch.random.get_rng_state(), state.scheduler.lrs()
     one, two = torch_framework.predict(state, x), torch_framework.predict(state, x)
     assert one.dtype == np.float32
@@ -387,7 +485,11 @@ def test_predict_changes_nothing(torch_framework):
     assert state.scheduler.lrs() == lrs
     assert model.training
     assert all(m.training for m in model.modules())
-    after = torch_framework.get_weights(model), torch_framework.get_optimizer_state(state), torch_framework.get_gradients(state)
+    after = (
+        torch_framework.get_weights(model),
+        torch_framework.get_optimizer_state(state),
+        torch_framework.get_gradients(state),
+    )
     for a, b in zip(before, after, strict=True):
         assert set(a) == set(b)
         assert all(np.array_equal(a[n], b[n]) for n in a)
@@ -397,8 +499,12 @@ def test_predict_changes_nothing(torch_framework):
 
 
 def test_frozen_groups_keep_weights_and_optimizer_state(torch_framework):
-    plan = plan_of(LENET, OptimizerSpec("adamw", lr=0.01, weight_decay=0.5), steps=9, groups={
-        "stem": GroupSpec(match=["conv1.*"], start=3, stop=6)})  # fmt: skip
+    plan = plan_of(
+        LENET,
+        OptimizerSpec("adamw", lr=0.01, weight_decay=0.5),
+        steps=9,
+        groups={"stem": GroupSpec(match=["conv1.*"], start=3, stop=6)},
+    )
     state = fresh(torch_framework, plan)
     seen = []
     for stop in (3, 6, 9):
@@ -441,12 +547,16 @@ def test_a_stretch_in_which_nothing_trains_passes(torch_framework):
 
 def test_an_lr_of_zero_is_not_freezing(torch_framework):
     """At lr 0 nothing moves, but momentum goes on: the next step differs from that of a frozen group."""
-    named = {"default": ScheduleSpec("constant"), "gap": ScheduleSpec("join", parts=["default", "none", "default"],
-                                                                     starts=[3, 6]),
-             "none": ScheduleSpec("multistep", gamma=1e-300, milestones=[0, 0])}  # fmt: skip
+    named = {
+        "default": ScheduleSpec("constant"),
+        "gap": ScheduleSpec("join", parts=["default", "none", "default"], starts=[3, 6]),
+        "none": ScheduleSpec("multistep", gamma=1e-300, milestones=[0, 0]),
+    }
     spec = {"default": OptimizerSpec("momentum", lr=0.02, momentum=0.9, weight_decay=0.0)}
     groups = {"all": GroupSpec(match=["*"], schedule="gap")}
-    plan = make_plan(param_table(LENET), GroupingSpec(strategy="flat", groups=groups), spec, named, FreezeSpec(), 9)[1]
+    plan = make_plan(
+        param_table(LENET), GroupingSpec(strategy="flat", groups=groups), spec, named, FreezeSpec(), 9
+    )[1]
     assert plan.table()[3:6].max() == 0.0
     assert plan.active(4) == (True,)
     state = fresh(torch_framework, plan)
@@ -473,9 +583,14 @@ def test_an_lr_of_zero_is_not_freezing(torch_framework):
 
 
 def test_two_optimizers_each_move_their_own_parameters(torch_framework):
-    plan = plan_of(LENET, OptimizerSpec("adamw", lr=0.01, weight_decay=0.0), ScheduleSpec("constant"),
-                   strategy="flat", optimizers={"plain": OptimizerSpec("sgd", lr=123.0)},
-                   groups={"stem": GroupSpec(match=["conv*"], optimizer="plain", lr=0.5, weight_decay=0.0)})  # fmt: skip
+    plan = plan_of(
+        LENET,
+        OptimizerSpec("adamw", lr=0.01, weight_decay=0.0),
+        ScheduleSpec("constant"),
+        strategy="flat",
+        optimizers={"plain": OptimizerSpec("sgd", lr=123.0)},
+        groups={"stem": GroupSpec(match=["conv*"], optimizer="plain", lr=0.5, weight_decay=0.0)},
+    )
     state = fresh(torch_framework, plan)
     assert [type(o).__name__ for o in state.optimizer] == ["SGD", "AdamW"]
     before = torch_framework.get_weights(state.model)
@@ -488,8 +603,13 @@ def test_two_optimizers_each_move_their_own_parameters(torch_framework):
 
 
 def test_gradient_centralization_takes_each_filter_s_mean_and_no_other(torch_framework):
-    plan = plan_of(LENET, OptimizerSpec("sgd", lr=0.5, weight_decay=0.0), ScheduleSpec("constant"), strategy="flat",
-                   groups={"c": GroupSpec(match=["conv2.*", "fc1.*"], grad_centralization=True)})  # fmt: skip
+    plan = plan_of(
+        LENET,
+        OptimizerSpec("sgd", lr=0.5, weight_decay=0.0),
+        ScheduleSpec("constant"),
+        strategy="flat",
+        groups={"c": GroupSpec(match=["conv2.*", "fc1.*"], grad_centralization=True)},
+    )
     state = fresh(torch_framework, plan)
     before = torch_framework.get_weights(state.model)
     train(torch_framework, state, plan, 0, 1)
@@ -506,8 +626,9 @@ def test_gradient_centralization_takes_each_filter_s_mean_and_no_other(torch_fra
 
 
 def test_the_scheduler_writes_the_plan_into_torch_s_own_groups(torch_framework):
-    plan = plan_of(LENET, optimizers={"o": OptimizerSpec("sgd")},
-                   groups={"s": GroupSpec(match=["fc1.*"], optimizer="o")})  # fmt: skip
+    plan = plan_of(
+        LENET, optimizers={"o": OptimizerSpec("sgd")}, groups={"s": GroupSpec(match=["fc1.*"], optimizer="o")}
+    )
     state = fresh(torch_framework, plan, start=7)
     assert state.scheduler.lrs() == pytest.approx(plan.lrs(7))
     state.scheduler.apply(13)
@@ -546,11 +667,21 @@ def test_gradients_do_not_pile_up(torch_framework):
 
 @pytest.mark.parametrize(
     ("change", "word"),
-    [({"device": "cuda:9"}, r"framework\.device='cuda:9' is not here.*cpu"), ({"device": "tpu"}, "'tpu'"),
-     ({"precision": "fp16"}, r"framework\.precision='fp16'")],
-)  # fmt: skip
+    [
+        ({"device": "cuda:9"}, r"framework\.device='cuda:9' is not here.*cpu"),
+        ({"device": "tpu"}, "'tpu'"),
+        ({"precision": "fp16"}, r"framework\.precision='fp16'"),
+    ],
+)
 def test_what_is_not_here_is_said(change, word):
-    arguments = {"device": "cpu", "mode": "eager", "seed": 0, "precision": "fp32", "threads": 1, "deterministic": False}
+    arguments = {
+        "device": "cpu",
+        "mode": "eager",
+        "seed": 0,
+        "precision": "fp32",
+        "threads": 1,
+        "deterministic": False,
+    }
     with pytest.raises(UserError, match=word):
         TorchFramework(**{**arguments, **change})
 

@@ -2,6 +2,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from layerwise_lr.plugins.torch_plugin import layers
+from layerwise_lr.plugins.torch_plugin.plugin import TorchFramework, TorchScheduler
 
 from layerwise_lr import run as runs
 from layerwise_lr import verify
@@ -11,8 +13,6 @@ from layerwise_lr.groups import GroupingSpec, GroupSpec
 from layerwise_lr.layers import initial_weights, param_table
 from layerwise_lr.models import make_tree
 from layerwise_lr.plan import FreezeSpec, OptimizerSpec, make_plan
-from layerwise_lr.plugins.torch_plugin import layers
-from layerwise_lr.plugins.torch_plugin.plugin import TorchFramework, TorchScheduler
 from layerwise_lr.schedules import ScheduleSpec
 
 TREES = {
@@ -40,7 +40,10 @@ STEMS = {"lenet": "conv1", "vit": "patch_embed", "resnet": "layer1"}
 def plan_of(model, optimizer, schedule="cosine", weight_decay=0.05, steps=40, **grouping):
     spec, freeze = SCHEDULES[schedule] if isinstance(schedule, str) else schedule
     freeze = replace(freeze, match=[STEMS[model]] if freeze.strategy == "after" else [])
-    optimizers = {"default": replace(OPTIMIZERS[optimizer], weight_decay=weight_decay), "other": OPTIMIZERS["momentum"]}
+    optimizers = {
+        "default": replace(OPTIMIZERS[optimizer], weight_decay=weight_decay),
+        "other": OPTIMIZERS["momentum"],
+    }
     grouping = GroupingSpec(**{"layer_decay": 0.6, **grouping})
     return make_plan(param_table(TREES[model]), grouping, optimizers, {"default": spec}, freeze, steps)[1]
 
@@ -69,7 +72,9 @@ def test_torch_does_what_the_plan_says(model, optimizer, weight_decay, schedule)
     plan = plan_of(model, optimizer, schedule, weight_decay)
     report, after, before = checked(honest(), model, plan)
     assert report["max_relative_error"] <= verify.TOLERANCE
-    assert all(np.array_equal(after[n], before[n]) for n in before), "the probe must leave the weights as they were"
+    assert all(np.array_equal(after[n], before[n]) for n in before), (
+        "the probe must leave the weights as they were"
+    )
     measured = {r["group"] for r in report["groups"] if r["measured"]}
     assert measured == {g.name for g in plan.groups}
     for row in report["groups"]:
@@ -88,7 +93,9 @@ def test_torch_on_a_resnet_with_batchnorm(optimizer, schedule):
 
 @pytest.mark.parametrize("scale", [1e-3, 1e-6, 1e-9])
 def test_a_tiny_lr_is_measured_too(scale):
-    plan = plan_of("lenet", "adamw", layer_decay=1.0, groups={"stem": GroupSpec(match=["conv1.*"], lr_scale=scale)})
+    plan = plan_of(
+        "lenet", "adamw", layer_decay=1.0, groups={"stem": GroupSpec(match=["conv1.*"], lr_scale=scale)}
+    )
     report, _, _ = checked(honest(), "lenet", plan)
     assert report["unmeasured"] == []
     assert report["base_lr_times"] > 1
@@ -116,9 +123,24 @@ def test_probe_steps_show_every_group_moving():
 
 
 def run_folder(path, **changes):
-    config = resolve(from_data({
-        "data": {"name": "digits", "image_size": 12, "train_size": 60, "val_size": 30, "test_size": 30}, "batch_size": 20,
-        "steps": 6, "freeze": {"strategy": "head_first", "every": 2}, "eval_every": 2, **changes}))  # fmt: skip
+    config = resolve(
+        from_data(
+            {
+                "data": {
+                    "name": "digits",
+                    "image_size": 12,
+                    "train_size": 60,
+                    "val_size": 30,
+                    "test_size": 30,
+                },
+                "batch_size": 20,
+                "steps": 6,
+                "freeze": {"strategy": "head_first", "every": 2},
+                "eval_every": 2,
+                **changes,
+            }
+        )
+    )
     folder = RunFolder.claim(path)
     folder.write_text(CONFIG, config.to_yaml())
     return folder
@@ -200,7 +222,9 @@ class MisplacesOneBias(TorchFramework):
     def make_groups(self, model, plan):
         groups = super().make_groups(model, plan)
         home = next(g for g in groups if "fc1.bias" in dict(g["params"]))
-        away = next(g for g in groups if g["name"].startswith("layer_4") and g["weight_decay"] == home["weight_decay"])
+        away = next(
+            g for g in groups if g["name"].startswith("layer_4") and g["weight_decay"] == home["weight_decay"]
+        )
         bias = next(p for p in home["params"] if p[0] == "fc1.bias")
         home["params"] = [p for p in home["params"] if p[0] != "fc1.bias"]
         away["params"] = [*away["params"], bias]
@@ -219,7 +243,9 @@ class DecaysNothing(TorchFramework):
 
 class IgnoresWindows(Faulty):
     def apply(self, step):
-        self.write(replace(self._plan, groups=tuple(replace(g, active=(0, 99)) for g in self._plan.groups)).lrs(step))
+        self.write(
+            replace(self._plan, groups=tuple(replace(g, active=(0, 99)) for g in self._plan.groups)).lrs(step)
+        )
 
 
 class MovesTheFrozen(with_scheduler(IgnoresWindows)):
@@ -234,7 +260,9 @@ class FreezesByLrAlone(TorchFramework):
 
 def test_freezing_by_an_lr_of_zero_alone_moves_nothing_and_is_seen_in_the_optimizer_s_state_only():
     """One step at lr 0 moves nothing, so the lr is right; test_torch_plugin checks that frozen state stays."""
-    checked(FreezesByLrAlone("cpu", "eager", 0, "fp32", 1, False), "lenet", plan_of("lenet", "adamw", "freezing"))
+    checked(
+        FreezesByLrAlone("cpu", "eager", 0, "fp32", 1, False), "lenet", plan_of("lenet", "adamw", "freezing")
+    )
 
 
 class MovesTheFrozenByAHair(TorchFramework):
@@ -242,7 +270,9 @@ class MovesTheFrozenByAHair(TorchFramework):
         loss = super().train_step(state, x, y)
         for name, p in state.model.named_parameters():
             if "conv1" in name and p.grad is None:
-                p.data.flatten()[0] = np.nextafter(p.data.flatten()[0].item(), np.float32(9), dtype=np.float32).item()
+                p.data.flatten()[0] = np.nextafter(
+                    p.data.flatten()[0].item(), np.float32(9), dtype=np.float32
+                ).item()
         return loss
 
 
@@ -250,8 +280,7 @@ class IgnoresTheDefaultLr(TorchFramework):
     """Every group at torch's own default."""
 
     def make_scheduler(self, optimizer, plan, start):
-        scheduler = super().make_scheduler(optimizer, replace(plan, base_lr=1e-3), start)
-        return scheduler
+        return super().make_scheduler(optimizer, replace(plan, base_lr=1e-3), start)
 
 
 class DecaysWithoutLr(TorchFramework):
@@ -292,8 +321,10 @@ class CentralizesEverything(TorchFramework):
 
 class ForgetsNesterov(TorchFramework):
     def make_optimizer(self, groups, plan):
-        return super().make_optimizer(groups, replace(plan, optimizers={
-            n: replace(o, nesterov=False) for n, o in plan.optimizers.items()}))  # fmt: skip
+        return super().make_optimizer(
+            groups,
+            replace(plan, optimizers={n: replace(o, nesterov=False) for n, o in plan.optimizers.items()}),
+        )
 
 
 class OneOptimizerForAll(TorchFramework):
@@ -323,13 +354,23 @@ SABOTEURS = {  # saboteur: (optimizer, schedule, other options, groups that must
     "ignores the default lr": (IgnoresTheDefaultLr, "sgd", "cosine", {}, EVERY),
     "decays without lr": (DecaysWithoutLr, "adamw", "cosine", {"weight_decay": 0.1}, EVERY),
     "moves sideways": (MovesSideways, "adamw", "cosine", {}, {"layer_3"}),
-    "centralizes nothing": (CentralizesNothing, "sgd", "cosine",
-                            {"groups": {"c": GroupSpec(match=["fc2.*"], grad_centralization=True)}}, {"c/layer_3"}),
+    "centralizes nothing": (
+        CentralizesNothing,
+        "sgd",
+        "cosine",
+        {"groups": {"c": GroupSpec(match=["fc2.*"], grad_centralization=True)}},
+        {"c/layer_3"},
+    ),
     "centralizes everything": (CentralizesEverything, "sgd", "cosine", {}, EVERY),
     "forgets Nesterov": (ForgetsNesterov, "nesterov", "cosine", {}, EVERY),
-    "one optimizer for all": (OneOptimizerForAll, "adam", "cosine",
-                              {"groups": {"c": GroupSpec(match=["fc2.*"], optimizer="other")}}, {"c/layer_3"}),
-}  # fmt: skip
+    "one optimizer for all": (
+        OneOptimizerForAll,
+        "adam",
+        "cosine",
+        {"groups": {"c": GroupSpec(match=["fc2.*"], optimizer="other")}},
+        {"c/layer_3"},
+    ),
+}
 
 
 @pytest.mark.parametrize("name", sorted(SABOTEURS))
@@ -339,7 +380,11 @@ def test_a_saboteur_is_caught_and_its_groups_are_named(name):
     with pytest.raises(verify.LrMismatch) as caught:
         checked(saboteur("cpu", "eager", 0, "fp32", 1, False), "lenet", plan)
     report = caught.value.report
-    named = {r["group"].removesuffix("_no_decay") for r in report["groups"] if r["relative_error"] > verify.TOLERANCE}
+    named = {
+        r["group"].removesuffix("_no_decay")
+        for r in report["groups"]
+        if r["relative_error"] > verify.TOLERANCE
+    }
     assert named == culprits
     worst = max(report["groups"], key=lambda r: r["relative_error"])
     assert worst["group"] in str(caught.value)
@@ -350,8 +395,11 @@ def test_a_saboteur_is_caught_and_its_groups_are_named(name):
 
 def test_the_misplaced_bias_is_named_itself():
     with pytest.raises(verify.LrMismatch) as caught:
-        checked(MisplacesOneBias("cpu", "eager", 0, "fp32", 1, False), "lenet",
-                plan_of("lenet", "adamw", no_weight_decay=False))
+        checked(
+            MisplacesOneBias("cpu", "eager", 0, "fp32", 1, False),
+            "lenet",
+            plan_of("lenet", "adamw", no_weight_decay=False),
+        )
     bad = {r["worst"] for r in caught.value.report["groups"] if r["relative_error"] > verify.TOLERANCE}
     assert bad == {"fc1.bias"}
     assert verify.table(caught.value.report)[0][5] == "fc1.bias"
@@ -367,9 +415,13 @@ class ForgetsToClearGradients(TorchFramework):
 
 
 def test_gradients_that_pile_up_are_no_fault_of_the_lr():
-    """The proof takes the gradient from the framework: a wrong gradient, well applied, is a right lr. What such a
-    framework gets wrong is seen by test_torch_plugin's comparison with torch used by hand."""
-    checked(ForgetsToClearGradients("cpu", "eager", 0, "fp32", 1, False), "lenet", plan_of("lenet", "sgd", "constant"))
+    """The proof takes the gradient from the framework: a wrong gradient, well applied, is a right lr. What such
+    a framework gets wrong is seen by test_torch_plugin's comparison with torch used by hand."""
+    checked(
+        ForgetsToClearGradients("cpu", "eager", 0, "fp32", 1, False),
+        "lenet",
+        plan_of("lenet", "sgd", "constant"),
+    )
 
 
 def test_nan_gradients_are_no_proof():

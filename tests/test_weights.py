@@ -3,22 +3,24 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from layerwise_lr.plugins.torch_plugin.plugin import TorchFramework
 from safetensors.numpy import save_file
 
 from layerwise_lr import fetch, verify, weights
-from layerwise_lr.data import DataSpec, Dataset, Split
+from layerwise_lr.data import Dataset, DataSpec, Split
 from layerwise_lr.errors import UserError
 from layerwise_lr.groups import GroupingSpec
 from layerwise_lr.layers import initial_weights, param_table
 from layerwise_lr.models import make_tree
 from layerwise_lr.plan import FreezeSpec, OptimizerSpec, make_plan
-from layerwise_lr.plugins.torch_plugin.plugin import TorchFramework
 from layerwise_lr.schedules import ScheduleSpec
 from layerwise_lr.weights import WeightsSpec, read, start_weights
 
 LENET = make_tree("lenet", 10, 1, 28)
-ARRAYS = {n: np.random.default_rng(0).normal(size=a.shape).astype(np.float32)
-          for n, a in initial_weights(LENET, 0).items()}  # fmt: skip
+ARRAYS = {
+    n: np.random.default_rng(0).normal(size=a.shape).astype(np.float32)
+    for n, a in initial_weights(LENET, 0).items()
+}
 
 
 def write(path, arrays):
@@ -52,11 +54,16 @@ def test_a_torch_file_may_hold_them_one_level_down(tmp_path, wrap):
 def test_num_batches_tracked_is_left_aside(tmp_path):
     tree = make_tree("resnet18", 10, 3, 32)
     arrays = initial_weights(tree, 0) | {"bn1.num_batches_tracked": np.array([7], np.int64)}
-    assert set(start(write(tmp_path / "w.safetensors", arrays), tree)[0]) == set(arrays) - {"bn1.num_batches_tracked"}
+    assert set(start(write(tmp_path / "w.safetensors", arrays), tree)[0]) == set(arrays) - {
+        "bn1.num_batches_tracked"
+    }
 
 
 def test_half_and_double_become_float32(tmp_path):
-    path = write(tmp_path / "w.npz", {n: a.astype(np.float64 if "conv" in n else np.float16) for n, a in ARRAYS.items()})
+    path = write(
+        tmp_path / "w.npz",
+        {n: a.astype(np.float64 if "conv" in n else np.float16) for n, a in ARRAYS.items()},
+    )
     found, _ = start(path)
     assert {a.dtype for a in found.values()} == {np.dtype(np.float32)}
     assert np.array_equal(found["conv1.weight"], ARRAYS["conv1.weight"])
@@ -76,12 +83,18 @@ def test_a_head_of_another_size_starts_anew_and_is_said(tmp_path):
     for name in found:
         source = expected if name.startswith("classifier") else ARRAYS
         assert np.array_equal(found[name], source[name]), name
-    assert notes == ["8 arrays loaded from w.npz", "head classifier starts from initial values: the file's is of another size"]
+    assert notes == [
+        "8 arrays loaded from w.npz",
+        "head classifier starts from initial values: the file's is of another size",
+    ]
 
 
 def test_a_head_is_taken_whole_or_not_at_all(tmp_path):
     """A bias that happens to fit must not be kept when its weight does not."""
-    arrays = ARRAYS | {"classifier.weight": np.zeros((10, 80), np.float32), "classifier.bias": np.full(10, 9, np.float32)}
+    arrays = ARRAYS | {
+        "classifier.weight": np.zeros((10, 80), np.float32),
+        "classifier.bias": np.full(10, 9, np.float32),
+    }
     found, _ = start(write(tmp_path / "w.npz", arrays))
     assert not (found["classifier.bias"] == 9).any()
 
@@ -96,7 +109,10 @@ def without(*names):
         (without("fc1.bias"), r"1 missing from the file: fc1\.bias$"),
         (without("classifier.bias"), r"1 missing from the file: classifier\.bias$"),
         (ARRAYS | {"extra.weight": np.zeros(2, np.float32)}, r"1 not in the model: extra\.weight$"),
-        (ARRAYS | {"fc1.bias": np.zeros(7, np.float32)}, r"1 of another shape: fc1\.bias \[7\] instead of \[120\]"),
+        (
+            ARRAYS | {"fc1.bias": np.zeros(7, np.float32)},
+            r"1 of another shape: fc1\.bias \[7\] instead of \[120\]",
+        ),
         ({"a": np.zeros(1, np.float32)}, r"10 missing from the file: classifier\.bias, .*, \.\.\.$"),
     ],
 )
@@ -138,9 +154,12 @@ def test_junk_is_refused(tmp_path, name, content):
 
 @pytest.mark.parametrize(
     ("spec", "word"),
-    [(WeightsSpec("lenet"), "'lenet' is unknown.*lenet_mnist"), (WeightsSpec("file"), "weights.path=None: no such"),
-     (WeightsSpec("file", "/nowhere.npz"), "no such file")],
-)  # fmt: skip
+    [
+        (WeightsSpec("lenet"), "'lenet' is unknown.*lenet_mnist"),
+        (WeightsSpec("file"), "weights.path=None: no such"),
+        (WeightsSpec("file", "/nowhere.npz"), "no such file"),
+    ],
+)
 def test_unknown_weights(spec, word):
     with pytest.raises(UserError, match=word):
         weights.locate(spec)
@@ -148,7 +167,7 @@ def test_unknown_weights(spec, word):
 
 def test_an_unknown_suffix_is_said(tmp_path):
     (tmp_path / "w.onnx").touch()
-    with pytest.raises(UserError, match="read from .safetensors, .npz"):
+    with pytest.raises(UserError, match=r"read from \.safetensors, \.npz"):
         read(tmp_path / "w.onnx")
 
 
@@ -162,8 +181,14 @@ def predict(tree, found, x):
     framework = TorchFramework("cpu", "eager", 0, "fp32", 1, False)
     model = framework.make_model(tree)
     framework.set_weights(model, found)
-    plan = make_plan(param_table(tree), GroupingSpec(), {"default": OptimizerSpec()}, {"default": ScheduleSpec()},
-                     FreezeSpec(), 1)[1]  # fmt: skip
+    plan = make_plan(
+        param_table(tree),
+        GroupingSpec(),
+        {"default": OptimizerSpec()},
+        {"default": ScheduleSpec()},
+        FreezeSpec(),
+        1,
+    )[1]
     return framework.predict(verify.make_state(framework, model, plan, 0), x)
 
 
