@@ -159,10 +159,10 @@ def _measure(plan: Plan, group: Group, step: int, before: Weights, after: Weight
         if name not in gradients:
             errors[name] = 1.0
             continue
-        moved = after[name].astype(np.float64) - before[name]
+        change = after[name].astype(np.float64) - before[name]
         unit = _unit(plan, group, gradients[name], before[name])
-        dot, square = dot - float((moved * unit).sum()), square + float((unit * unit).sum())
-        errors[name] = _error(moved, planned * unit)
+        dot, square = dot - float((change * unit).sum()), square + float((unit * unit).sum())
+        errors[name] = _error(change, planned * unit)
     worst = max(errors, key=lambda n: errors[n])
     measured = dot / square if square else None
     return Measurement(group.name, step, planned, measured if measured is None or isfinite(measured) else None,

@@ -259,7 +259,7 @@ class FreezesByLrAlone(TorchFramework):
 
 
 def test_freezing_by_an_lr_of_zero_alone_moves_nothing_and_is_seen_in_the_optimizer_s_state_only():
-    """One step at lr 0 moves nothing, so the lr is right; test_torch_plugin checks that frozen state stays."""
+    """One step at lr 0 moves nothing: the lr is right. test_torch_plugin checks that frozen state stays."""
     checked(
         FreezesByLrAlone("cpu", "eager", 0, "fp32", 1, False), "lenet", plan_of("lenet", "adamw", "freezing")
     )
@@ -415,8 +415,8 @@ class ForgetsToClearGradients(TorchFramework):
 
 
 def test_gradients_that_pile_up_are_no_fault_of_the_lr():
-    """The proof takes the gradient from the framework: a wrong gradient, well applied, is a right lr. What such
-    a framework gets wrong is seen by test_torch_plugin's comparison with torch used by hand."""
+    """The proof takes the gradient from the framework: a wrong gradient, well applied, is a right lr. What
+    such a framework gets wrong is seen by test_torch_plugin's comparison with torch used by hand."""
     checked(
         ForgetsToClearGradients("cpu", "eager", 0, "fp32", 1, False),
         "lenet",
