@@ -171,13 +171,13 @@ def read(path: Path) -> Config:
         raise UserError(f"{path}: no such file; a run folder holds config.resolved.yaml")
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path}: larger than {MAX_BYTES} bytes, not a run's config")
-    text = path.read_text()
-    if "${" in text:
-        raise UserError(f"{path}: holds an interpolation ('${{'); a resolved config has none")
     try:
-        return from_data(yaml.safe_load(text))
-    except yaml.YAMLError as error:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+    if "${" in repr(data):  # of the data, not the text: YAML can spell "$" as "\x24"
+        raise UserError(f"{path}: holds an interpolation ('${{'); a resolved config has none")
+    return from_data(data)
 
 
 def _known_keys(data: Any, schema: Any, at: str) -> None:
@@ -192,7 +192,9 @@ def _known_keys(data: Any, schema: Any, at: str) -> None:
         if is_dataclass(kind):
             _known_keys(value, kind, f"{at}{key}.")
         elif (inner := getattr(kind, "__args__", ())) and is_dataclass(inner[-1]):
-            for name, entry in (value or {}).items():
+            if not isinstance(value, Mapping):
+                raise UserError(f"{at}{key} must be a mapping, it is {type(value).__name__}")
+            for name, entry in value.items():
                 _known_keys(entry, inner[-1], f"{at}{key}.{name}.")
 
 
@@ -283,8 +285,8 @@ def _check_ranges(config: Config) -> None:
                             ("data.train_size", 1 if data.train_size is None else data.train_size, 1),
                             ("data.val_size", data.val_size, 0), ("data.test_size", data.test_size, 0),
                             ("data.split_seed", data.split_seed, 0), ("checkpoint.keep", config.checkpoint.keep, 1),
-                            ("model.depth", config.model.depth or 1, 1), ("model.width", config.model.width or 1, 1),
-                            ("model.patch_size", config.model.patch_size or 1, 1)):  # fmt: skip
+                            *((f"model.{key}", 1 if (value := getattr(config.model, key)) is None else value, 1)
+                              for key in ("depth", "width", "patch_size", "embed_dim", "num_heads"))):  # fmt: skip
         need(value >= low, key, value, f"at least {low}")
     need(config.metric in ("accuracy", "balanced_accuracy"), "metric", config.metric,
          "accuracy or balanced_accuracy")  # fmt: skip

@@ -6,6 +6,8 @@ parts and a training part drawn by the run's seed; batch `step` is a function of
 
 import hashlib
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,6 +21,8 @@ from PIL import Image, UnidentifiedImageError
 from .errors import UserError, did_you_mean
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+NO_NPZ = (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What np.load raises for a file that is no .npz, or a torn one."""
 
 
 @dataclass
@@ -158,13 +162,13 @@ def _npz(spec: DataSpec) -> tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as held:
             x, y = held["x"], held["y"]
-    except (KeyError, ValueError, OSError) as error:
+    except NO_NPZ as error:
         raise UserError(f"data.path={path}: not an .npz with arrays x and y ({error})") from None
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[1] not in (1, 3)):
         raise UserError(f"data.path={path}: x must be uint8 [N, H, W] or [N, 1 or 3, H, W], "
                         f"it is {x.dtype} {list(x.shape)}")  # fmt: skip
-    if y.shape != x.shape[:1] or y.dtype.kind not in "iu" or (len(y) and y.min() < 0):
-        raise UserError(f"data.path={path}: y must be {len(x)} labels from 0, it is {y.dtype} {list(y.shape)}")
+    if y.shape != x.shape[:1] or y.dtype.kind not in "iu" or not len(y) or y.min() < 0:
+        raise UserError(f"data.path={path}: y must be {len(x) or 'some'} labels from 0, it is {y.dtype} {list(y.shape)}")
     return x, y
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from . import registry
-from .data import cache_folder
+from .data import NO_NPZ, cache_folder
 from .errors import UserError, did_you_mean
 from .framework import Weights
 from .layers import Tree, initial_weights, param_table
@@ -67,7 +67,7 @@ def read(path: Path) -> Weights:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as held:
                 return dict(held)
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, *NO_NPZ) as error:
         raise UserError(f"{path}: not a readable {path.suffix} file ({error})") from None
     if path.suffix in TORCH_FILES:
         return registry.read_torch_file(path)

@@ -1,5 +1,26 @@
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before any framework: idle threads sleep
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
+from layerwise_lr import fetch
+
+HERE = Path(__file__).parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--framework", default="torch", help="which framework test_conformance.py runs")
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Numbers computed by MAE's, BEiT's and timm's own code; `provenance` names the commits."""
+    return json.loads((HERE / "ground_truth.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def mobilenet_checkpoint():
+    return fetch.fetch("mobilenet_v2_imagenet") / "model.safetensors"

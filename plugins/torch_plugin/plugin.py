@@ -110,12 +110,13 @@ class TorchFramework:
         """Forward, backward, one step of every optimizer; the gradients stay until the next step."""
         state.model.zero_grad(set_to_none=True)
         loss = layers.loss(state.model(self._tensor(x)), self._tensor(y))
-        loss.backward()
-        for group in state.groups:
-            if group["grad_centralization"]:
-                _centralize(group["params"])
+        if loss.requires_grad:  # else no group trains at this step
+            loss.backward()
+        given = [pair for group in state.groups if group["grad_centralization"] for pair in _centralize(group["params"])]
         for optimizer in state.optimizer:
             optimizer.step()
+        for param, gradient in given:
+            param.grad = gradient
         return loss.detach()
 
     def get_gradients(self, state: TrainState) -> Weights:
@@ -180,11 +181,13 @@ def _copy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().cpu().numpy().copy()
 
 
-def _centralize(params: Sequence[torch.Tensor]) -> None:
-    """Gradient centralization (Yong et al. 2020): each output's gradient loses its mean; 2-D and up."""
-    for param in params:
-        if param.grad is not None and param.ndim > 1:
-            param.grad -= param.grad.mean(dim=tuple(range(1, param.ndim)), keepdim=True)
+def _centralize(params: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Gradient centralization (Yong et al. 2020): each output's gradient loses its mean; 2-D and up. Returns the
+    parameters with the gradients that the loss gave them: the proof must not take the plugin's word for it."""
+    given = [(p, p.grad) for p in params if p.grad is not None and p.ndim > 1]
+    for param, gradient in given:
+        param.grad = gradient - gradient.mean(dim=tuple(range(1, param.ndim)), keepdim=True)
+    return given
 
 
 def _params(state: TrainState) -> list[tuple[str, torch.Tensor, torch.optim.Optimizer]]:
