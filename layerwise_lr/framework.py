@@ -101,8 +101,8 @@ class Framework(Protocol):
         """One update. Mean cross-entropy before it, as a native scalar: nothing waits for the device here."""
 
     def get_gradients(self, state: TrainState) -> Weights:
-        """Gradients that the last `train_step` gave the optimizer, without weight decay; a parameter that did
-        not train is absent."""
+        """Gradients of the last `train_step` as the loss gave them: before weight decay and centralization, so
+        that the proof need not take the plugin's word for those. A parameter that did not train is absent."""
 
     def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
         """float32 logits [B, classes] in evaluation mode; leaves everything as it was."""

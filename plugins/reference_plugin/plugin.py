@@ -122,9 +122,9 @@ class ReferenceFramework:
         return value
 
     def get_gradients(self, state: TrainState) -> Weights:
-        """Of the active groups, centralized where the group asks for it."""
-        return {name: _gradient(group, place).astype(np.float32) for group in state.groups if group.active
-                for name, place in zip(group.names, group.places, strict=True)}  # fmt: skip
+        """Of the active groups."""
+        return {name: op.grads[local].astype(np.float32) for group in state.groups if group.active
+                for name, (op, local) in zip(group.names, group.places, strict=True)}  # fmt: skip
 
     def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
         """Logits in evaluation mode."""
