@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from . import registry
-from .data import cache_folder
+from .data import cache_folder, read_npz
 from .errors import UserError, did_you_mean
 from .framework import Weights
 from .layers import Tree, initial_weights, param_table
@@ -50,7 +50,9 @@ def locate(spec: WeightsSpec) -> Path | None:
     if spec.name != "file":
         raise UserError(f"weights.name={spec.name!r} is unknown; there are: {', '.join(known)}"
                         + did_you_mean(spec.name, known))  # fmt: skip
-    if not spec.path or not Path(spec.path).is_file():
+    if not spec.path:
+        raise UserError("weights.path is missing: weights=file needs weights.path=...")
+    if not Path(spec.path).is_file():
         raise UserError(f"weights.path={spec.path}: no such file")
     return Path(spec.path)
 
@@ -61,8 +63,7 @@ def read(path: Path) -> Weights:
         if path.suffix == ".safetensors":
             return load_file(path)
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as held:
-                return dict(held)
+            return read_npz(path)
     except (SafetensorError, ValueError, OSError) as error:
         raise UserError(f"{path}: not a readable {path.suffix} file ({error})") from None
     if path.suffix in TORCH_FILES:
@@ -91,7 +92,8 @@ def start_weights(tree: Tree, spec: WeightsSpec, seed: int) -> tuple[Weights, li
     for fault, names in faults.items():
         if names:
             raise UserError(f"{path.name} does not fit model {tree.name}: {len(names)} {fault}: "
-                            f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''}")  # fmt: skip
+                            f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''}; "
+                            "give weights of this very model, or weights=none")  # fmt: skip
     if other_head:  # all of the head: a kept bias would belong to other classes
         other_head = {n for n in weights if table.is_head(n)}
     weights |= {n: np.ascontiguousarray(a, np.float32) for n, a in found.items() if n not in other_head}
