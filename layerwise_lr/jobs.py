@@ -12,16 +12,18 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Protocol
 
 from . import data, registry
-from .config import Config
+from .config import Config, FrameworkSpec
 from .errors import UserError
 from .folder import RunFolder
-from .run import run
+from .run import make_framework, run
 
 Done = Callable[[Path], None]
 _POLL = 0.02  # seconds
@@ -67,6 +69,34 @@ def thread_environment(threads: int) -> dict[str, str]:
             "OPENBLAS_NUM_THREADS": count}  # fmt: skip
 
 
+def ask_frameworks(configs: Sequence[Config]) -> None:
+    """Whether each framework has the device, mode and precision asked of it; the defaults are everywhere.
+
+    Asked in a process of its own: a parent that has touched CUDA could not be forked any more.
+
+    Raises:
+        UserError: the first that is not there, and what is.
+    """
+    usual = FrameworkSpec()
+    special = {repr((c.framework, c.optimizers_by_name())): c for c in configs
+               if c.framework.device not in ("auto", "cpu")
+               or (c.framework.mode, c.framework.precision) != (usual.mode, usual.precision)}  # fmt: skip
+    for name in dict.fromkeys(c.framework.name for c in special.values()):
+        own = [c for c in special.values() if c.framework.name == name]
+        with ProcessPoolExecutor(1, mp_context=get_context("fork" if _can_fork() else "spawn")) as process:
+            process.submit(_make_frameworks, own).result()
+
+
+def _make_frameworks(configs: Sequence[Config]) -> None:
+    for config in configs:
+        os.environ |= thread_environment(config.framework.threads)
+        make_framework(config)
+
+
+def _can_fork() -> bool:
+    return hasattr(os, "fork") and sys.platform != "darwin"
+
+
 def run_jobs(jobs: Mapping[Path, Config], options: Options, done: Done) -> None:
     """Run every claimed folder; returns when all have ended. `done(folder)` is called after each.
 
@@ -77,7 +107,7 @@ def run_jobs(jobs: Mapping[Path, Config], options: Options, done: Done) -> None:
         own = {path: c for path, c in jobs.items() if c.framework.name == name}
         threads = max(c.framework.threads for c in own.values())
         at_once = options.n_jobs or max((os.cpu_count() or 1) // threads, 1)
-        if options.fork == "auto" and hasattr(os, "fork") and sys.platform != "darwin":
+        if options.fork == "auto" and _can_fork():
             _in_forked_parent(own, at_once, threads, options, done)
         else:
             _pool(list(own), partial(_spawn, threads=threads), at_once, options.timeout, done)

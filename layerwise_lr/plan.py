@@ -145,8 +145,10 @@ class Plan:
         }
         for fault, names in faults.items():
             if names:
+                hint = (f"; the run has {self.total_steps} steps: lower start or freeze.every"
+                        if "window" in fault else "")  # fmt: skip
                 raise UserError(f"the plan has {len(names)} {fault}: {', '.join(names[:6])}"
-                                f"{', ...' if len(names) > 6 else ''}")  # fmt: skip
+                                f"{', ...' if len(names) > 6 else ''}{hint}")  # fmt: skip
 
     def _idle(self, group: Group) -> bool:
         """Its window is empty or past the end, and nobody asked for it to stay frozen."""

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from . import registry
-from .data import NO_NPZ, cache_folder
+from .data import cache_folder, read_npz
 from .errors import UserError, did_you_mean
 from .framework import Weights
 from .layers import Tree, initial_weights, param_table
@@ -54,7 +54,9 @@ def locate(spec: WeightsSpec) -> Path | None:
     if spec.name != "file":
         raise UserError(f"weights.name={spec.name!r} is unknown; there are: {', '.join(known)}"
                         + did_you_mean(spec.name, known))  # fmt: skip
-    if not spec.path or not Path(spec.path).is_file():
+    if not spec.path:
+        raise UserError("weights.path is missing: weights=file needs weights.path=...")
+    if not Path(spec.path).is_file():
         raise UserError(f"weights.path={spec.path}: no such file")
     return Path(spec.path)
 
@@ -65,9 +67,8 @@ def read(path: Path) -> Weights:
         if path.suffix == ".safetensors":
             return load_file(path)
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as held:
-                return dict(held)
-    except (SafetensorError, *NO_NPZ) as error:
+            return read_npz(path)
+    except (SafetensorError, ValueError, OSError) as error:
         raise UserError(f"{path}: not a readable {path.suffix} file ({error})") from None
     if path.suffix in TORCH_FILES:
         return registry.read_torch_file(path)
@@ -112,7 +113,7 @@ def start_weights(tree: Tree, spec: WeightsSpec, seed: int) -> tuple[Weights, li
 def _remedy(names: list[str]) -> str:
     if names[0].startswith("pos_embed "):
         return "weights.resize_pos_embed=true fits it to this image_size and patch_size"
-    return "choose the weights of this model, or weights=none"
+    return "give weights of this very model, or weights=none"
 
 
 def resize_pos_embed(held: np.ndarray, tokens: int) -> tuple[np.ndarray, str]:

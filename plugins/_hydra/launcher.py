@@ -30,6 +30,17 @@ class JobsConf:
 ConfigStore.instance().store(group="hydra/launcher", name="jobs", node=JobsConf, provider="layerwise_lr")
 
 
+class Outcome(JobReturn):
+    """A JobReturn that raises what a failed job raised without a line of its own on stderr."""
+
+    @property
+    def return_value(self) -> Any:
+        """The job's value."""
+        if isinstance(self._return_value, Exception):
+            raise self._return_value
+        return self._return_value
+
+
 class JobsLauncher(Launcher):
     """One process per job; see layerwise_lr.jobs."""
 
@@ -38,7 +49,7 @@ class JobsLauncher(Launcher):
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
         """Keep what `launch` needs."""
-        if task_function is not cli.train_task:
+        if getattr(task_function, "__wrapped__", None) is not cli.train_task:
             raise UserError("only 'layerwise-lr train' takes -m")
         self.loader, self.config = hydra_context.config_loader, config
         cli.sweep_folder = Path(config.hydra.sweep.dir)
@@ -55,7 +66,5 @@ class JobsLauncher(Launcher):
         for (_, overrides), result in zip(composed, results, strict=True):
             failed = isinstance(result, Exception)
             status = JobStatus.FAILED if failed else JobStatus.COMPLETED
-            back = JobReturn(overrides=overrides, status=status)
-            back.return_value = result
-            returns.append(back)
+            returns.append(Outcome(overrides=overrides, status=status, _return_value=result))
         return returns
