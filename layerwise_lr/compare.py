@@ -53,7 +53,7 @@ class Difference(NamedTuple):
 
 
 def label_of(config: Config) -> str:
-    """"torch", "oneflow graph", "torch fp64": mode and precision where they are not the usual ones."""
+    """ "torch", "oneflow graph", "torch fp64": mode and precision where they are not the usual ones."""
     spec = config.framework
     usual = ("eager", "pynative")
     parts = [spec.name, "" if spec.mode in usual else spec.mode, "" if spec.precision == "fp32" else spec.precision]
@@ -86,11 +86,15 @@ def difference(run: RunFacts, base: RunFacts) -> Difference:
         raise UserError(f"{run.label} and {base.label} ran different plans: {run.path}, {base.path}")
     losses = relative(run.losses, base.losses)
     late = np.flatnonzero(losses > DIFFERS)
-    apart = {n: float(np.linalg.norm(run.weights[n] - w) / max(np.linalg.norm(w), 1e-12)) for n, w in base.weights.items()}
+    apart = {n: _apart(run.weights[n], w) for n, w in base.weights.items()}
     worst = max(apart, key=lambda n: apart[n])
     return Difference(run.label, run.params == base.params, float(relative(run.lrs, base.lrs).max()), run.lr_error,
                       float(losses[:FIRST_STEPS].max()), float(losses.max()), int(late[0]) if len(late) else None,
                       float(np.median(list(apart.values()))), worst, run.accuracy, run.seconds)  # fmt: skip
+
+
+def _apart(measured: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.linalg.norm(measured - wanted) / max(float(np.linalg.norm(wanted)), 1e-12))
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,18 @@ class Comparison:
     def rows(self) -> list[list[str]]:
         """For a table of 80 columns."""
         base = self.runs[0]
-        first = [base.label, "-", "-", _exp(base.lr_error), "-", "-", "-", "-", f"{base.accuracy:.3f}", f"{base.seconds:.1f}"]
+        first = [
+            base.label,
+            "-",
+            "-",
+            _exp(base.lr_error),
+            "-",
+            "-",
+            "-",
+            "-",
+            f"{base.accuracy:.3f}",
+            f"{base.seconds:.1f}",
+        ]
         return [first] + [
             [d.label, "same" if d.same_table else "OTHER", _exp(d.lr), _exp(d.lr_error), _exp(d.loss_first),
              _exp(d.loss_all), "never" if d.first_step is None else str(d.first_step), _exp(d.weights),

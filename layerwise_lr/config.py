@@ -307,7 +307,7 @@ def _check_ranges(config: Config) -> None:
                             ("steps", 1 if config.steps is None else config.steps, 1),
                             ("framework.threads", config.framework.threads, 1), ("data.image_size", data.image_size, 4),
                             ("data.train_size", 1 if data.train_size is None else data.train_size, 1),
-                            ("data.val_size", data.val_size, 1), ("data.test_size", data.test_size, 0),
+                            ("data.val_size", data.val_size, 1), ("data.test_size", data.test_size, 1),
                             ("data.split_seed", data.split_seed, 0),
                             ("checkpoint.keep", config.checkpoint.keep, 1)):  # fmt: skip
         need(value >= low, key, value, f"at least {low}")

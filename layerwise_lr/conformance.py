@@ -327,7 +327,9 @@ def check_lr_does_not_compound(kit: Kit) -> None:
 def check_zero_lr_moves_nothing(kit: Kit) -> None:
     """Where the plan's lr is 0 nothing moves, weight decay and momentum included."""
     tree = residual_net()
-    grouping = GroupingSpec("by_module", groups={"still": GroupSpec(["stem", "block"], lr=0.0), "rest": GroupSpec(["*"])})
+    grouping = GroupingSpec(
+        "by_module", groups={"still": GroupSpec(["stem", "block"], lr=0.0), "rest": GroupSpec(["*"])}
+    )
     for optimizer in (MOMENTUM, ADAMW):
         plan = plan_for(tree, optimizer, grouping)
         session = kit.session(tree, plan)
@@ -371,7 +373,9 @@ def check_two_optimizers(kit: Kit) -> None:
     """Groups under different optimizers are each stepped by their own, together."""
     tree = TREES["lenet"]()
     groups = {"conv": GroupSpec(["conv1", "conv2"], optimizer="slow"), "fc": GroupSpec(["*"])}
-    plan = plan_for(tree, replace(ADAMW, eps=1e-4), GroupingSpec("by_module", groups=groups), optimizers={"slow": MOMENTUM})
+    plan = plan_for(
+        tree, replace(ADAMW, eps=1e-4), GroupingSpec("by_module", groups=groups), optimizers={"slow": MOMENTUM}
+    )
     mine, theirs = kit.both(tree, plan, 5)
     close("momentum for conv, adamw for the rest", mine.weights, theirs.weights, 2e-4)
 
@@ -387,7 +391,11 @@ def check_grad_centralization(kit: Kit) -> None:
 def _stop_and_go(optimizer: OptimizerSpec) -> tuple[Tree, Plan]:
     """The middle stops at step 3; the stem starts at step 5; 9 steps."""
     tree = residual_net()
-    groups = {"stem": GroupSpec(["stem"], start=5), "block": GroupSpec(["block", "mid"], stop=3), "head": GroupSpec(["head"])}
+    groups = {
+        "stem": GroupSpec(["stem"], start=5),
+        "block": GroupSpec(["block", "mid"], stop=3),
+        "head": GroupSpec(["head"]),
+    }
     return tree, plan_for(tree, optimizer, GroupingSpec("by_module", groups=groups), steps=9)
 
 
@@ -439,7 +447,9 @@ def check_late_start(kit: Kit) -> None:
     tree, plan = _stop_and_go(replace(ADAMW, eps=1e-4))
     mine, theirs = kit.both(tree, plan, 9)
     stem = [n for n in mine.weights if n.startswith("stem") and "running" not in n]
-    close("adamw, 4 steps after the thaw", {n: mine.weights[n] for n in stem}, {n: theirs.weights[n] for n in stem}, 2e-3)
+    close(
+        "adamw, 4 steps after the thaw", {n: mine.weights[n] for n in stem}, {n: theirs.weights[n] for n in stem}, 2e-3
+    )
 
 
 def check_resume_is_seamless(kit: Kit) -> None:
@@ -576,4 +586,3 @@ def run_check(kit: Kit, name: str) -> Outcome:
 def specification(name: str) -> str:
     """First line of the check's docstring."""
     return (CHECKS[name].__doc__ or "").strip().splitlines()[0]
-

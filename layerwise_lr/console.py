@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -94,3 +95,11 @@ def _lr(plan: Plan, group: Group, step: int) -> str:
 def show_mismatch(rows: Sequence[Sequence[Any]]) -> None:
     """Planned against measured lr, the worst first."""
     table(["group", "step", "planned lr", "measured lr", "error", "worst parameter"], rows, right=(1, 2, 3, 4))
+
+
+def relative(path: Path) -> str:
+    """A path below the current directory as such, any other whole."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

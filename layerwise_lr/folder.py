@@ -1,10 +1,10 @@
 """The run folder: claimed once, written atomically, readable without this program.
 
-    config.resolved.yaml command.json git.json git.diff requirements.lock.txt   before the run, by whoever starts it
-    env.json seed.json data.json params.csv plan.json lrs.csv lr_check.json     before step 0
-    metrics.jsonl checkpoints/step_N/ log.txt                                   during it
-    status.json                                                                 always: where the run stands
-    summary.json                                                                last: its presence means finished
+config.resolved.yaml command.json git.json git.diff requirements.lock.txt   before the run, by whoever starts it
+env.json seed.json data.json params.csv plan.json lrs.csv lr_check.json     before step 0
+metrics.jsonl checkpoints/step_N/ log.txt                                   during it
+status.json                                                                 always: where the run stands
+summary.json                                                                last: its presence means finished
 """
 
 import json

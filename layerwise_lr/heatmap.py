@@ -90,9 +90,7 @@ def _legend(figure: Figure, plan: Plan, table: np.ndarray, steps: np.ndarray, gr
     active = np.array([[plan.active(int(step))[g] for step in steps] for g in groups])
     handles = []
     if frozen:
-        handles.append(
-            Patch(facecolor=FROZEN, edgecolor=FROZEN_EDGE, hatch="////", label="frozen: no update at all")
-        )
+        handles.append(Patch(facecolor=FROZEN, edgecolor=FROZEN_EDGE, hatch="////", label="frozen: no update at all"))
     if ((table == 0) & active).any():
         handles.append(Patch(facecolor="none", edgecolor=ink, linewidth=0.6, label="empty: lr is 0 there"))
     if handles:

@@ -139,7 +139,9 @@ class Plan:
             "in more than one group": [name for name, n in counts.items() if n > 1],
             "not trainable parameters of the model": sorted(set(counts) - trainable),
             "groups without parameters": [g.name for g in self.groups if not g.params],
-            "groups whose window is empty or begins after the last step": [g.name for g in self.groups if self._idle(g)],
+            "groups whose window is empty or begins after the last step": [
+                g.name for g in self.groups if self._idle(g)
+            ],
             "groups with an unknown schedule": [g.name for g in self.groups if g.schedule not in self.schedules],
             "groups with an unknown optimizer": [g.name for g in self.groups if g.optimizer not in self.optimizers],
         }

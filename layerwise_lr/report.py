@@ -16,6 +16,8 @@ from markupsafe import Markup
 from . import console
 from . import report_plots as plots
 from .advice import Unfinished, counts, notes, origin, resume, short, unfinished
+from .compare import Comparison
+from .curves import curves
 from .errors import UserError
 from .folder import RunFolder
 from .heatmap import heatmap
@@ -136,9 +138,7 @@ class Report:
 
     def write(self, page: Path) -> None:
         """The page, whole and alone in one file."""
-        environment = Environment(
-            autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-        )
+        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
         jobs = [(job.state, short(_log(job.path)), job.why) for job in self.unfinished]
         text = template.render(
@@ -154,9 +154,7 @@ def _show(study: Study) -> None:
     headings = ["all settings", "lr", "seeds", "val", "test", "seconds", ""]
     console.table(headings, table(study), right=(1, 2, 5), title=f"{metric}, %")
     console.say("")
-    console.table(
-        ["best of each kind", "lr", "seeds", "accuracy", "balanced", "to flat"], answers(study), right=(1, 2)
-    )
+    console.table(["best of each kind", "lr", "seeds", "accuracy", "balanced", "to flat"], answers(study), right=(1, 2))
     console.say("")
     console.text(f"{HOW} 'to flat' is in {metric}. The interval covers {study.covers()}; "
                  "the test pictures are the same in every run.")  # fmt: skip
@@ -193,9 +191,7 @@ def _figures(study: Study, key: str) -> list[tuple[Markup, str, str]]:
     metric = study.metric.replace("_", " ")
     planned = study.best.get(DECAY) or study.best.get(SPLIT) or next(iter(study.best.values()))
     plan = RunFolder(next(iter(planned.runs.values())).path).read_json("plan.json")
-    means = "; ".join(
-        f"{a.setting} at lr {a.lr}: {a.accuracy} accuracy, {a.balanced} balanced" for a in answers(study)
-    )
+    means = "; ".join(f"{a.setting} at lr {a.lr}: {a.accuracy} accuracy, {a.balanced} balanced" for a in answers(study))
     drawn = (
         (plots.by_decay(study), f"{metric} against layer_decay".capitalize(), f"Means over seeds: {means}.",
          CAPTIONS["decay"] + (CAPTIONS["split"] if SPLIT in study.best else "")),
@@ -230,11 +226,16 @@ def _environment(study: Study) -> list[str]:
     for run in study.runs:
         env: Mapping[str, Any] = RunFolder(run.path).read_json("env.json") or {}
         if env:
-            commit = (RunFolder(run.path).read_json("git.json") or {}).get("commit")
+            commit = (RunFolder(run.path).read_json("git.json") or {}).get("sha")
             found[f"{env['framework']} {env['framework_version']}, Python {env['python']}, {env['cpu']} "
                   f"({env['cpu_count']} CPUs), layerwise-lr {env['layerwise_lr']}"
                   + (f", git {commit[:12]}" if commit else "")] += 1  # fmt: skip
     return [f"{count} run{'s'[: count > 1]}: {place}" for place, count in found.items()]
+
+
+def compare_plot(comparison: Comparison, path: Path) -> None:
+    """compare.png: losses of every framework, and how far each is from the first, per step."""
+    curves(comparison).savefig(path, dpi=150)
 
 
 def lr_heatmap(plan: Plan, path: Path) -> None:

@@ -229,7 +229,5 @@ def _by_depth(path: Path) -> dict[str, dict[int, float]]:
     for quantity in PANELS:
         used = [last] if quantity == "distance" else records
         of = {group: float(np.mean([r[group][quantity] for r in used])) for group in last}
-        result[quantity] = {
-            int(row["depth"]): of[row["group"]] for row in sorted(rows, key=lambda r: int(r["depth"]))
-        }
+        result[quantity] = {int(row["depth"]): of[row["group"]] for row in sorted(rows, key=lambda r: int(r["depth"]))}
     return result

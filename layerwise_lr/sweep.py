@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scipy import stats
+from scipy.special import stdtrit
 
 from . import config as configs
 from .config import Config
@@ -39,20 +39,27 @@ def job_name(overrides: Sequence[str], sha256: str) -> str:
 
 
 def plan_jobs(folder: Path, configs_and_overrides: Sequence[tuple[Config, Sequence[str]]]) -> list[Job]:
-    """The jobs of a sweep, each with its folder; equal configs are one job."""
+    """The jobs of a sweep, each with its folder; equal configs are one job, and keep the folder they had."""
+    held = {job["config_sha256"]: name for name, job in _held(folder).items()}
+    every = [set(overrides) for _, overrides in configs_and_overrides]
+    common = set.intersection(*every) if len(every) > 1 else set()
     jobs: dict[str, Job] = {}
     for config, overrides in configs_and_overrides:
         sha256 = config.sha256()
-        jobs.setdefault(sha256, Job(config, tuple(overrides), folder / job_name(overrides, sha256)))
+        name = held.get(sha256) or job_name([o for o in overrides if o not in common], sha256)
+        jobs.setdefault(sha256, Job(config, tuple(overrides), folder / name))
     return list(jobs.values())
+
+
+def _held(folder: Path) -> dict[str, Any]:
+    """Jobs that sweep.json tells of."""
+    return dict((RunFolder(folder).read_json("sweep.json") or {"jobs": {}})["jobs"])
 
 
 def write_sweep(folder: Path, jobs: Sequence[Job]) -> None:
     """sweep.json: earlier jobs stay, new ones are added."""
-    home = RunFolder(folder)
-    held = (home.read_json("sweep.json") or {"jobs": {}})["jobs"]
     new = {job.path.name: {"overrides": list(job.overrides), "config_sha256": job.config.sha256()} for job in jobs}
-    home.write_json("sweep.json", {"jobs": {**held, **new}})
+    RunFolder(folder).write_json("sweep.json", {"jobs": {**_held(folder), **new}})
 
 
 def to_run(jobs: Sequence[Job]) -> list[Job]:
@@ -106,7 +113,7 @@ def interval(values: Sequence[float]) -> Interval:
     if n < 2:
         return Interval(mean, math.nan, n)
     error = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
-    return Interval(mean, float(stats.t.ppf(0.975, n - 1)) * error, n)
+    return Interval(mean, float(stdtrit(n - 1, 0.975)) * error, n)
 
 
 class Setting(NamedTuple):

@@ -125,6 +125,8 @@ def resize_pos_embed(held: np.ndarray, tokens: int) -> tuple[np.ndarray, str]:
     """
     old, new = (isqrt(n - 1) for n in (held.shape[1], tokens))
     grid = held[0, 1:].reshape(old, old, -1).astype(np.float32)
-    channels = [Image.fromarray(grid[:, :, c]).resize((new, new), Image.Resampling.BICUBIC) for c in range(grid.shape[2])]
+    channels = [
+        Image.fromarray(grid[:, :, c]).resize((new, new), Image.Resampling.BICUBIC) for c in range(grid.shape[2])
+    ]
     patches = np.stack([np.asarray(c) for c in channels], axis=-1).reshape(1, new * new, -1)
     return np.concatenate([held[:, :1], patches], axis=1), f"position embedding resized from {old}x{old} to {new}x{new}"

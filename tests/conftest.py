@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before any framework: idl
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
 from layerwise_lr import fetch
 
 HERE = Path(__file__).parent

@@ -1,14 +1,15 @@
 """Plugins with one fault each, and the check that must catch it. The faults are real ones, seen in real code."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from layerwise_lr.plugins.reference_plugin import layers, optimizers
+from layerwise_lr.plugins.reference_plugin.plugin import Group, Model, ReferenceFramework, ReferenceScheduler
+
 from layerwise_lr.framework import TrainState, Weights
 from layerwise_lr.layers import Tree
 from layerwise_lr.plan import Plan
-from layerwise_lr.plugins.reference_plugin import layers, optimizers
-from layerwise_lr.plugins.reference_plugin.plugin import Group, Model, ReferenceFramework, ReferenceScheduler
 
 SABOTEURS: list[tuple[str, type[ReferenceFramework]]] = []
 
@@ -54,7 +55,7 @@ class LiveWeights(ReferenceFramework):
 
 
 class _OtherOptions(ReferenceFramework):
-    changes: Mapping[str, Any] = {}
+    changes: ClassVar[Mapping[str, Any]] = {}
 
     def make_model(self, tree: Tree) -> Model:
         model = super().make_model(tree)
@@ -67,14 +68,14 @@ class _OtherOptions(ReferenceFramework):
 class OtherEps(_OtherOptions):
     """Trusts a framework's own eps."""
 
-    changes = {"eps": 1e-3}
+    changes: ClassVar[Mapping[str, Any]] = {"eps": 1e-3}
 
 
 @caught_by("batchnorm_statistics")
 class OtherMomentum(_OtherOptions):
     """Takes torch's BatchNorm momentum 0.1 for MegEngine's."""
 
-    changes = {"momentum": 0.9}
+    changes: ClassVar[Mapping[str, Any]] = {"momentum": 0.9}
 
 
 @caught_by("loss_is_mean_cross_entropy")

@@ -122,13 +122,9 @@ CASES = {
     "glob without -m": Case("train 'model=glob(*)'", ("model=glob(*)", "-m")),
     "interval": Case("train -m 'optimizer.lr=interval(0,1)'", ("INTERVAL", "key=a,b,c")),
     # keys and groups
-    "typo in a key": Case(
-        "train grouping.layer_deca=0.5", ("grouping.layer_deca", "did you mean 'layer_decay'")
-    ),
+    "typo in a key": Case("train grouping.layer_deca=0.5", ("grouping.layer_deca", "did you mean 'layer_decay'")),
     "typo in a top key": Case("train bach_size=5", ("bach_size", "did you mean 'batch_size'")),
-    "typo with plus": Case(
-        "train +grouping.layer_deca=1", ("grouping.layer_deca", "did you mean 'layer_decay'")
-    ),
+    "typo with plus": Case("train +grouping.layer_deca=1", ("grouping.layer_deca", "did you mean 'layer_decay'")),
     "typo with plus, top": Case("train +sed=1", ("unknown key sed", "did you mean 'seed'")),
     "typo with plus in a group": Case(
         BY + "'{match: [conv1], lr_scal: 1}'", ("grouping.groups.a.lr_scal", "did you mean 'lr_scale'")
@@ -152,21 +148,15 @@ CASES = {
     "one word for a list": Case("train data.mean=0.5", ("data.mean",)),
     # ranges
     "layer_decay 0": Case("plan grouping.layer_decay=0", ("grouping.layer_decay=0", "above 0 and at most 1")),
-    "layer_decay -1": Case(
-        "plan grouping.layer_decay=-1", ("grouping.layer_decay=-1", "above 0 and at most 1")
-    ),
-    "layer_decay 1.5": Case(
-        "plan grouping.layer_decay=1.5", ("layer_decay=1.5", "grouping.allow_above_one=true")
-    ),
+    "layer_decay -1": Case("plan grouping.layer_decay=-1", ("grouping.layer_decay=-1", "above 0 and at most 1")),
+    "layer_decay 1.5": Case("plan grouping.layer_decay=1.5", ("layer_decay=1.5", "grouping.allow_above_one=true")),
     "layer_decay nan": Case("plan grouping.layer_decay=nan", ("grouping.layer_decay=nan", "finite")),
     "stem_scale 2": Case("plan grouping.stem_scale=2", ("grouping.stem_scale=2", "at most 1")),
     "lr nan": Case("train optimizer.lr=nan", ("optimizer.lr=nan", "finite")),
     "lr inf": Case("train optimizer.lr=inf", ("optimizer.lr=inf", "finite")),
     "lr negative": Case("train optimizer.lr=-0.1", ("optimizer.lr=-0.1", "above 0")),
     "lr 0": Case("train optimizer.lr=0", ("optimizer.lr=0", "above 0")),
-    "weight decay negative": Case(
-        "train optimizer.weight_decay=-1", ("optimizer.weight_decay=-1", "0 or more")
-    ),
+    "weight decay negative": Case("train optimizer.weight_decay=-1", ("optimizer.weight_decay=-1", "0 or more")),
     "betas": Case("train optimizer.betas=[0.9,1.0]", ("optimizer.betas", "below 1")),
     "batch_size 0": Case("train batch_size=0", ("batch_size=0", "at least 1")),
     "epochs 0": Case("train epochs=0", ("epochs=0", "at least 1")),
@@ -174,9 +164,7 @@ CASES = {
     "seed negative": Case("train seed=-1", ("seed=-1", "at least 0")),
     "threads 0": Case("train framework.threads=0", ("framework.threads=0", "at least 1")),
     "model size 0": Case("train model=mlp weights=none model.width=0", ("model.width=0", "at least 1")),
-    "heads 0": Case(
-        "plan model=vit_tiny weights=none data.image_size=32 +model.num_heads=0", ("model.num_heads=0",)
-    ),
+    "heads 0": Case("plan model=vit_tiny weights=none data.image_size=32 +model.num_heads=0", ("model.num_heads=0",)),
     "embed_dim negative": Case(
         "plan model=vit_tiny weights=none data.image_size=32 model.embed_dim=-192", ("model.embed_dim=-192",)
     ),
@@ -198,9 +186,7 @@ CASES = {
     "duration in a group": Case(BY + "'{match: [\"*\"], stop: soon}'", ("grouping.groups.a.stop='soon'",)),
     # weights
     "weights=file without path": Case("train weights=file", ("weights.path", "missing")),
-    "weights file absent": Case(
-        "train weights=file weights.path=w.npz", ("weights.path=w.npz", "no such file")
-    ),
+    "weights file absent": Case("train weights=file weights.path=w.npz", ("weights.path=w.npz", "no such file")),
     "weights of another model": Case("train model=mlp", ("lenet_mnist.npz", "model mlp", "weights=none")),
     "weights of another depth": Case(
         "train model=resnet18 weights=file weights.path=w.npz data.image_size=32",
@@ -213,15 +199,9 @@ CASES = {
         ("w.safetensors", "not a readable"),
         truncated("w.safetensors"),
     ),
-    "truncated npz": Case(
-        "train weights=file weights.path=w.npz", ("w.npz", "not a readable"), truncated("w.npz")
-    ),
-    "truncated pth": Case(
-        "train weights=file weights.path=w.pth", ("w.pth", "torch cannot read"), truncated("w.pth")
-    ),
-    "empty npz": Case(
-        "train weights=file weights.path=w.npz", ("w.npz", "not a readable"), write("w.npz", b"")
-    ),
+    "truncated npz": Case("train weights=file weights.path=w.npz", ("w.npz", "not a readable"), truncated("w.npz")),
+    "truncated pth": Case("train weights=file weights.path=w.pth", ("w.pth", "torch cannot read"), truncated("w.pth")),
+    "empty npz": Case("train weights=file weights.path=w.npz", ("w.npz", "not a readable"), write("w.npz", b"")),
     "pickle": Case(
         "train weights=file weights.path=w.pth",
         ("w.pth", "torch cannot read"),
@@ -237,9 +217,7 @@ CASES = {
         ("w.npz", "not a readable"),
         write_npz("w.npz", a=np.array([Evil()], object)),
     ),
-    "weights of text": Case(
-        "train weights=file weights.path=w.txt", ("w.txt", ".safetensors"), write("w.txt", "x")
-    ),
+    "weights of text": Case("train weights=file weights.path=w.txt", ("w.txt", ".safetensors"), write("w.txt", "x")),
     "weights not fetched": Case(
         "train model=mobilenet_v2 weights=mobilenet_v2_imagenet data.image_size=32 data.channels=3",
         ("layerwise-lr fetch mobilenet_v2_imagenet",),
@@ -275,12 +253,8 @@ CASES = {
     "npz with a class left out": Case(
         NPZ, ("data.path=d.npz", "class 1"), write_npz("d.npz", x=pictures()["x"], y=np.arange(60) % 2 * 2)
     ),
-    "npz of one class": Case(
-        NPZ, ("data.path=d.npz", "two classes"), write_npz("d.npz", **pictures(classes=1))
-    ),
-    "npz without pictures": Case(
-        NPZ, ("data.path=d.npz", "no pictures"), write_npz("d.npz", **pictures(n=0))
-    ),
+    "npz of one class": Case(NPZ, ("data.path=d.npz", "two classes"), write_npz("d.npz", **pictures(classes=1))),
+    "npz without pictures": Case(NPZ, ("data.path=d.npz", "no pictures"), write_npz("d.npz", **pictures(n=0))),
     "npz with no y": Case(NPZ, ("data.path=d.npz", "arrays x and y"), write_npz("d.npz", x=pictures()["x"])),
     "npz of one array": Case(
         NPZ, ("data.path=d.npz", "arrays x and y"), lambda: Path("d.npz").write_bytes(pickle.dumps(Evil(), 2))
@@ -301,38 +275,26 @@ CASES = {
     "class count": Case("train +model.num_classes=3", ("model.num_classes=3", "digits has 10")),
     "batch larger than data": Case("train batch_size=64", ("batch_size=64", "50 training pictures")),
     "train_size too large": Case("train data.train_size=2000", ("train_size=2000", "1797")),
-    "train_size below the classes": Case(
-        "train data.train_size=5 batch_size=5", ("data.train_size=5", "class")
-    ),
+    "train_size below the classes": Case("train data.train_size=5 batch_size=5", ("data.train_size=5", "class")),
     "val_size too large": Case("train data.val_size=2000", ("val_size=2000", "1797")),
     "val_size 0": Case("train data.val_size=0", ("data.val_size=0", "at least 1")),
     # model
-    "image_size and patch_size": Case(
-        "plan model=vit_tiny weights=none", ("image_size=28", "data.image_size=32")
-    ),
+    "image_size and patch_size": Case("plan model=vit_tiny weights=none", ("image_size=28", "data.image_size=32")),
     "image too small": Case("plan data.image_size=8", ("image_size=8", "at least 12")),
     "option of another model": Case("plan weights=none model.patch_size=4", ("lenet", "patch_size")),
     "unknown model by name": Case("plan model.name=lenett", ("model.name='lenett'", "did you mean 'lenet'")),
-    "unknown pool": Case(
-        "plan model=vit_tiny weights=none data.image_size=32 model.pool=max", ("pool='max'", "'avg'")
-    ),
+    "unknown pool": Case("plan model=vit_tiny weights=none data.image_size=32 model.pool=max", ("pool='max'", "'avg'")),
     # framework
     "cuda": Case("train framework.device=cuda", ("framework.device='cuda:0'", "sees: cpu")),
     "cuda in verify": Case("verify framework.device=cuda:1", ("framework.device='cuda:1'", "sees: cpu")),
-    "cuda in a sweep": Case(
-        "train -m seed=0,1 framework.device=cuda", ("framework.device='cuda:0'", "sees: cpu")
-    ),
+    "cuda in a sweep": Case("train -m seed=0,1 framework.device=cuda", ("framework.device='cuda:0'", "sees: cpu")),
     "cuda in one job": Case("train -m framework.device=cpu,cuda", ("framework.device='cuda:0'", "sees: cpu")),
     "ascend": Case("train framework.device=ascend", ("framework.device='ascend'", "sees: cpu")),
     "unknown mode": Case("train framework.mode=graf", ("framework.mode='graf'", "eager")),
-    "unknown mode in a sweep": Case(
-        "train -m seed=0,1 framework.mode=graf", ("framework.mode='graf'", "eager")
-    ),
+    "unknown mode in a sweep": Case("train -m seed=0,1 framework.mode=graf", ("framework.mode='graf'", "eager")),
     "unknown precision": Case("train framework.precision=bf16", ("framework.precision='bf16'", "fp32")),
     # groups
-    "no such module": Case(
-        BY + "'{match: [covn1]}' " + WHOLE, ("grouping.groups.a.match", "'covn1'", "'conv1'")
-    ),
+    "no such module": Case(BY + "'{match: [covn1]}' " + WHOLE, ("grouping.groups.a.match", "'covn1'", "'conv1'")),
     "shadowed": Case(
         BY + "'{match: [\"*\"]}' '+grouping.groups.b={match: [conv1]}'",
         ("grouping.groups.b.match", "'conv1'", "first match wins"),
@@ -344,33 +306,17 @@ CASES = {
         "plan grouping=by_layer_type '+grouping.groups.a={match: [convo]}' " + WHOLE,
         ("'convo'", "did you mean 'conv'"),
     ),
-    "lr and lr_scale": Case(
-        BY + "'{match: [\"*\"], lr: 1, lr_scale: 1}'", ("grouping.groups.a", "lr or lr_scale")
-    ),
-    "negative lr of a group": Case(
-        BY + "'{match: [\"*\"], lr: -1}'", ("grouping.groups.a.lr=-1", "0 or more")
-    ),
+    "lr and lr_scale": Case(BY + "'{match: [\"*\"], lr: 1, lr_scale: 1}'", ("grouping.groups.a", "lr or lr_scale")),
+    "negative lr of a group": Case(BY + "'{match: [\"*\"], lr: -1}'", ("grouping.groups.a.lr=-1", "0 or more")),
     "NaN in a group": Case(BY + "'{match: [\"*\"], lr_scale: nan}'", ("grouping.groups.a.lr_scale",)),
-    "bad regex": Case(
-        "plan grouping=by_name '+grouping.groups.a={match: [\"re:(conv\"]}'", ("'re:(conv'", "no regex")
-    ),
+    "bad regex": Case("plan grouping=by_name '+grouping.groups.a={match: [\"re:(conv\"]}'", ("'re:(conv'", "no regex")),
     "unknown schedule of a group": Case(BY + "'{match: [\"*\"], schedule: slow}'", ("'slow'", "schedules")),
-    "unknown optimizer of a group": Case(
-        BY + "'{match: [\"*\"], optimizer: fast}'", ("'fast'", "optimizers")
-    ),
-    "unknown strategy": Case(
-        "plan grouping.strategy=layerdecay", ("grouping.strategy='layerdecay'", "did you mean")
-    ),
-    "unknown depth convention": Case(
-        "plan grouping.depth=trea", ("grouping.depth='trea'", "did you mean 'tree'")
-    ),
-    "group begins after the end": Case(
-        BY + "'{match: [\"*\"], start: 100%}'", ("groups", "after the last step")
-    ),
+    "unknown optimizer of a group": Case(BY + "'{match: [\"*\"], optimizer: fast}'", ("'fast'", "optimizers")),
+    "unknown strategy": Case("plan grouping.strategy=layerdecay", ("grouping.strategy='layerdecay'", "did you mean")),
+    "unknown depth convention": Case("plan grouping.depth=trea", ("grouping.depth='trea'", "did you mean 'tree'")),
+    "group begins after the end": Case(BY + "'{match: [\"*\"], start: 100%}'", ("groups", "after the last step")),
     # schedules, optimizers, freezing
-    "unknown scheduler": Case(
-        "plan scheduler.name=cosin", ("scheduler.name='cosin'", "did you mean 'cosine'")
-    ),
+    "unknown scheduler": Case("plan scheduler.name=cosin", ("scheduler.name='cosin'", "did you mean 'cosine'")),
     "unknown scheduler option": Case("plan scheduler=cosin", ("scheduler=cosin", "did you mean 'cosine'")),
     "unknown optimizer": Case("plan optimizer.name=lion", ("optimizer.name='lion'", "adamw")),
     "join without parts": Case("plan scheduler=join", ("scheduler.parts", "missing")),
@@ -384,14 +330,10 @@ CASES = {
         JOIN + "scheduler.parts=[up,down] scheduler.starts=[300%]", ("join", "[360]", "120 steps")
     ),
     "floor 2": Case("plan scheduler.floor=2", ("scheduler.floor=2", "from 0 to 1")),
-    "freeze: no such stage": Case(
-        "plan freeze=progressive freeze.stages=[fc1,layer9]", ("'layer9'", "no module")
-    ),
+    "freeze: no such stage": Case("plan freeze=progressive freeze.stages=[fc1,layer9]", ("'layer9'", "no module")),
     "freeze after nothing": Case("plan freeze=after", ("freeze.match is empty", "name the modules")),
     "freeze after an empty list": Case("plan freeze=after freeze.match=[]", ("freeze.match is empty",)),
-    "freeze longer than the run": Case(
-        "plan freeze=progressive 'freeze.every=40 epochs'", ("groups", "freeze.every")
-    ),
+    "freeze longer than the run": Case("plan freeze=progressive 'freeze.every=40 epochs'", ("groups", "freeze.every")),
     "freeze after the end": Case(
         "plan freeze=after freeze.match=[conv1] freeze.at=300%", ("freeze.at=300%", "120 steps")
     ),
@@ -420,9 +362,7 @@ CASES = {
         run_folder_with("name: !!python/object/apply:os.system ['touch pwned']\n"),
     ),
     "run on a list": Case("run job", ("job/config.resolved.yaml", "mapping"), run_folder_with("- 1\n")),
-    "run on half a config": Case(
-        "run job", ("job/config.resolved.yaml", "steps"), run_folder_with("name: x\n")
-    ),
+    "run on half a config": Case("run job", ("job/config.resolved.yaml", "steps"), run_folder_with("name: x\n")),
     "run on binary": Case(
         "run job",
         ("job/config.resolved.yaml", "not YAML"),
@@ -435,28 +375,18 @@ CASES = {
     "frameworks with a word": Case("frameworks torch", ("torch", "layerwise-lr frameworks --help")),
     "frameworks --json unknown": Case("frameworks --json tourch", ("'tourch'", "did you mean 'torch'")),
     "fetch nothing": Case("fetch", ("name", "layerwise-lr fetch --help")),
-    "fetch unknown": Case(
-        "fetch elvp", ("'elvp'", "did you mean 'elpv'"), env={"LAYERWISE_LR_CACHE": "cache"}
-    ),
+    "fetch unknown": Case("fetch elvp", ("'elvp'", "did you mean 'elpv'"), env={"LAYERWISE_LR_CACHE": "cache"}),
     # sweeps
-    "one bad job": Case(
-        "train -m grouping.layer_decay=0.5,1.5 epochs=1", ("layer_decay=1.5", "allow_above_one")
-    ),
+    "one bad job": Case("train -m grouping.layer_decay=0.5,1.5 epochs=1", ("layer_decay=1.5", "allow_above_one")),
     "one job of a bad type": Case("train -m grouping.layer_decay=0.5,abc", ("grouping.layer_decay", "'abc'")),
     "one bad option": Case("train -m model=lenet,lenett", ("model=lenett", "did you mean 'lenet'")),
     "one job without data": Case("train -m data=digits,npz", ("data.path", "missing")),
     "n_jobs 0": Case("train -m seed=0,1 hydra.launcher.n_jobs=0", ("hydra.launcher.n_jobs=0", "at least 1")),
     "n_jobs a word": Case("train -m seed=0,1 hydra.launcher.n_jobs=all", ("hydra.launcher.n_jobs", "'all'")),
-    "timeout -1": Case(
-        "train -m seed=0,1 hydra.launcher.timeout=-1", ("hydra.launcher.timeout=-1", "above 0")
-    ),
+    "timeout -1": Case("train -m seed=0,1 hydra.launcher.timeout=-1", ("hydra.launcher.timeout=-1", "above 0")),
     "fork": Case("train -m seed=0,1 hydra.launcher.fork=always", ("hydra.launcher.fork='always'", "'never'")),
-    "unknown launcher key": Case(
-        "train -m seed=0,1 hydra.launcher.njobs=2", ("njobs", "did you mean 'n_jobs'")
-    ),
-    "sweep folder is a file": Case(
-        "train -m seed=0,1 hydra.sweep.dir=taken", ("taken",), write("taken", "x")
-    ),
+    "unknown launcher key": Case("train -m seed=0,1 hydra.launcher.njobs=2", ("njobs", "did you mean 'n_jobs'")),
+    "sweep folder is a file": Case("train -m seed=0,1 hydra.sweep.dir=taken", ("taken",), write("taken", "x")),
 }
 
 
@@ -471,9 +401,7 @@ def tree(root: Path) -> dict[str, bytes | None]:
 
 
 @pytest.fixture
-def call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Callable]:
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable]:
     """cli.main in this process, in an empty folder: (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", list(sys.argv))
@@ -495,9 +423,7 @@ def call(
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
-def test_one_line_and_nothing_left(
-    case: Case, call: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_line_and_nothing_left(case: Case, call: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in case.env.items():
         monkeypatch.setenv(key, value)
     case.prepare()
@@ -564,9 +490,7 @@ REAL = [
 
 
 @pytest.mark.parametrize("case", [CASES[name] for name in REAL], ids=REAL)
-def test_the_console_script_says_the_same(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_console_script_says_the_same(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     case.prepare()
     before = tree(tmp_path)

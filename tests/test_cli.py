@@ -17,9 +17,7 @@ SHORT = ("epochs=1", "eval_every=1 epoch")
 
 
 def layerwise_lr(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [SCRIPT, *words], capture_output=True, text=True, env={**os.environ, **env}, timeout=100
-    )
+    return subprocess.run([SCRIPT, *words], capture_output=True, text=True, env={**os.environ, **env}, timeout=100)
 
 
 def start(*words: str) -> subprocess.Popen[str]:
@@ -98,9 +96,7 @@ def test_completion_in_a_real_bash() -> None:
 
 
 def test_a_run_to_a_pipe_is_plain_lines_in_this_folder(here: Path) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-m", "layerwise_lr", "train", *SHORT], capture_output=True, text=True
-    )
+    ended = subprocess.run([sys.executable, "-m", "layerwise_lr", "train", *SHORT], capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "\x1b" not in ended.stdout and "\r" not in ended.stdout
     told = next(line for line in ended.stdout.splitlines() if line.startswith("run folder: "))

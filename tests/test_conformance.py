@@ -1,10 +1,11 @@
 """The kit on a framework (--framework NAME, default torch), on the reference, and on the saboteurs it must catch."""
 
 import pytest
-from layerwise_lr import conformance, registry
-from layerwise_lr.conformance import CHECKS, Kit, run_check, specification
 from layerwise_lr.plugins.reference_plugin.plugin import ReferenceFramework
 from saboteurs import SABOTEURS
+
+from layerwise_lr import conformance, registry
+from layerwise_lr.conformance import CHECKS, Kit, run_check, specification
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -113,9 +113,7 @@ def test_mnist_s_own_test_part_is_kept_apart(tmp_path, monkeypatch):
     y = np.tile(np.arange(10), 7000)
     np.save(
         tmp_path / "mnist" / "images.npy",
-        np.broadcast_to((np.arange(70000) >= 60000)[:, None, None] * np.uint8(9), (70000, 4, 4)).astype(
-            np.uint8
-        ),
+        np.broadcast_to((np.arange(70000) >= 60000)[:, None, None] * np.uint8(9), (70000, 4, 4)).astype(np.uint8),
     )
     np.save(tmp_path / "mnist" / "labels.npy", y)
     monkeypatch.setenv("LAYERWISE_LR_CACHE", str(tmp_path))

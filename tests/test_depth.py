@@ -59,9 +59,7 @@ def mae_get_layer_id_for_vit(name, num_layers):
 @pytest.mark.parametrize("blocks", [1, 3, 12])
 def test_mae_and_beit_by_mae_s_own_function(convention, blocks):
     table = depth.assign(table_of("vit_tiny", depth=blocks), convention)
-    assert {r.name: r.depth for r in table} == {
-        r.name: mae_get_layer_id_for_vit(r.name, blocks + 1) for r in table
-    }
+    assert {r.name: r.depth for r in table} == {r.name: mae_get_layer_id_for_vit(r.name, blocks + 1) for r in table}
 
 
 def test_mae_and_timm_differ_on_the_final_norm_alone(golden):
@@ -124,9 +122,7 @@ def test_tree_is_what_the_model_declares(model):
 
 
 def test_an_unknown_convention_is_named_with_what_there_is():
-    with pytest.raises(
-        UserError, match=r"grouping\.depth='mea' is unknown.*tree, order, mae.*did you mean 'mae'"
-    ):
+    with pytest.raises(UserError, match=r"grouping\.depth='mea' is unknown.*tree, order, mae.*did you mean 'mae'"):
         depth.assign(table_of("lenet"), "mea")
 
 

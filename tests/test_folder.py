@@ -198,9 +198,7 @@ def test_a_run_of_another_machine_is_believed(tmp_path):
 
 
 def save(folder, step, keep, optimizer=None, value=0.0):
-    folder.save_checkpoint(
-        step, {"w": np.full(2, value, np.float32)}, optimizer, {"plan_sha256": "abc"}, keep
-    )
+    folder.save_checkpoint(step, {"w": np.full(2, value, np.float32)}, optimizer, {"plan_sha256": "abc"}, keep)
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])

@@ -25,9 +25,7 @@ def scales(table, **spec):
 
 def groups_of(table, base_lr=1e-3, weight_decay=0.05, **spec):
     optimizers = {"default": OptimizerSpec(lr=base_lr, weight_decay=weight_decay)}
-    return make_plan(table, GroupingSpec(**spec), optimizers, {"default": ScheduleSpec()}, FreezeSpec(), 10)[
-        1
-    ].groups
+    return make_plan(table, GroupingSpec(**spec), optimizers, {"default": ScheduleSpec()}, FreezeSpec(), 10)[1].groups
 
 
 # --- the published code, group by group
@@ -155,9 +153,7 @@ def test_min_scale_as_timm_s():
 
 
 def test_backbone_head_cuts_at_the_head_s_own_name():
-    rows = tuple(
-        ParamInfo(n, (2, 2), "linear", "weight", 0) for n in ("fc2.weight", "fcx.weight", "fc.weight")
-    )
+    rows = tuple(ParamInfo(n, (2, 2), "linear", "weight", 0) for n in ("fc2.weight", "fcx.weight", "fc.weight"))
     found = scales(ParamTable(rows, "fc"), strategy="backbone_head", backbone_scale=0.02)
     assert found == {"fc2.weight": 0.02, "fcx.weight": 0.02, "fc.weight": 1.0}
 
@@ -182,9 +178,7 @@ def test_by_name_takes_globs_and_regexes_and_the_first_match_wins():
 
 def test_a_glob_is_case_sensitive_and_a_regex_searches():
     with pytest.raises(UserError, match=r"'CONV\*' matches no parameter"):
-        groups_of(
-            LENET, strategy="by_name", groups={"a": GroupSpec(match=["CONV*"]), "b": GroupSpec(match=["*"])}
-        )
+        groups_of(LENET, strategy="by_name", groups={"a": GroupSpec(match=["CONV*"]), "b": GroupSpec(match=["*"])})
     found = groups_of(LENET, groups={"mid": GroupSpec(match=["re:c2"], lr_scale=0.5)}, strategy="flat")
     assert {n for g in found if g.name.startswith("mid") for n in g.params} == {"fc2.weight", "fc2.bias"}
 
@@ -241,9 +235,7 @@ def test_an_lr_of_zero_is_an_lr():
 
 def test_dinov2_s_patch_embedding():
     """patch_embed_lr_mult .2 on layer_decay .9 (dinov2/utils/param_groups.py, run)."""
-    found = scales(
-        VIT_BASE, layer_decay=0.9, groups={"patch": GroupSpec(match=["patch_embed.*"], lr_scale=0.2)}
-    )
+    found = scales(VIT_BASE, layer_decay=0.9, groups={"patch": GroupSpec(match=["patch_embed.*"], lr_scale=0.2)})
     assert found["patch_embed.proj.weight"] == pytest.approx(0.0508373166, rel=1e-9)
     assert found["cls_token"] == pytest.approx(0.2541865828, rel=1e-9)
     assert found["blocks.0.attn.qkv.weight"] == pytest.approx(0.2824295365, rel=1e-9)

@@ -102,9 +102,7 @@ def test_the_core_imports_no_plugin(path):
 
 
 def test_only_the_registry_imports_by_name():
-    users = {
-        name_of(p) for p in ALL if "importlib.import_module" in p.read_text() or "__import__" in p.read_text()
-    }
+    users = {name_of(p) for p in ALL if "importlib.import_module" in p.read_text() or "__import__" in p.read_text()}
     assert users == {"layerwise_lr/registry.py"}
 
 
@@ -114,11 +112,7 @@ def test_a_plugin_imports_its_framework_and_the_contract_and_nothing_else_of_our
     for path in folder.glob("*.py"):
         used |= core_modules(path)
         frameworks |= tops(path) & FRAMEWORKS
-        others = [
-            n
-            for n in imported(path)
-            if n.startswith("layerwise_lr.plugins.") and n.split(".")[2] != folder.name
-        ]
+        others = [n for n in imported(path) if n.startswith("layerwise_lr.plugins.") and n.split(".")[2] != folder.name]
         assert not others
         assert not tops(path) & (HYDRA | {"omegaconf"})
     assert used <= {"framework", "plan", "layers", "params", "errors"}
@@ -245,9 +239,7 @@ print(json.dumps([added, took, environment == dict(os.environ)]))
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize(
-    "module", ["plan", "registry", "verify", "data", "weights", "run", "sweep", "config"]
-)
+@pytest.mark.parametrize("module", ["plan", "registry", "verify", "data", "weights", "run", "sweep", "config"])
 def test_no_module_of_the_core_brings_a_framework_or_hydra(module):
     code = f"import sys, layerwise_lr.{module}; print(*sorted({{m.partition('.')[0] for m in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

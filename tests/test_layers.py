@@ -26,8 +26,7 @@ def tree_of(*layers, head="head"):
 
 def arrays(kind, **options):
     return {
-        r.name: (r.shape, r.role, r.layer_type, r.trainable)
-        for r in param_table(tree_of(Layer(kind, "", options)))
+        r.name: (r.shape, r.role, r.layer_type, r.trainable) for r in param_table(tree_of(Layer(kind, "", options)))
     }
 
 
@@ -89,9 +88,7 @@ def test_no_kind_is_left_untested():
 
 def test_plain_kinds_hold_no_arrays():
     layers = [Layer(kind, "", dict.fromkeys(options, 1)) for kind, options in PLAIN_KINDS.items()]
-    assert (
-        len(param_table(tree_of(Layer("linear", "a", {"in_features": 1, "out_features": 1}), *layers))) == 2
-    )
+    assert len(param_table(tree_of(Layer("linear", "a", {"in_features": 1, "out_features": 1}), *layers))) == 2
 
 
 def big(kind, seed=0, **options):
@@ -122,9 +119,7 @@ def test_conv_is_he_by_fan_out_with_torch_s_bias():
 
 
 def test_depthwise_conv_counts_its_own_fan():
-    held = big(
-        "conv", in_channels=2048, out_channels=2048, kernel=3, stride=1, padding=1, groups=2048, bias=True
-    )
+    held = big("conv", in_channels=2048, out_channels=2048, kernel=3, stride=1, padding=1, groups=2048, bias=True)
     is_trunc_normal(held["weight"], math.sqrt(2 / 9))
     is_uniform(held["bias"], 1 / 3)
 

@@ -32,9 +32,7 @@ def test_all_three_against_plain_python():
 
 
 def test_equal_logits_cost_log_classes():
-    assert metrics.cross_entropy(np.zeros((3, 10), np.float32), np.array([0, 5, 9])) == pytest.approx(
-        math.log(10)
-    )
+    assert metrics.cross_entropy(np.zeros((3, 10), np.float32), np.array([0, 5, 9])) == pytest.approx(math.log(10))
 
 
 def test_huge_logits_neither_overflow_nor_vanish():

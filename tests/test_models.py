@@ -64,9 +64,7 @@ def test_mobilenet_v2_has_the_names_and_shapes_of_torchvision_s_checkpoint(mobil
     with mobilenet_checkpoint.open("rb") as file:  # the header of a safetensors file is plain JSON
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
     expected = {
-        n: tuple(v["shape"])
-        for n, v in header.items()
-        if n != "__metadata__" and not n.endswith("num_batches_tracked")
+        n: tuple(v["shape"]) for n, v in header.items() if n != "__metadata__" and not n.endswith("num_batches_tracked")
     }
     assert {r.name: r.shape for r in param_table(make_tree("mobilenet_v2", 1000, 3, 224))} == expected
 

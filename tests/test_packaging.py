@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-MAPPED = {"conf": "layerwise_lr/conf", "plugins/_hydra": "hydra_plugins/layerwise_lr", "plugins": "layerwise_lr/plugins"}
+MAPPED = {
+    "conf": "layerwise_lr/conf",
+    "plugins/_hydra": "hydra_plugins/layerwise_lr",
+    "plugins": "layerwise_lr/plugins",
+}
 PLACES = ("layerwise_lr/", "conf/", "plugins/")
 
 
@@ -52,7 +56,9 @@ def test_the_wheel_works_from_another_directory(wheel: Path, tmp_path: Path) -> 
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 
     def ask(*words: str) -> str:
-        done = subprocess.run([home / "bin" / "layerwise-lr", *words], cwd=tmp_path, env=env, capture_output=True, text=True)
+        done = subprocess.run(
+            [home / "bin" / "layerwise-lr", *words], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 

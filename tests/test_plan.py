@@ -56,9 +56,7 @@ def test_the_table_is_the_law_row_by_row_from_any_start():
 
 def test_each_group_follows_its_own_schedule():
     named = {"default": ScheduleSpec(), "fast": ScheduleSpec("exponential", gamma=0.5, every=1)}
-    plan = planned(
-        strategy="flat", schedules=named, groups={"h": GroupSpec(match=["classifier.*"], schedule="fast")}
-    )
+    plan = planned(strategy="flat", schedules=named, groups={"h": GroupSpec(match=["classifier.*"], schedule="fast")})
     head = plan.group_of()["classifier.weight"]
     body = plan.group_of()["fc1.weight"]
     assert [plan.lr(s, head) for s in range(4)] == pytest.approx([0.1, 0.05, 0.025, 0.0125])
@@ -209,9 +207,7 @@ def test_every_fault_of_a_plan_is_found_and_named(fault, word):
 def test_a_buffer_in_a_group_is_a_fault():
     plan = planned(RESNET, strategy="flat")
     group = plan.groups[0]
-    bad = dataclasses.replace(
-        plan, groups=(dataclasses.replace(group, params=(*group.params, "bn1.running_mean")),)
-    )
+    bad = dataclasses.replace(plan, groups=(dataclasses.replace(group, params=(*group.params, "bn1.running_mean")),))
     with pytest.raises(UserError, match=r"not trainable parameters of the model: bn1\.running_mean"):
         bad.check(RESNET)
 
@@ -289,7 +285,5 @@ def test_the_hash_follows_every_field_of_a_group(field):
 def test_the_hash_follows_every_field_of_a_schedule_and_an_optimizer(key, kind, field):
     plan = rich_plan()
     named = dict(getattr(plan, key))
-    named["default"] = dataclasses.replace(
-        named["default"], **{field: other_value(getattr(named["default"], field))}
-    )
+    named["default"] = dataclasses.replace(named["default"], **{field: other_value(getattr(named["default"], field))})
     assert dataclasses.replace(plan, **{key: named}).sha256 != plan.sha256

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from layerwise_lr.layers import KINDS, PLAIN_KINDS, Layer, Residual, Seq, Tree, initial_weights
-from layerwise_lr.models import make_tree
 from layerwise_lr.plugins.reference_plugin import layers as reference
 from layerwise_lr.plugins.reference_plugin.plugin import ReferenceFramework
 from layerwise_lr.plugins.torch_plugin import layers as native
+
+from layerwise_lr.layers import KINDS, PLAIN_KINDS, Layer, Residual, Seq, Tree, initial_weights
+from layerwise_lr.models import make_tree
 
 IMAGE, SEQUENCE = (3, 4, 9, 9), (3, 6, 8)
 CASES: Mapping[str, tuple[tuple[int, ...], dict[str, Any]]] = {

@@ -102,9 +102,7 @@ def test_an_unlucky_order_of_test_pictures_does_not_change_the_choice(folder):
         summary = json.loads(path.read_text())
         summary["test"]["accuracy"] = 1 - summary["test"]["accuracy"]
         path.write_text(json.dumps(summary))
-    assert [
-        (a.setting, a.lr) for a in report.answers(report.Report.read([folder], None).studies[0])
-    ] == before
+    assert [(a.setting, a.lr) for a in report.answers(report.Report.read([folder], None).studies[0])] == before
 
 
 def made(label, kind, tests, lr=1e-3, val=0.5):
@@ -272,9 +270,7 @@ def test_heat_map_shows_every_group_and_what_is_frozen(tmp_path):
     always = (0, 2**31)
     report.lr_heatmap(a_plan([always] * 3), tmp_path / "all.png")
     report.lr_heatmap(a_plan([(20, 2**31), always, always]), tmp_path / "late.png")
-    late, every = (
-        np.asarray(Image.open(tmp_path / f"{n}.png").convert("RGB")).astype(int) for n in ("late", "all")
-    )
+    late, every = (np.asarray(Image.open(tmp_path / f"{n}.png").convert("RGB")).astype(int) for n in ("late", "all"))
     assert every.shape[1] == 1200 and every.shape[0] >= 300 and every.std() > 10
     grey = (np.abs(late - 0xB9).max(axis=2) < 3).mean()
     assert grey > 0.05 > (np.abs(every - 0xB9).max(axis=2) < 3).mean()

@@ -157,9 +157,7 @@ def test_no_schedule_breaks_on_a_short_run(name, total):
     named = {"a": ScheduleSpec()}
     for pct in (0.01, 0.3, 0.5, 0.99):
         for warmup in (0, 1, total, total + 5):
-            schedule = make(
-                ScheduleSpec(name, every=1, parts=["a"], warmup=warmup, pct_start=pct), total, named
-            )
+            schedule = make(ScheduleSpec(name, every=1, parts=["a"], warmup=warmup, pct_start=pct), total, named)
             assert all(0 <= schedule(s) <= 1 + 1e-12 for s in range(total))
 
 

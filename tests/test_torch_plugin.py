@@ -104,44 +104,30 @@ def test_forward_of_each_kind(torch_framework, kind):
     model = torch_framework.make_model(tree)
     weights = random_weights(tree)
     torch_framework.set_weights(model, weights)
-    x = (
-        torch.tensor([[0, 6, 3]])
-        if shape is None
-        else torch.tensor(RNG.normal(0, 4, shape).astype(np.float32))
-    )
+    x = torch.tensor([[0, 6, 3]]) if shape is None else torch.tensor(RNG.normal(0, 4, shape).astype(np.float32))
     expected = by_hand(x, {n: torch.from_numpy(a) for n, a in weights.items()})
     torch.testing.assert_close(model(x), expected, rtol=2e-5, atol=2e-5)
 
 
 def test_batchnorm_s_running_statistics_by_hand(torch_framework):
     """new = (1 - momentum) * old + momentum * batch, with the unbiased variance."""
-    tree = Tree(
-        "t", Seq("", (Layer("batchnorm", "", KIND_CASES["batchnorm"][1]),), depth=0), "", (1, 1, 1), 1
-    )
+    tree = Tree("t", Seq("", (Layer("batchnorm", "", KIND_CASES["batchnorm"][1]),), depth=0), "", (1, 1, 1), 1)
     model, weights = torch_framework.make_model(tree), random_weights(tree)
     torch_framework.set_weights(model, weights)
     x = RNG.normal(2, 3, IMAGE).astype(np.float32)
     model(torch.from_numpy(x))
     after = torch_framework.get_weights(model)
     flat = x.transpose(1, 0, 2, 3).reshape(4, -1)
-    assert after["running_mean"] == pytest.approx(
-        0.7 * weights["running_mean"] + 0.3 * flat.mean(1), rel=1e-5
-    )
-    assert after["running_var"] == pytest.approx(
-        0.7 * weights["running_var"] + 0.3 * flat.var(1, ddof=1), rel=1e-5
-    )
+    assert after["running_mean"] == pytest.approx(0.7 * weights["running_mean"] + 0.3 * flat.mean(1), rel=1e-5)
+    assert after["running_var"] == pytest.approx(0.7 * weights["running_var"] + 0.3 * flat.var(1, ddof=1), rel=1e-5)
     model.eval()
-    expected = (x - after["running_mean"][:, None, None]) / np.sqrt(
-        after["running_var"][:, None, None] + 1e-3
-    )
+    expected = (x - after["running_mean"][:, None, None]) / np.sqrt(after["running_var"][:, None, None] + 1e-3)
     expected = expected * weights["weight"][:, None, None] + weights["bias"][:, None, None]
     assert model(torch.from_numpy(x)).detach().numpy() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 def test_dropout_drops_its_share_and_scales_the_rest(torch_framework):
-    model = torch_framework.make_model(
-        Tree("t", Seq("", (Layer("dropout", "", {"p": 0.25}),)), "", (1, 1, 1), 1)
-    )
+    model = torch_framework.make_model(Tree("t", Seq("", (Layer("dropout", "", {"p": 0.25}),)), "", (1, 1, 1), 1))
     x = torch.ones(1, 20000)
     torch_framework.reseed(3)
     one = model(x)
@@ -554,9 +540,7 @@ def test_an_lr_of_zero_is_not_freezing(torch_framework):
     }
     spec = {"default": OptimizerSpec("momentum", lr=0.02, momentum=0.9, weight_decay=0.0)}
     groups = {"all": GroupSpec(match=["*"], schedule="gap")}
-    plan = make_plan(
-        param_table(LENET), GroupingSpec(strategy="flat", groups=groups), spec, named, FreezeSpec(), 9
-    )[1]
+    plan = make_plan(param_table(LENET), GroupingSpec(strategy="flat", groups=groups), spec, named, FreezeSpec(), 9)[1]
     assert plan.table()[3:6].max() == 0.0
     assert plan.active(4) == (True,)
     state = fresh(torch_framework, plan)

@@ -72,9 +72,7 @@ def test_torch_does_what_the_plan_says(model, optimizer, weight_decay, schedule)
     plan = plan_of(model, optimizer, schedule, weight_decay)
     report, after, before = checked(honest(), model, plan)
     assert report["max_relative_error"] <= verify.TOLERANCE
-    assert all(np.array_equal(after[n], before[n]) for n in before), (
-        "the probe must leave the weights as they were"
-    )
+    assert all(np.array_equal(after[n], before[n]) for n in before), "the probe must leave the weights as they were"
     measured = {r["group"] for r in report["groups"] if r["measured"]}
     assert measured == {g.name for g in plan.groups}
     for row in report["groups"]:
@@ -93,9 +91,7 @@ def test_torch_on_a_resnet_with_batchnorm(optimizer, schedule):
 
 @pytest.mark.parametrize("scale", [1e-3, 1e-6, 1e-9])
 def test_a_tiny_lr_is_measured_too(scale):
-    plan = plan_of(
-        "lenet", "adamw", layer_decay=1.0, groups={"stem": GroupSpec(match=["conv1.*"], lr_scale=scale)}
-    )
+    plan = plan_of("lenet", "adamw", layer_decay=1.0, groups={"stem": GroupSpec(match=["conv1.*"], lr_scale=scale)})
     report, _, _ = checked(honest(), "lenet", plan)
     assert report["unmeasured"] == []
     assert report["base_lr_times"] > 1
@@ -222,9 +218,7 @@ class MisplacesOneBias(TorchFramework):
     def make_groups(self, model, plan):
         groups = super().make_groups(model, plan)
         home = next(g for g in groups if "fc1.bias" in dict(g["params"]))
-        away = next(
-            g for g in groups if g["name"].startswith("layer_4") and g["weight_decay"] == home["weight_decay"]
-        )
+        away = next(g for g in groups if g["name"].startswith("layer_4") and g["weight_decay"] == home["weight_decay"])
         bias = next(p for p in home["params"] if p[0] == "fc1.bias")
         home["params"] = [p for p in home["params"] if p[0] != "fc1.bias"]
         away["params"] = [*away["params"], bias]
@@ -243,9 +237,7 @@ class DecaysNothing(TorchFramework):
 
 class IgnoresWindows(Faulty):
     def apply(self, step):
-        self.write(
-            replace(self._plan, groups=tuple(replace(g, active=(0, 99)) for g in self._plan.groups)).lrs(step)
-        )
+        self.write(replace(self._plan, groups=tuple(replace(g, active=(0, 99)) for g in self._plan.groups)).lrs(step))
 
 
 class MovesTheFrozen(with_scheduler(IgnoresWindows)):
@@ -260,9 +252,7 @@ class FreezesByLrAlone(TorchFramework):
 
 def test_freezing_by_an_lr_of_zero_alone_moves_nothing_and_is_seen_in_the_optimizer_s_state_only():
     """One step at lr 0 moves nothing: the lr is right. test_torch_plugin checks that frozen state stays."""
-    checked(
-        FreezesByLrAlone("cpu", "eager", 0, "fp32", 1, False), "lenet", plan_of("lenet", "adamw", "freezing")
-    )
+    checked(FreezesByLrAlone("cpu", "eager", 0, "fp32", 1, False), "lenet", plan_of("lenet", "adamw", "freezing"))
 
 
 class MovesTheFrozenByAHair(TorchFramework):
@@ -270,9 +260,7 @@ class MovesTheFrozenByAHair(TorchFramework):
         loss = super().train_step(state, x, y)
         for name, p in state.model.named_parameters():
             if "conv1" in name and p.grad is None:
-                p.data.flatten()[0] = np.nextafter(
-                    p.data.flatten()[0].item(), np.float32(9), dtype=np.float32
-                ).item()
+                p.data.flatten()[0] = np.nextafter(p.data.flatten()[0].item(), np.float32(9), dtype=np.float32).item()
         return loss
 
 
@@ -380,11 +368,7 @@ def test_a_saboteur_is_caught_and_its_groups_are_named(name):
     with pytest.raises(verify.LrMismatch) as caught:
         checked(saboteur("cpu", "eager", 0, "fp32", 1, False), "lenet", plan)
     report = caught.value.report
-    named = {
-        r["group"].removesuffix("_no_decay")
-        for r in report["groups"]
-        if r["relative_error"] > verify.TOLERANCE
-    }
+    named = {r["group"].removesuffix("_no_decay") for r in report["groups"] if r["relative_error"] > verify.TOLERANCE}
     assert named == culprits
     worst = max(report["groups"], key=lambda r: r["relative_error"])
     assert worst["group"] in str(caught.value)

@@ -18,8 +18,7 @@ from layerwise_lr.weights import WeightsSpec, read, start_weights
 
 LENET = make_tree("lenet", 10, 1, 28)
 ARRAYS = {
-    n: np.random.default_rng(0).normal(size=a.shape).astype(np.float32)
-    for n, a in initial_weights(LENET, 0).items()
+    n: np.random.default_rng(0).normal(size=a.shape).astype(np.float32) for n, a in initial_weights(LENET, 0).items()
 }
 
 
@@ -54,9 +53,7 @@ def test_a_torch_file_may_hold_them_one_level_down(tmp_path, wrap):
 def test_num_batches_tracked_is_left_aside(tmp_path):
     tree = make_tree("resnet18", 10, 3, 32)
     arrays = initial_weights(tree, 0) | {"bn1.num_batches_tracked": np.array([7], np.int64)}
-    assert set(start(write(tmp_path / "w.safetensors", arrays), tree)[0]) == set(arrays) - {
-        "bn1.num_batches_tracked"
-    }
+    assert set(start(write(tmp_path / "w.safetensors", arrays), tree)[0]) == set(arrays) - {"bn1.num_batches_tracked"}
 
 
 def test_half_and_double_become_float32(tmp_path):

@@ -12,7 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from layerwise_lr import cli
+from layerwise_lr import cli, commands
 from layerwise_lr.errors import UserError
 from layerwise_lr.jobs import Options
 
@@ -49,8 +49,8 @@ class JobsLauncher(Launcher):
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
         """Keep what `launch` needs."""
-        if getattr(task_function, "__wrapped__", None) is not cli.train_task:
-            raise UserError("only 'layerwise-lr train' takes -m")
+        if not getattr(task_function, "sweeps", False):
+            raise UserError("only 'layerwise-lr train' and 'compare' take -m")
         self.loader, self.config = hydra_context.config_loader, config
         cli.sweep_folder = Path(config.hydra.sweep.dir)
 
@@ -61,8 +61,8 @@ class JobsLauncher(Launcher):
             cfg = self.loader.load_sweep_config(self.config, list(overrides))
             cfg.hydra.job.num, cfg.hydra.job.id = index, str(index)
             composed.append((cli.run_config(cfg), list(overrides)))
-        results = cli.run_sweep(Path(self.config.hydra.sweep.dir), composed, Options(**self.options))
-        returns = []
+        results = commands.run_sweep(Path(self.config.hydra.sweep.dir), composed, Options(**self.options))
+        returns: List[JobReturn] = []  # noqa: UP006
         for (_, overrides), result in zip(composed, results, strict=True):
             failed = isinstance(result, Exception)
             status = JobStatus.FAILED if failed else JobStatus.COMPLETED

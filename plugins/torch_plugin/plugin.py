@@ -116,7 +116,9 @@ class TorchFramework:
         loss = layers.loss(self._forward(state, x), self._tensor(y))
         if loss.requires_grad:  # else no group trains at this step
             loss.backward()
-        given = [pair for group in state.groups if group["grad_centralization"] for pair in _centralize(group["params"])]
+        given = [
+            pair for group in state.groups if group["grad_centralization"] for pair in _centralize(group["params"])
+        ]
         for optimizer in state.optimizer:
             optimizer.step()
         for param, gradient in given:
@@ -145,7 +147,7 @@ class TorchFramework:
                     param.grad = None
 
     def get_optimizer_state(self, state: TrainState) -> Weights:
-        """"parameter/exp_avg" and so on."""
+        """ "parameter/exp_avg" and so on."""
         return {f"{n}/{key}": _copy(torch.as_tensor(value))
                 for n, p, native in _params(state) for key, value in native.state[p].items()
                 if value is not None}  # fmt: skip
