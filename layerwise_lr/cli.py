@@ -101,8 +101,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         _fail("interrupted; finished jobs are kept, the same command continues a sweep in the same folder", 130)
     except BrokenPipeError:  # `layerwise-lr plan | head`: the reader has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        os._exit(1)  # nobody reads: nothing is left to flush
     except verify.LrMismatch as mismatch:
         console.show_mismatch(verify.table(mismatch.report))
         _fail(f"{mismatch}; the run was stopped before step 0 (verify=off trains all the same)", 1)

@@ -114,8 +114,8 @@ CASES = {
     "unknown flag": Case("train --sed 1", ("--sed", "layerwise-lr train --help")),
     "-m in the middle": Case("train seed=1 -m batch_size=5,10", ("batch_size=5,10", "-m")),
     "-m with --cfg": Case("train -m seed=1,2 --cfg job", ("--multirun", "--cfg")),
-    "plan -m": Case("plan -m seed=0,1 ", ("only 'layerwise-lr train' takes -m",)),
-    "verify -m": Case("verify -m seed=0,1", ("only 'layerwise-lr train' takes -m",)),
+    "plan -m": Case("plan -m seed=0,1 ", ("only 'layerwise-lr train' and 'compare' take -m",)),
+    "verify -m": Case("verify -m seed=0,1", ("only 'layerwise-lr train' and 'compare' take -m",)),
     "no equals sign": Case("train steps", ("'steps'", "missing EQUAL", "key=value")),
     "unbalanced bracket": Case("train data.mean=[0.1", ("[0.1",)),
     "comma without -m": Case("train seed=0,1", ("seed", "-m")),
@@ -292,7 +292,7 @@ CASES = {
     "ascend": Case("train framework.device=ascend", ("framework.device='ascend'", "sees: cpu")),
     "unknown mode": Case("train framework.mode=graf", ("framework.mode='graf'", "eager")),
     "unknown mode in a sweep": Case("train -m seed=0,1 framework.mode=graf", ("framework.mode='graf'", "eager")),
-    "unknown precision": Case("train framework.precision=bf16", ("framework.precision='bf16'", "fp32")),
+    "unknown precision": Case("train framework.precision=fp8", ("framework.precision='fp8'", "fp32")),
     # groups
     "no such module": Case(BY + "'{match: [covn1]}' " + WHOLE, ("grouping.groups.a.match", "'covn1'", "'conv1'")),
     "shadowed": Case(

@@ -266,7 +266,7 @@ def test_npz_is_resized_as_pillow_does(tmp_path):
         ({"x": np.zeros((4, 8, 8), np.uint8), "y": np.array([0, 1, -1, 0])}, "labels from 0"),
         ({"x": np.zeros((4, 8, 8), np.uint8)}, "arrays x and y"),
         ({"x": np.array([{}] * 4), "y": np.zeros(4, int)}, "arrays x and y"),
-        ({"x": np.zeros((0, 8, 8), np.uint8), "y": np.zeros(0, int)}, "labels"),
+        ({"x": np.zeros((0, 8, 8), np.uint8), "y": np.zeros(0, int)}, "holds no pictures"),
     ],
 )
 def test_a_faulty_npz_is_refused(tmp_path, arrays, word):

@@ -143,7 +143,7 @@ def test_processes_are_started_where_it_is_said():
         for p in ALL
         if any(STARTERS.match(n) for n, _ in calls(p)) or tops(p) & {"multiprocessing", "concurrent"}
     }
-    assert users <= {f"layerwise_lr/{n}.py" for n in ("cli", "jobs", "fetch", "provenance")}
+    assert users <= {f"layerwise_lr/{n}.py" for n in ("commands", "jobs", "fetch", "provenance")}
     assert "layerwise_lr/jobs.py" in users
 
 

@@ -166,9 +166,10 @@ def test_the_ratio_between_groups_never_changes():
     rng = random.Random(0)
     for name, _ in itertools.product(schedules.NAMES, range(12)):
         total = rng.randint(2, 60)
+        warmup = rng.randint(0, total - 2)
         spec = ScheduleSpec(
             name,
-            warmup=rng.randint(0, total),
+            warmup=warmup,
             warmup_start=rng.random(),
             floor=rng.random(),
             gamma=rng.uniform(0.05, 1.5),
@@ -177,7 +178,7 @@ def test_the_ratio_between_groups_never_changes():
             power=rng.uniform(0.3, 3),
             pct_start=rng.uniform(0.05, 0.95),
             parts=["a", "b"],
-            starts=[rng.randint(1, total)],
+            starts=[rng.randint(1, total - warmup - 1)],
         )
         named = {
             "default": spec,

@@ -33,7 +33,7 @@ ConfigStore.instance().store(group="hydra/launcher", name="jobs", node=JobsConf,
 class Outcome(JobReturn):
     """A JobReturn that raises what a failed job raised without a line of its own on stderr."""
 
-    @property
+    @property  # type: ignore[misc]
     def return_value(self) -> Any:
         """The job's value."""
         if isinstance(self._return_value, Exception):
