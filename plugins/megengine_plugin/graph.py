@@ -1,7 +1,8 @@
 """Forward and backward over the parameters that train: as Python runs it, or recorded by megengine.jit.trace.
 
 The GradManager is attached to these parameters alone: that is MegEngine's freezing. A trace records a sequence of
-operators, so another set of parameters needs another trace; the optimizer stays outside, where it may change.
+operators on fixed shapes, so another set of parameters or another batch size needs another trace; the optimizer stays
+outside, where it may change.
 """
 
 from collections.abc import Sequence
@@ -26,21 +27,25 @@ class Step:
         self.params = [model.arrays[name] for name in names]
         self._model, self._traced = model, traced
         self._manager = GradManager().attach(self.params)
-        self._call = self._compiled()
+        self._traces: dict[tuple[int, ...], trace] = {}
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(mean cross-entropy, gradients in the order of `params`)."""
         for param in self.params:
             param.grad = None  # or backward would add to it
-        try:
-            loss, *gradients = self._call(x, y)
-        except BaseException:
-            self._call = self._compiled()  # a trace that failed once is poisoned
-            raise
+        loss, *gradients = self._replay(x, y) if self._traced else self._run(x, y)
         return loss, gradients
 
-    def _compiled(self):  # type: ignore[no-untyped-def]
-        return trace(self._run, symbolic=True, symbolic_shape=False) if self._traced else self._run
+    def _replay(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        """One trace per shape: shapes are constants in it."""
+        key = tuple(x.shape)
+        if key not in self._traces:
+            self._traces[key] = trace(self._run, symbolic=True, symbolic_shape=False)
+        try:
+            return self._traces[key](x, y)
+        except BaseException:
+            del self._traces[key]  # a trace that failed once is poisoned
+            raise
 
     def _run(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         if not self.params:
