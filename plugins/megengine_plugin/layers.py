@@ -128,6 +128,27 @@ class LayerScale(M.Module):
         return x * self.gamma
 
 
+class MaxPool(M.Module):
+    """maxpool; of equal maxima the first takes the gradient, as in torch.
+
+    MegEngine's own gives it to all of them: on pictures with an even background (digits) the gradient of the
+    convolution before it is then up to 70 % off.
+    """
+
+    def __init__(self, kernel: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self.kernel, self.stride, self.padding = kernel, stride, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H', W']."""
+        if self.padding:
+            edge = (self.padding, self.padding)
+            x = F.nn.pad(x, ((0, 0), (0, 0), edge, edge), constant_value=float("-inf"))
+        pairs = ((n, n) for n in (self.kernel, 0, self.stride, 1))
+        windows = F.flatten(F.nn.sliding_window(x, *pairs), 4)  # [B, C, H', W', K * K]
+        return F.indexing_one_hot(windows, F.argmax(windows, axis=4), axis=4)
+
+
 class Dropout(M.Module):
     """Zero with probability p in training, the rest scaled up."""
 
@@ -164,7 +185,7 @@ KINDS: Mapping[str, Callable[..., M.Module]] = {
     "relu": lambda: Plain(F.relu),
     "relu6": lambda: Plain(F.relu6),
     "gelu": lambda: Plain(F.gelu),  # the exact one
-    "maxpool": lambda kernel, stride, padding: M.MaxPool2d(kernel, stride, padding),
+    "maxpool": MaxPool,
     "avgpool": lambda kernel, stride: M.AvgPool2d(kernel, stride, padding=0, mode="average"),
     "globalpool": lambda: Plain(lambda x: x.mean((2, 3))),
     "flatten": lambda: Plain(lambda x: F.flatten(x, 1)),
