@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 import megengine
@@ -167,15 +166,15 @@ def _gpus() -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The C++ library writes to file descriptor 2 past every log level: point it nowhere for a moment."""
-    kept = os.dup(2)
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    """The C++ library writes to file descriptor 2 past every log level: for a moment, that is a pipe nobody reads."""
+    kept, (read, write) = os.dup(2), os.pipe()
+    os.dup2(write, 2)
     try:
         yield
     finally:
         os.dup2(kept, 2)
-        os.close(kept)
+        for descriptor in (kept, read, write):
+            os.close(descriptor)
 
 
 def _device(asked: str, threads: int) -> str:
