@@ -30,6 +30,8 @@ class BuiltIn(NamedTuple):
 BUILT_INS: Mapping[str, BuiltIn] = {
     "torch": BuiltIn("layerwise_lr.plugins.torch_plugin.plugin", "TorchFramework", "torch",
                      "pip install 'layerwise-lr[torch]'"),
+    "oneflow": BuiltIn("layerwise_lr.plugins.oneflow_plugin.plugin", "OneflowFramework", "oneflow",
+                       "pip install 'layerwise-lr[oneflow]' (Python 3.10)"),
 }  # fmt: skip
 
 VERBS = tuple(name for name, member in inspect.getmembers(Framework, callable) if not name.startswith("_"))
