@@ -16,6 +16,7 @@ from pathlib import Path
 from layerwise_lr.errors import UserError
 
 INSTALL = "pip install 'layerwise-lr[oneflow]'"
+LIBRARIES_BY = "pip install nvidia-cublas-cu11 'nvidia-cudnn-cu11<9'"
 LIBRARIES = (
     "cublas/lib/libcublasLt.so.11", "cublas/lib/libcublas.so.11",
     "cudnn/lib/libcudnn_ops_infer.so.8", "cudnn/lib/libcudnn_ops_train.so.8",
@@ -59,7 +60,7 @@ def _import() -> None:
         raise
     except ImportError as error:
         why = str(error).splitlines()[0]
-        raise UserError(f"OneFlow does not load ({why}): pip install nvidia-cublas-cu11 'nvidia-cudnn-cu11<9'") from None
+        raise UserError(f"oneflow does not load ({why}): {LIBRARIES_BY}") from None
     if not hasattr(oneflow, "nn"):
         raise UserError(f"the installed oneflow is a placeholder without contents; 0.9.0 has wheels for Python 3.8 "
                         f"to 3.10, this is {sys.version_info.major}.{sys.version_info.minor}: {INSTALL}")  # fmt: skip

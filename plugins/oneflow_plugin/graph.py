@@ -20,6 +20,8 @@ from layerwise_lr.plan import Plan
 from . import layers, optimizers
 
 _FOREVER = 2**31
+WAYS_OUT = "take framework=oneflow or framework=oneflow_graph"
+FIXED = f"keeps the parameters it was built with; {WAYS_OUT}"
 _STEP = "System-Train-TrainStep"
 
 
@@ -177,12 +179,11 @@ def check(plan: Plan) -> None:
     """
     phases = plan.phases()
     if len(phases) > 1:
-        raise UserError(f"framework.mode=graph_native: other groups train from step {phases[1].start} on, but a compiled "
-                        "OneFlow Graph keeps the parameters it was built with; take framework=oneflow or "
-                        "framework=oneflow_graph")  # fmt: skip
+        raise UserError(f"framework.mode=graph_native: from step {phases[1].start} on other groups train, and a compiled "
+                        f"OneFlow Graph {FIXED}")  # fmt: skip
     if not any(phases[0].active):
         raise UserError("framework.mode=graph_native: no group trains, and OneFlow builds no Graph without a gradient; "
-                        "take framework=oneflow or framework=oneflow_graph")  # fmt: skip
+                        f"{WAYS_OUT}")  # fmt: skip
 
 
 def _entries(state: Weights) -> list[tuple[str, str, np.ndarray]]:

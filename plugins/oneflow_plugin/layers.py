@@ -49,7 +49,7 @@ class LayerNorm(nn.Module):
         """Any shape ending in `features`."""
         if x.is_cuda:
             return functional.layer_norm(x, (self.features,), self.weight, self.bias, self.eps)
-        mean = flow.full((self.features, self.features), 1 / self.features)
+        mean = flow.ones(self.features, self.features) * (1 / self.features)
         centred = x - flow.matmul(x, mean)
         variance = flow.matmul(centred * centred, mean)
         return centred * flow.rsqrt(variance + self.eps) * self.weight + self.bias

@@ -51,7 +51,7 @@ def centralize(gradient: flow.Tensor) -> flow.Tensor:
 
 
 def state_of(native: Optimizer, group: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """ "parameter/exp_avg" and so on; nothing for parameters that have not moved yet."""
+    """Arrays by "parameter/exp_avg" and so on; nothing for parameters that have not moved yet."""
     arrays = {}
     for name, param in zip(group["names"], group["params"], strict=True):
         own = native._state[param]
@@ -77,6 +77,6 @@ def steps_in(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> int:
     """How many updates the state of these parameters has behind it: OneFlow counts once for all of an optimizer."""
     counts = {int(arrays[f"{name}/step"]) for name in names if f"{name}/step" in arrays}
     if len(counts) > 1:
-        raise UserError(f"optimizer state: {names[0]} and others of its group have made {sorted(counts)} steps, OneFlow "
-                        "counts once per optimizer; resume with framework=torch, or without the optimizer's state")  # fmt: skip
+        raise UserError(f"optimizer state: {names[0]} and others beside it have made {sorted(counts)} steps, but OneFlow "
+                        "counts once per optimizer: resume with framework=torch")  # fmt: skip
     return counts.pop() if counts else 0

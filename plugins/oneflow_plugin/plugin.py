@@ -1,6 +1,7 @@
 """OneFlow, eager and nn.Graph: the verbs in the contract's order."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -54,10 +55,10 @@ class OneflowFramework:
             raise UserError(f"framework.precision={precision!r}: oneflow runs here in fp32 only")
         self.device, self.mode = _device(device), mode
         if deterministic and self.device.type == "cuda":
-            raise UserError("framework.deterministic=true: OneFlow 0.9 has no such switch for CUDA; on the CPU it is so anyway")
+            raise UserError("framework.deterministic=true: OneFlow 0.9 has no such switch for CUDA; its CPU needs none")
         flow.set_num_threads(threads)
         self._graphs: dict[tuple[Any, ...], graph.Gradients] = {}
-        self._centralized: dict[int, bool] = {}
+        self._centralized: dict[Tensor, bool] = {}
         self.reseed(seed)
 
     @staticmethod
@@ -155,8 +156,7 @@ class OneflowFramework:
     def set_active(self, state: TrainState, active: Sequence[bool]) -> None:
         """No gradient, and no step of that group's optimizer: weight decay, momentum and step count stay."""
         if state.compiled and state.compiled.graph and [g["active"] for g in state.groups] != list(active):
-            raise UserError("framework.mode=graph_native: a compiled OneFlow Graph keeps the parameters it was built "
-                            "with; take framework=oneflow or framework=oneflow_graph")  # fmt: skip
+            raise UserError(f"framework.mode=graph_native: a compiled OneFlow Graph {graph.FIXED}")
         for group, on in zip(state.groups, active, strict=True):
             group["active"] = on
             for param in group["params"]:
@@ -165,7 +165,7 @@ class OneflowFramework:
                     param.grad = None
 
     def get_optimizer_state(self, state: TrainState) -> Weights:
-        """"parameter/exp_avg" and so on."""
+        """Arrays by "parameter/exp_avg" and so on."""
         if self.mode == "graph_native":
             counts = [n for g in state.groups if g["trains"] and "adam" in g["kind"] for n in g["names"]]
             return (state.compiled or graph.Compiled()).read(_native_names(state.model), counts)
@@ -208,9 +208,13 @@ class OneflowFramework:
         it, is the way in. OneFlow gives no handle to take a hook away, so it asks."""
         for group in groups:
             for param in group["params"]:
-                if group["grad_centralization"] and id(param) not in self._centralized:
-                    param.register_hook(lambda g, key=id(param): optimizers.centralize(g) if self._centralized[key] else g)
-                self._centralized[id(param)] = group["grad_centralization"]
+                if group["grad_centralization"] and param not in self._centralized:
+                    param.register_hook(partial(self._hook, param))
+                if group["grad_centralization"] or param in self._centralized:
+                    self._centralized[param] = group["grad_centralization"]
+
+    def _hook(self, param: Tensor, gradient: Tensor) -> Tensor:
+        return optimizers.centralize(gradient) if self._centralized[param] else gradient
 
 
 def _device(asked: str) -> flow.device:
