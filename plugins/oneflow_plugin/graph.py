@@ -179,7 +179,7 @@ def check(plan: Plan) -> None:
     """
     phases = plan.phases()
     if len(phases) > 1:
-        raise UserError(f"framework.mode=graph_native: from step {phases[1].start} on other groups train, and a compiled "
+        raise UserError(f"framework.mode=graph_native: other groups train from step {phases[1].start} on; a compiled "
                         f"OneFlow Graph {FIXED}")  # fmt: skip
     if not any(phases[0].active):
         raise UserError("framework.mode=graph_native: no group trains, and OneFlow builds no Graph without a gradient; "

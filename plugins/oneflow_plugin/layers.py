@@ -116,15 +116,15 @@ class Dropout(nn.Module):
         self.mask: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape, which is remembered for `draw`."""
+        """Any shape; it is kept for whoever wants to draw masks."""
         self.shape = tuple(x.shape)
         if self.mask is not None:
             return x * self.mask
         return functional.dropout(x, self.p, training=self.training)
 
-    def draw(self, device: flow.device) -> Tensor:
-        """The next mask, 0 or 1 / (1 - p), of the shape of the last input: what `forward` would have drawn."""
-        return functional.dropout(flow.ones(self.shape, device=device), self.p, training=True)
+    def draw(self, shape: tuple[int, ...], device: flow.device) -> Tensor:
+        """The next mask, 0 or 1 / (1 - p): what an eager `forward` of that shape would draw."""
+        return functional.dropout(flow.ones(*shape, device=device), self.p, training=True)
 
 
 class Plain(nn.Module):

@@ -77,6 +77,6 @@ def steps_in(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> int:
     """How many updates the state of these parameters has behind it: OneFlow counts once for all of an optimizer."""
     counts = {int(arrays[f"{name}/step"]) for name in names if f"{name}/step" in arrays}
     if len(counts) > 1:
-        raise UserError(f"optimizer state: {names[0]} and others beside it have made {sorted(counts)} steps, but OneFlow "
+        raise UserError(f"optimizer state: {names[0]} and others beside it have made {sorted(counts)} steps; OneFlow "
                         "counts once per optimizer: resume with framework=torch")  # fmt: skip
     return counts.pop() if counts else 0
