@@ -24,15 +24,30 @@ if not find_spec("oneflow"):
     pytest.skip("oneflow has no wheel for this Python", allow_module_level=True)
 
 MODELS = {
-    "lenet": dict(num_classes=10, in_channels=1, image_size=28),
-    "vit_tiny": dict(num_classes=10, in_channels=3, image_size=32, patch_size=8, embed_dim=32, num_heads=4, depth=2,
-                     layer_scale=0.1),
-    "vit_avg": dict(num_classes=10, in_channels=3, image_size=16, patch_size=8, embed_dim=16, num_heads=2, depth=1,
-                    pool="avg"),
-    "resnet18": dict(num_classes=10, in_channels=3, image_size=32),
-    "mobilenet_v2": dict(num_classes=10, in_channels=3, image_size=32, dropout=0.0),
-}  # fmt: skip
-HEADS = {"lenet": "classifier", "vit_tiny": "head"}
+    "lenet": {"num_classes": 10, "in_channels": 1, "image_size": 28},
+    "vit_tiny": {
+        "num_classes": 10,
+        "in_channels": 3,
+        "image_size": 32,
+        "patch_size": 8,
+        "embed_dim": 32,
+        "num_heads": 4,
+        "depth": 2,
+        "layer_scale": 0.1,
+    },
+    "vit_avg": {
+        "num_classes": 10,
+        "in_channels": 3,
+        "image_size": 16,
+        "patch_size": 8,
+        "embed_dim": 16,
+        "num_heads": 2,
+        "depth": 1,
+        "pool": "avg",
+    },
+    "resnet18": {"num_classes": 10, "in_channels": 3, "image_size": 32},
+    "mobilenet_v2": {"num_classes": 10, "in_channels": 3, "image_size": 32, "dropout": 0.0},
+}
 
 
 # --- what runs in the child processes -------------------------------------------------------------------------------
@@ -86,7 +101,7 @@ class Run:
                 self.framework.set_active(self.state, begins[step])
             self.framework.reseed(step)
             self.state.scheduler.apply(step)
-            self.losses.append(float(self.framework.train_step(self.state, *batch_of(self.tree, step))))
+            self.losses.append(float(self.framework.train_step(self.state, *batch_of(self.tree, step, 8))))
             self.lrs.append(self.state.scheduler.lrs())
         return self
 
@@ -104,15 +119,15 @@ def load(name, mode="eager"):
 
 
 CURVES = {
-    "lenet momentum": ("lenet", dict(optimizer="momentum", steps=50)),
-    "lenet adamw": ("lenet", dict(optimizer="adamw", steps=50)),
-    "lenet nesterov": ("lenet", dict(optimizer="nesterov", steps=10)),
-    "lenet adam": ("lenet", dict(optimizer="adam", steps=10)),
-    "lenet sgd": ("lenet", dict(optimizer="sgd", steps=10)),
-    "vit momentum": ("vit_tiny", dict(optimizer="momentum", steps=50)),
-    "vit adamw": ("vit_tiny", dict(optimizer="adamw", steps=50)),
-    "vit avg adamw": ("vit_avg", dict(optimizer="adamw", steps=10)),
-    "resnet18 momentum": ("resnet18", dict(optimizer="momentum", steps=10, lr=1e-4)),
+    "lenet momentum": ("lenet", {"optimizer": "momentum", "steps": 50}),
+    "lenet adamw": ("lenet", {"optimizer": "adamw", "steps": 50}),
+    "lenet nesterov": ("lenet", {"optimizer": "nesterov", "steps": 10}),
+    "lenet adam": ("lenet", {"optimizer": "adam", "steps": 10}),
+    "lenet sgd": ("lenet", {"optimizer": "sgd", "steps": 10}),
+    "vit momentum": ("vit_tiny", {"optimizer": "momentum", "steps": 50}),
+    "vit adamw": ("vit_tiny", {"optimizer": "adamw", "steps": 50}),
+    "vit avg adamw": ("vit_avg", {"optimizer": "adamw", "steps": 10}),
+    "resnet18 momentum": ("resnet18", {"optimizer": "momentum", "steps": 10, "lr": 1e-4}),
 }
 """steps under layer_decay 0.75 with warm-up and cosine. ResNet's lr is small: at 1e-3 torch on one thread and torch on
 two differ by 3e-4 after 8 steps, since rounding flips ReLUs and BatchNorm amplifies that."""
@@ -123,7 +138,7 @@ GROUPS = {
     "rest": {"match": ["fc1", "fc2"]},
 }
 FREEZING = {
-    f"{freeze} {optimizer}": ("lenet", dict(optimizer=optimizer, steps=14, freeze=freeze, every=3))
+    f"{freeze} {optimizer}": ("lenet", {"optimizer": optimizer, "steps": 14, "freeze": freeze, "every": 3})
     for freeze in ("head_first", "progressive") for optimizer in ("momentum", "adamw")
 }  # fmt: skip
 
@@ -141,10 +156,9 @@ def plan_and_tree(case):
 
 def child(program, *words):
     """Run a Python program that may use everything above; its last line of output is JSON."""
-    code = "import sys, json, warnings\nimport numpy as np\nfrom test_oneflow_plugin import *\n" + textwrap.dedent(program)
-    done = subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True,
+    code = "import sys\nfrom test_oneflow_plugin import *\n" + textwrap.dedent(program)
+    return subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True,
                           cwd=Path(__file__).parent, env=ENVIRONMENT)  # fmt: skip
-    return done
 
 
 def answer(done):
@@ -226,22 +240,37 @@ def _distance(a, b):
 
 
 KIND_TESTS = {
-    "conv": (dict(in_channels=4, out_channels=6, kernel=3, stride=2, padding=1, groups=1, bias=True), (2, 4, 7, 7)),
-    "conv depthwise": (dict(in_channels=4, out_channels=4, kernel=3, stride=1, padding=1, groups=4, bias=False),
-                       (2, 4, 6, 6)),
-    "conv grouped": (dict(in_channels=4, out_channels=8, kernel=1, stride=1, padding=0, groups=2, bias=True), (2, 4, 5, 5)),
-    "linear": (dict(in_features=5, out_features=3), (4, 5)),
-    "batchnorm": (dict(features=3, eps=1e-3, momentum=0.3), (4, 3, 5, 5)),
-    "layernorm": (dict(features=8, eps=1e-3), (2, 5, 8)),
-    "attention": (dict(dim=8, num_heads=2), (2, 5, 8)),
-    "tokens": (dict(num_patches=4, dim=6), (3, 4, 6)),
-    "embedding": (dict(num_embeddings=9, dim=4), (3, 5)),
-    "layerscale": (dict(dim=6, init=0.5), (2, 3, 6)),
-    "relu": ({}, (3, 7)), "relu6": ({}, (3, 7)), "gelu": ({}, (3, 7)),
-    "maxpool": (dict(kernel=3, stride=2, padding=1), (2, 3, 7, 7)), "avgpool": (dict(kernel=2, stride=2), (2, 3, 7, 7)),
-    "globalpool": ({}, (2, 3, 4, 5)), "flatten": ({}, (2, 3, 4, 5)), "dropout": (dict(p=0.0), (3, 7)),
-    "to_tokens": ({}, (2, 3, 4, 5)), "first_token": ({}, (2, 5, 3)), "mean_tokens": ({}, (2, 5, 3)),
-}  # fmt: skip
+    "conv": (
+        {"in_channels": 4, "out_channels": 6, "kernel": 3, "stride": 2, "padding": 1, "groups": 1, "bias": True},
+        (2, 4, 7, 7),
+    ),
+    "conv depthwise": (
+        {"in_channels": 4, "out_channels": 4, "kernel": 3, "stride": 1, "padding": 1, "groups": 4, "bias": False},
+        (2, 4, 6, 6),
+    ),
+    "conv grouped": (
+        {"in_channels": 4, "out_channels": 8, "kernel": 1, "stride": 1, "padding": 0, "groups": 2, "bias": True},
+        (2, 4, 5, 5),
+    ),
+    "linear": ({"in_features": 5, "out_features": 3}, (4, 5)),
+    "batchnorm": ({"features": 3, "eps": 1e-3, "momentum": 0.3}, (4, 3, 5, 5)),
+    "layernorm": ({"features": 8, "eps": 1e-3}, (2, 5, 8)),
+    "attention": ({"dim": 8, "num_heads": 2}, (2, 5, 8)),
+    "tokens": ({"num_patches": 4, "dim": 6}, (3, 4, 6)),
+    "embedding": ({"num_embeddings": 9, "dim": 4}, (3, 5)),
+    "layerscale": ({"dim": 6, "init": 0.5}, (2, 3, 6)),
+    "relu": ({}, (3, 7)),
+    "relu6": ({}, (3, 7)),
+    "gelu": ({}, (3, 7)),
+    "maxpool": ({"kernel": 3, "stride": 2, "padding": 1}, (2, 3, 7, 7)),
+    "avgpool": ({"kernel": 2, "stride": 2}, (2, 3, 7, 7)),
+    "globalpool": ({}, (2, 3, 4, 5)),
+    "flatten": ({}, (2, 3, 4, 5)),
+    "dropout": ({"p": 0.0}, (3, 7)),
+    "to_tokens": ({}, (2, 3, 4, 5)),
+    "first_token": ({}, (2, 5, 3)),
+    "mean_tokens": ({}, (2, 5, 3)),
+}
 
 KINDS_PROGRAM = """
     from importlib import import_module
@@ -314,8 +343,11 @@ PROOF = """
 """
 
 
-@pytest.mark.parametrize(("mode", "model"), [(m, "lenet") for m in MODES] + [("eager", "vit_tiny"), ("graph", "vit_tiny"),
-                         ("graph_native", "vit_avg"), ("eager", "resnet18"), ("eager", "mobilenet_v2")])  # fmt: skip
+PROVED = {"eager": ["lenet", "vit_tiny", "resnet18", "mobilenet_v2"], "graph": ["lenet", "vit_tiny"],
+          "graph_native": ["lenet", "vit_avg"]}  # fmt: skip
+
+
+@pytest.mark.parametrize(("mode", "model"), [(mode, model) for mode, models in PROVED.items() for model in models])
 def test_effective_lr_is_proved(mode, model):
     errors = answer(child(PROOF, mode, model))
     assert max(errors.values()) <= 2e-5, errors
@@ -373,11 +405,14 @@ def test_ten_steps_are_five_and_five(mode):
 BEHAVIOUR = """
     mode = sys.argv[1]
     from layerwise_lr import layers
-    from layerwise_lr.models import make_tree
+    from layerwise_lr import models as m
+    from layerwise_lr.layers import Layer, Seq, Tree
     made = load("oneflow", mode)
-    tree = make_tree("mobilenet_v2", 10, 3, 32, dropout=0.5)
+    drop = Layer("dropout", "", {"p": 0.5})
+    tree = Tree("dropping", Seq("", (m.conv("conv", 3, 8, 3, bias=True, depth=0), Seq("", (m.batchnorm("bn", 8),), 0),
+                drop, Layer("relu"), Layer("flatten"), drop, m.linear("fc", 8 * 64, 10, depth=1))), "fc", (3, 8, 8), 10)
     weights = layers.initial_weights(tree, 0)
-    weights["features.0.0.weight"].flat[:4] = [-0.0, 1e-42, np.float32(1) / 3, -1e30]
+    weights["conv.weight"].flat[:4] = [-0.0, 1e-42, np.float32(1) / 3, -1e30]
     native = made.make_model(tree)
     made.set_weights(native, weights)
     back = made.get_weights(native)
@@ -476,11 +511,12 @@ def test_cuda_libraries_are_found_or_named(tmp_path):
     """OneFlow finds them by itself only where they lie in the same site-packages; here they do not."""
     site = Path(find_spec("oneflow").origin).parents[1]
     for name in ("oneflow", "oneflow.libs"):
-        shutil.copytree(site / name, tmp_path / name, copy_function=os.symlink, ignore=shutil.ignore_patterns("include"))
+        shutil.copytree(site / name, tmp_path / name, copy_function=os.symlink)
     version, where = answer(child(LIBRARIES, tmp_path, "nothing"))
     assert version.startswith("0.9") and where.startswith(str(tmp_path))
     told, _ = answer(child(LIBRARIES, tmp_path, "nvidia"))
-    assert told.startswith("oneflow does not load (lib") and "pip install nvidia-cublas-cu11 'nvidia-cudnn-cu11<9'" in told
+    assert told.startswith("oneflow does not load (lib")
+    assert "pip install nvidia-cublas-cu11 'nvidia-cudnn-cu11<9'" in told
 
 
 def test_import_is_quiet():
@@ -492,8 +528,8 @@ def test_import_is_quiet():
 
 
 def test_sweep_agrees_with_torch(tmp_path):
-    command = [sys.executable, "-m", "layerwise_lr", "train", "-m", "framework=oneflow_graph,torch", "seed=0,1", "epochs=3",
-               "hydra.sweep.dir=swept"]  # fmt: skip
+    words = "train -m framework=oneflow_graph,torch seed=0,1 epochs=3 hydra.sweep.dir=swept"
+    command = [sys.executable, "-m", "layerwise_lr", *words.split()]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stdout + done.stderr
     found = [json.loads(path.read_text()) for path in tmp_path.glob("swept/*/summary.json")]
@@ -524,9 +560,12 @@ def test_a_crashed_graph_job_is_started_again(tmp_path, capfd):
                 os.kill(os.getpid(), signal.SIGSEGV)
             folder.write_json("summary.json", {})
     """
+
+    def start(path):
+        return subprocess.Popen([sys.executable, "-c", textwrap.dedent(program), str(path)], env=ENVIRONMENT)
+
     ended = []
-    jobs._pool([f.path for f in folders.values()], lambda path: subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program), str(path)], env=ENVIRONMENT), 2, None, ended.append)  # fmt: skip
+    jobs._pool([f.path for f in folders.values()], start, 2, None, ended.append)
     assert sorted(path.name for path in ended) == ["always", "known", "other"]
     states = {name: folder.state() for name, folder in folders.items()}
     assert states == {"known": "completed", "other": "failed", "always": "failed"}

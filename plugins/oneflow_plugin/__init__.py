@@ -1,7 +1,8 @@
 """OneFlow 0.9 as a framework of layerwise-lr; importing this package makes `import oneflow` possible and quiet.
 
-The wheel is a CUDA 11 build: even for the CPU it does not import before cuBLAS 11 and cuDNN 8 are in the process.
-They come by pip and are opened here, so that nobody has to set LD_LIBRARY_PATH.
+The wheel is a CUDA 11 build: even for the CPU it does not import without cuBLAS 11 and cuDNN 8. They come by pip, and
+OneFlow finds them by itself only beside it in the same site-packages; so they are opened here, wherever they are,
+and nobody has to set LD_LIBRARY_PATH.
 """
 
 import ctypes

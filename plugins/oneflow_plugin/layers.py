@@ -44,14 +44,14 @@ class LayerNorm(nn.Module):
         self.features, self.eps = features, eps
         self.weight = nn.Parameter(flow.ones(features))
         self.bias = nn.Parameter(flow.zeros(features))
+        self.register_buffer("mean", flow.full((features, features), 1 / features), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape ending in `features`."""
         if x.is_cuda:
             return functional.layer_norm(x, (self.features,), self.weight, self.bias, self.eps)
-        mean = flow.ones(self.features, self.features) * (1 / self.features)
-        centred = x - flow.matmul(x, mean)
-        variance = flow.matmul(centred * centred, mean)
+        centred = x - flow.matmul(x, self.mean)
+        variance = flow.matmul(centred * centred, self.mean)
         return centred * flow.rsqrt(variance + self.eps) * self.weight + self.bias
 
 
