@@ -570,7 +570,7 @@ def test_a_crashed_graph_job_is_started_again(tmp_path, capfd):
     states = {name: folder.state() for name, folder in folders.items()}
     assert states == {"known": "completed", "other": "failed", "always": "failed"}
     assert "died of SIGSEGV" in (folders["known"].path / "log.txt").read_text()
-    assert "started again (2 of 3)" in capfd.readouterr().err
+    assert "started again (2 of 5)" in capfd.readouterr().err
 
 
 def test_config_files_choose_the_modes():
