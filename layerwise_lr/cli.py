@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -91,8 +91,23 @@ made_folder: Path | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """The console script. Exit codes: 0, 1 (something failed), 2 (the user's mistake), 130 (Ctrl-C)."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    """The console script. Exit codes: 0, 1 (something failed), 2 (the user's mistake), 130 (Ctrl-C).
+
+    Called without words, as a script is, it ends the process at once: everything is written, and threads of a
+    framework may hang in Python's own exit (OneFlow's Graphs do, once in a while).
+    """
+    try:
+        _main(list(sys.argv[1:] if argv is None else argv))
+    except SystemExit as end:
+        if argv is not None or isinstance(end.code, str):
+            raise
+        with suppress(OSError):  # whoever read our output has gone
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(end.code or 0)
+
+
+def _main(words: list[str]) -> NoReturn:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     full_error = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise, not print

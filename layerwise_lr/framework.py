@@ -56,6 +56,8 @@ class Framework(Protocol):
     kinds: ClassVar[tuple[str, ...]]
     fork_safe: ClassVar[bool]
     """Whether a process may import it, fork, and train in the children."""
+    retry_on_signal: ClassVar[tuple[str, ...]] = ()
+    """Modes that a fault of the framework itself may crash now and then: a job of a sweep is then started again."""
 
     def __init__(self, device: str, mode: str, seed: int, precision: str, threads: int, deterministic: bool) -> None:
         """Select device ("cpu", "cuda:0", "ascend:0", "auto"), mode and precision ("fp32") for the process.

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +27,8 @@ from .run import make_framework, run
 
 Done = Callable[[Path], None]
 _POLL = 0.02  # seconds
+_TRIES = 5  # a run of 4000 steps of 1 ms dies in about half of all tries, one of ordinary steps hardly ever
+_CRASHES = (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS)
 
 
 class Process(Protocol):
@@ -213,7 +215,7 @@ def run_and_tell(path: Path) -> int:
 def _pool(paths: Sequence[Path], start: Callable[[Path], Process], at_once: int, timeout: float | None,
           done: Done) -> None:  # fmt: skip
     """`at_once` jobs at a time until all have ended; whatever a job did, its folder says so afterwards."""
-    waiting, running = deque(paths), dict[Path, tuple[Process, float]]()
+    waiting, running, tries = deque(paths), dict[Path, tuple[Process, float]](), Counter[Path]()
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
@@ -223,14 +225,32 @@ def _pool(paths: Sequence[Path], start: Callable[[Path], Process], at_once: int,
                 late = timeout is not None and time.monotonic() - began > timeout
                 if late:
                     _kill(process)
-                if process.poll() is not None:
+                code = process.poll()
+                if code is not None:
                     del running[path]
-                    _conclude(RunFolder(path), process.poll() or 0, timeout if late else None)
+                    tries[path] += 1
+                    if tries[path] < _TRIES and not late and _again(RunFolder(path), code, tries[path]):
+                        waiting.appendleft(path)
+                        continue
+                    _conclude(RunFolder(path), code, timeout if late else None)
                     done(path)
             time.sleep(_POLL)
     except KeyboardInterrupt:
         _end([process for process, _ in running.values()])
         raise
+
+
+def _again(folder: RunFolder, code: int, tries: int) -> bool:
+    """Whether a crash is the framework's known own fault; says so. The run begins anew, in the same folder."""
+    facts = folder.read_json("env.json")
+    if code not in _CRASHES or not (facts and facts["retry_on_signal"]) or folder.read_json("summary.json"):
+        return False
+    line = (f"died of {signal.Signals(-code).name}, which {facts['framework']} is known to do in this mode: "
+            f"started again ({tries + 1} of {_TRIES})")  # fmt: skip
+    with (folder.path / "log.txt").open("a") as log:
+        print(line, file=log)
+    print(f"{folder.path.name}: {line}", file=sys.stderr, flush=True)
+    return True
 
 
 def _conclude(folder: RunFolder, code: int, timeout: float | None) -> None:

@@ -98,11 +98,13 @@ class Plan:
     def _functions(self) -> dict[str, Schedule]:
         return {n: schedules.make(s, self.total_steps, self.schedules) for n, s in self.schedules.items()}
 
+    def factor(self, step: int, group: Group) -> float:
+        """schedule_g(step), 0.0 where the group does not train."""
+        return self._functions[group.schedule](step) if group.active[0] <= step < group.active[1] else 0.0
+
     def lr(self, step: int, group: Group) -> float:
         """The law."""
-        if not group.active[0] <= step < group.active[1]:
-            return 0.0
-        return self.base_lr * group.lr_scale * self._functions[group.schedule](step)
+        return self.base_lr * group.lr_scale * self.factor(step, group)
 
     def lrs(self, step: int) -> list[float]:
         """lr of each group at `step`; 0.0 where the group does not train."""

@@ -30,6 +30,8 @@ class BuiltIn(NamedTuple):
 BUILT_INS: Mapping[str, BuiltIn] = {
     "torch": BuiltIn("layerwise_lr.plugins.torch_plugin.plugin", "TorchFramework", "torch",
                      "pip install 'layerwise-lr[torch]'"),
+    "oneflow": BuiltIn("layerwise_lr.plugins.oneflow_plugin.plugin", "OneflowFramework", "oneflow",
+                       "pip install 'layerwise-lr[oneflow]' (Python 3.10)"),
     "megengine": BuiltIn("layerwise_lr.plugins.megengine_plugin.plugin", "MegEngineFramework", "megengine",
                          "pip install 'layerwise-lr[megengine]' (Python 3.10)"),
     "reference": BuiltIn("layerwise_lr.plugins.reference_plugin.plugin", "ReferenceFramework", "numpy",

@@ -13,7 +13,13 @@ HERE = Path(__file__).parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--framework", default="torch", help="which framework test_conformance.py runs")
+    parser.addoption("--framework", default="torch", help="whose plugin tests and conformance tests to run")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """One framework per process: `pytest --framework NAME` runs test_NAME_plugin.py, without it torch's."""
+    others = {"oneflow", "mindspore", "megengine"} - {config.getoption("--framework")}
+    return True if collection_path.name in {f"test_{name}_plugin.py" for name in others} else None
 
 
 @pytest.fixture(scope="session")

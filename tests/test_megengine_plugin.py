@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from itertools import product
 
 import numpy as np
@@ -16,9 +15,6 @@ from layerwise_lr.layers import KINDS, PLAIN_KINDS, Layer, Residual, Seq, Tree, 
 from layerwise_lr.models import conv, linear, make_tree
 from layerwise_lr.plan import FreezeSpec, OptimizerSpec, make_plan
 from layerwise_lr.schedules import ScheduleSpec
-
-if __name__ != "__main__" and find_spec("megengine") is None:  # Python 3.11 and later: there is no MegEngine
-    pytest.skip("megengine is not installed", allow_module_level=True)
 
 MODES = ("eager", "trace")
 OPTIMIZERS = {
