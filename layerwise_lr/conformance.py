@@ -279,12 +279,12 @@ def check_batchnorm_statistics(kit: Kit) -> None:
 
 
 def check_lrs_read_back(kit: Kit) -> None:
-    """scheduler.lrs() tells the plan's lr of every group, in the plan's order."""
+    """scheduler.lrs() tells the plan's lr of every group at every step, in the plan's order."""
     tree = residual_net()
     plan = plan_for(tree, MOMENTUM, schedule=COSINE)
     session = kit.session(tree, plan)
-    for step in (0, 1, 7):
-        session.state.scheduler.apply(step)
+    for step in range(5):
+        session.step(step)
         for group, got, wanted in zip(plan.groups, session.state.scheduler.lrs(), plan.lrs(step), strict=True):
             need(abs(got - wanted) <= 1e-6 * wanted, f"group {group.name}, step {step}", wanted, got)
 
@@ -563,7 +563,7 @@ CHECKS: Mapping[str, Callable[[Kit], None]] = {
 
 
 class Outcome(NamedTuple):
-    """One check in one mode: passed | failed | not applicable."""
+    """One check in one mode: passed | failed | known failure | not applicable."""
 
     check: str
     result: str
@@ -571,16 +571,18 @@ class Outcome(NamedTuple):
 
 
 def run_check(kit: Kit, name: str) -> Outcome:
-    """Never raises for a plugin's fault: whatever it raises is its failure."""
+    """Never raises for a plugin's fault: whatever it raises is its failure. One that the plugin knows of and gives
+    its framework's reason for is a known failure; one that it knows of and that passes is a failure too."""
+    known = getattr(kit.framework_class, "known_failures", {}).get(kit.mode, {}).get(name)
     try:
         CHECKS[name](kit)
     except NotApplicable as reason:
         return Outcome(name, "not applicable", str(reason))
     except Failure as failure:
-        return Outcome(name, "failed", str(failure))
+        return Outcome(name, "known failure" if known else "failed", known or str(failure))
     except Exception as error:
-        return Outcome(name, "failed", f"{type(error).__name__}: {error}")
-    return Outcome(name, "passed")
+        return Outcome(name, "known failure" if known else "failed", known or f"{type(error).__name__}: {error}")
+    return Outcome(name, "failed", f"listed as known, but it passes: {known}") if known else Outcome(name, "passed")
 
 
 def specification(name: str) -> str:

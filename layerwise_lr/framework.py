@@ -58,6 +58,8 @@ class Framework(Protocol):
     """Whether a process may import it, fork, and train in the children."""
     retry_on_signal: ClassVar[tuple[str, ...]] = ()
     """Modes that a fault of the framework itself may crash now and then: a job of a sweep is then started again."""
+    known_failures: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """mode -> conformance check -> why the framework cannot pass it there; what it refuses, it must refuse aloud."""
 
     def __init__(self, device: str, mode: str, seed: int, precision: str, threads: int, deterministic: bool) -> None:
         """Select device ("cpu", "cuda:0", "ascend:0", "auto"), mode and precision ("fp32") for the process.

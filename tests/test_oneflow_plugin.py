@@ -3,6 +3,7 @@
 Needs oneflow and torch in the environment: `pytest --framework oneflow`.
 """
 
+import importlib.util
 import json
 import os
 import shutil
@@ -505,7 +506,7 @@ LIBRARIES = """
 
 def test_cuda_libraries_are_found_or_named(tmp_path):
     """OneFlow finds them by itself only where they lie in the same site-packages; here they do not."""
-    site = Path(find_spec("oneflow").origin).parents[1]
+    site = Path(importlib.util.find_spec("oneflow").origin).parents[1]
     for name in ("oneflow", "oneflow.libs"):
         shutil.copytree(site / name, tmp_path / name, copy_function=os.symlink)
     version, where = answer(child(LIBRARIES, tmp_path, "nothing"))

@@ -50,6 +50,20 @@ class OneflowFramework:
     """OneFlow 0.9 enters a Graph's job into a queue after it has started it; one that ends first finds the queue
     empty: SIGSEGV. With steps below 2 ms 6 of 10 runs of 4000 steps died so, with LeNet's 7 ms none."""
 
+    known_failures: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "graph_native": dict.fromkeys(
+            (
+                "frozen_do_not_move",
+                "frozen_keep_state",
+                "unfreezes_on_the_step",
+                "late_start",
+                "mode_equals_first_mode",
+            ),
+            "a compiled OneFlow Graph keeps the parameters it was built with: a plan whose groups start or stop within "
+            "the run is refused; take framework=oneflow or framework=oneflow_graph",
+        )
+    }
+
     def __init__(self, device: str, mode: str, seed: int, precision: str, threads: int, deterministic: bool) -> None:
         if precision != "fp32":
             raise UserError(f"framework.precision={precision!r}: oneflow runs here in fp32 only")
