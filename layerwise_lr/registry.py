@@ -30,6 +30,8 @@ class BuiltIn(NamedTuple):
 BUILT_INS: Mapping[str, BuiltIn] = {
     "torch": BuiltIn("layerwise_lr.plugins.torch_plugin.plugin", "TorchFramework", "torch",
                      "pip install 'layerwise-lr[torch]'"),
+    "mindspore": BuiltIn("layerwise_lr.plugins.mindspore_plugin.plugin", "MindSporeFramework", "mindspore",
+                         "pip install 'layerwise-lr[mindspore]'"),
 }  # fmt: skip
 
 VERBS = tuple(name for name, member in inspect.getmembers(Framework, callable) if not name.startswith("_"))
