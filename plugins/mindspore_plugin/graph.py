@@ -11,7 +11,7 @@ import mindspore as ms
 from mindspore import ParameterTuple, Tensor, nn, ops
 
 from . import layers
-from .optimizers import Optimizers
+from .optimizers import Natives
 
 Part = tuple[nn.Optimizer, int, int]
 
@@ -30,7 +30,6 @@ class Step:
                  compiled: bool) -> None:  # fmt: skip
         params = [p for native in natives for p in native.parameters]
         self.names = [p.name for p in params]
-        self.gradients: tuple[Tensor, ...] = ()
         self._loss, self._natives, edge = layers.Loss(model).set_train(True), tuple(natives), 0
         edges = [edge := edge + len(native.parameters) for native in natives]
         self._parts = tuple(zip([0, *edges], edges, strict=False))
@@ -38,12 +37,11 @@ class Step:
         self._differentiate = ms.value_and_grad(self._forward, None, ParameterTuple(params)) if params else None
         self._run = ms.jit(self._step) if compiled else self._step
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """One update; the loss before it (float32 scalar). The gradients stay until the next step."""
+    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """One update; the loss before it (float32 scalar) and what the optimizers were given."""
         if self._differentiate is None:
-            return self._loss(x, y)  # everything is frozen: the running statistics alone move
-        loss, self.gradients = self._run(x, y)
-        return loss
+            return self._loss(x, y), ()  # everything is frozen: the running statistics alone move
+        return self._run(x, y)  # type: ignore[no-any-return]
 
     def _forward(self, x, y):  # noqa: ANN001, ANN202 (ms.jit reads this source)
         return self._loss(x, y)
@@ -72,15 +70,21 @@ class Step:
 
 
 class Steps:
-    """One `Step` per set of active groups, the one in use as `step`."""
+    """One `Step` per set of active groups, made once per `Natives`; the gradients of the last one."""
 
-    def __init__(self, model: nn.Cell, optimizers: Optimizers, compiled: bool) -> None:
-        self._model, self._optimizers, self._compiled = model, optimizers, compiled
-        self._made: dict[tuple[bool, ...], Step] = {}
+    def __init__(self, model: nn.Cell, natives: Natives, compiled: bool) -> None:
+        self._model, self._natives, self._compiled = model, natives, compiled
+        self.gradients: dict[str, Tensor] = {}
 
     def take(self, active: tuple[bool, ...]) -> None:
         """Use the step of these groups from now on."""
-        if active not in self._made:
-            natives = self._optimizers.over(active)
-            self._made[active] = Step(self._model, natives, self._optimizers.centralized(), self._compiled)
-        self.step = self._made[active]
+        made = self._natives.steps
+        if active not in made:
+            made[active] = Step(self._model, self._natives.over(active), self._natives.centralized(), self._compiled)
+        self._step: Step = made[active]
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """One update; the loss before it (float32 scalar)."""
+        loss, gradients = self._step(x, y)
+        self.gradients = dict(zip(self._step.names, gradients, strict=True))
+        return loss

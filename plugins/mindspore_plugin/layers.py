@@ -1,6 +1,6 @@
 """Each kind of declared layer as a MindSpore cell; every Parameter bears its canonical name, so no renaming is left.
 
-MindSpore calls a norm's arrays gamma, beta, moving_mean, moving_variance and an embedding's embedding_table.
+MindSpore calls a norm's arrays gamma, beta, mean, variance and an embedding's embedding_table.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from mindspore import dtype as mstype
 
 from layerwise_lr.layers import Layer, Node, Residual, Tree, join
 
-_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+_NORM = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "variance": "running_var"}
 RENAMED: Mapping[str, Mapping[str, str]] = {
     "batchnorm": _NORM, "layernorm": _NORM, "embedding": {"embedding_table": "weight"},
 }  # fmt: skip

@@ -8,6 +8,7 @@ experimental.optim.AdamW counts one step for all parameters, which is wrong for 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import inf, log
 from typing import Any
 
@@ -88,22 +89,30 @@ STATE = ("moments", "accum", "stat", "exp_avg", "exp_avg_sq", "learning_rate")
 """Attributes of native optimizers that hold one Parameter per trained parameter."""
 
 
-class Optimizers:
+class Natives:
     """The native optimizers of a plan: per name in use one over all its groups, which owns lr and state, and for
     every other set of active groups one more that works on the same Parameters."""
 
     def __init__(self, groups: Sequence[Group], plan: Plan) -> None:
         self.groups, self.plan = groups, plan
-        self.names = list(dict.fromkeys(g.optimizer for g in plan.groups))
-        self._whole = {name: self._make(name, [True] * len(groups)) for name in self.names}
-        self.lrs = [self._whole[g.optimizer].get_lr_parameter(native["params"][0])
+        self.whole = {name: self._make(name, [True] * len(groups)) for name in _names(plan)}
+        self.lrs = [self.whole[g.optimizer].get_lr_parameter(native["params"][0])
                     for g, native in zip(plan.groups, groups, strict=True)]  # fmt: skip
-        self.begun: set[str] = set()  # names of the parameters that have state
+        self.steps: dict[tuple[bool, ...], Any] = {}  # compiled, by active set: see graph.py
+
+    def serve(self, groups: Sequence[Group], plan: Plan) -> bool:
+        """Whether these groups and this plan need the very same optimizers; lr is a Parameter and may differ."""
+        def shape(groups: Sequence[Group], plan: Plan) -> list[Any]:
+            return [_specs(plan), *([[id(p) for p in native["params"]], native["weight_decay"],
+                                     native["grad_centralization"], g.optimizer]
+                                    for native, g in zip(groups, plan.groups, strict=True))]  # fmt: skip
+
+        return shape(groups, plan) == shape(self.groups, self.plan)
 
     def over(self, active: Sequence[bool]) -> list[nn.Optimizer]:
         """Native optimizers of the active groups alone; those without any are left out."""
         found = []
-        for name, whole in self._whole.items():
+        for name, whole in self.whole.items():
             own = [on for g, on in zip(self.plan.groups, active, strict=True) if g.optimizer == name]
             if any(own):
                 found.append(whole if all(own) else _sharing(self._make(name, active), whole))
@@ -112,34 +121,6 @@ class Optimizers:
     def centralized(self) -> frozenset[str]:
         """Names of the parameters whose gradients lose their mean."""
         return frozenset(p.name for g in self.groups if g["grad_centralization"] for p in g["params"])
-
-    def state(self) -> dict[str, np.ndarray]:
-        """"parameter/key" -> array under torch's keys, of the parameters that have trained."""
-        arrays = {}
-        for native in self._whole.values():
-            steps = native.steps.asnumpy() if isinstance(native, Adam) else ()
-            for i, p in enumerate(native.parameters):
-                if p.name in self.begun:
-                    held = {key: np.array(getattr(native, own)[i].asnumpy()) for own, key in _keys(native).items()}
-                    arrays |= {f"{p.name}/{key}": array for key, array in held.items()}
-                    if len(steps):
-                        arrays[f"{p.name}/step"] = np.array(steps[i])
-        return arrays
-
-    def set_state(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """The reverse; what has no entry starts fresh."""
-        self.begun = {key.rpartition("/")[0] for key in arrays}
-        for native in self._whole.values():
-            for own, key in _keys(native).items():
-                for p, held in zip(native.parameters, getattr(native, own), strict=True):
-                    array = arrays.get(f"{p.name}/{key}", np.zeros(p.shape))
-                    ops.assign(held, Tensor(np.array(array, np.float32)))
-            if isinstance(native, nn.SGD):  # stat 1: the next gradient replaces the buffer
-                for p, stat in zip(native.parameters, native.stat, strict=True):
-                    ops.assign(stat, Tensor(np.full(p.shape, p.name not in self.begun, np.float32)))
-            if isinstance(native, Adam):
-                steps = [float(arrays.get(f"{p.name}/step", 0)) for p in native.parameters]
-                ops.assign(native.steps, Tensor(np.array(steps, np.float32)))
 
     def _make(self, name: str, active: Sequence[bool]) -> nn.Optimizer:
         """One native optimizer over the active groups named so. order_params keeps the plan's order; centralization
@@ -154,6 +135,40 @@ class Optimizers:
             for p in {id(p): p for p in ([held] if isinstance(held, Parameter) else held)}.values():
                 p.name = f"{name}.{p.name}"
         return made
+
+
+class Optimizers:
+    """One run's native optimizers, fresh, and their state under torch's keys."""
+
+    def __init__(self, natives: Natives) -> None:
+        self.natives = natives
+        self.set_state({})
+
+    def state(self) -> dict[str, np.ndarray]:
+        """"parameter/key" -> array, of the parameters that have trained."""
+        arrays = {}
+        for native in self.natives.whole.values():
+            steps = native.steps.asnumpy() if isinstance(native, Adam) else None
+            for i, p in enumerate(native.parameters):
+                if p.name in self.begun:
+                    for own, key in _keys(native).items():
+                        arrays[f"{p.name}/{key}"] = np.array(getattr(native, own)[i].asnumpy())
+                    if steps is not None:
+                        arrays[f"{p.name}/step"] = np.array(steps[i])
+        return arrays
+
+    def set_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """The reverse; what has no entry starts fresh."""
+        self.begun = {key.rpartition("/")[0] for key in arrays}
+        for native in self.natives.whole.values():
+            for own, key in _keys(native).items():
+                for p, held in zip(native.parameters, getattr(native, own), strict=True):
+                    _put(held, arrays.get(f"{p.name}/{key}", np.zeros(p.shape)))
+            if isinstance(native, nn.SGD):  # stat 1: the next gradient replaces the buffer
+                for p, stat in zip(native.parameters, native.stat, strict=True):
+                    _put(stat, np.full(p.shape, f"{p.name}/momentum_buffer" not in arrays))
+            if isinstance(native, Adam):
+                _put(native.steps, np.array([float(arrays.get(f"{p.name}/step", 0)) for p in native.parameters]))
 
 
 def _sharing(part: nn.Optimizer, whole: nn.Optimizer) -> nn.Optimizer:
@@ -176,3 +191,16 @@ def _keys(native: nn.Optimizer) -> Mapping[str, str]:
     if isinstance(native, nn.Momentum):
         return {"moments": "momentum_buffer"}
     return {"accum": "momentum_buffer"} if native.nesterov else {}
+
+
+def _names(plan: Plan) -> list[str]:
+    return list(dict.fromkeys(g.optimizer for g in plan.groups))
+
+
+def _specs(plan: Plan) -> list[Any]:
+    """What is built into the optimizers: all but the lr."""
+    return [replace(plan.optimizers[name], lr=1.0) for name in _names(plan)]
+
+
+def _put(parameter: Parameter, array: np.ndarray) -> None:
+    ops.assign(parameter, Tensor(np.ascontiguousarray(array, np.float32)))

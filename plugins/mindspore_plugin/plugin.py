@@ -2,7 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,8 +21,8 @@ from layerwise_lr.layers import KINDS as DECLARED
 from layerwise_lr.layers import PLAIN_KINDS, Tree
 from layerwise_lr.plan import OPTIMIZERS, Plan
 
-from . import graph, layers, optimizers
-from .optimizers import Group, Optimizers
+from . import graph, layers
+from .optimizers import Group, Natives, Optimizers
 
 _TARGETS = {"cuda": "GPU", "ascend": "Ascend", "cpu": "CPU"}
 
@@ -64,9 +65,13 @@ class MindSporeFramework:
         ms.set_device(target, index)
         ms.set_context(mode=ms.GRAPH_MODE if mode == "graph" else ms.PYNATIVE_MODE)
         ms.runtime.dispatch_threads_num(threads)
+        if target == "CPU":
+            ms.runtime.launch_blocking()  # no other device to run ahead of: waiting threads spin, 3 ms for each wait
+            _fast_convolutions()
         if deterministic:
             ms.set_deterministic(True)
         self.mode = mode
+        self._kept: tuple[Natives | None, Callable[[], Optimizers | None]] = (None, lambda: None)
         self._seed = Parameter(Tensor(0, ms.int32), name="dropout_seed", requires_grad=False)
         self.reseed(seed)
 
@@ -110,12 +115,18 @@ class MindSporeFramework:
         ]  # fmt: skip
 
     def make_optimizer(self, groups: Sequence[Group], plan: Plan) -> Optimizers:
-        """One native optimizer per name in use."""
-        return Optimizers(groups, plan)
+        """One native optimizer per name in use. The last ones are reused, fresh, where the same are asked for and
+        their run is over: what was compiled for them serves again (the effective-lr proof asks several times)."""
+        natives, user = self._kept
+        if natives is None or user() is not None or not natives.serve(groups, plan):
+            natives = Natives(groups, plan)
+        made = Optimizers(natives)
+        self._kept = natives, weakref.ref(made)
+        return made
 
     def make_scheduler(self, optimizer: Optimizers, plan: Plan, start: int) -> MindSporeScheduler:
         """Groups in the plan's order, across all optimizers."""
-        scheduler = MindSporeScheduler(optimizer.lrs, plan)
+        scheduler = MindSporeScheduler(optimizer.natives.lrs, plan)
         scheduler.apply(start)
         return scheduler
 
@@ -126,14 +137,13 @@ class MindSporeFramework:
         if state.model.dropouts:
             (child,) = self._stream.spawn(1)
             ops.assign(self._seed, Tensor(int(child.generate_state(1)[0] >> 1), ms.int32))
-        loss = state.compiled.step(_tensor(x), Tensor(y.astype(np.int32)))
-        state.optimizer.begun.update(state.compiled.step.names)
-        return loss
+        loss = state.compiled(_tensor(x), Tensor(y.astype(np.int32)))
+        state.optimizer.begun |= state.compiled.gradients.keys()
+        return loss  # type: ignore[no-any-return]
 
     def get_gradients(self, state: TrainState) -> Weights:
         """What the last step kept."""
-        step = state.compiled.step
-        return {n: np.array(g.asnumpy()) for n, g in zip(step.names, step.gradients, strict=False)}
+        return {name: np.array(g.asnumpy()) for name, g in state.compiled.gradients.items()}
 
     def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
         """Logits in evaluation mode."""
@@ -144,7 +154,7 @@ class MindSporeFramework:
 
     def set_active(self, state: TrainState, active: Sequence[bool]) -> None:
         """Takes up the step of these groups; it is made once."""
-        state.compiled = state.compiled or graph.Steps(state.model, state.optimizer, self.mode == "graph")
+        state.compiled = state.compiled or graph.Steps(state.model, state.optimizer.natives, self.mode == "graph")
         state.compiled.take(tuple(active))
 
     def get_optimizer_state(self, state: TrainState) -> Weights:
@@ -165,6 +175,18 @@ def _device(asked: str) -> tuple[str, int]:
         raise UserError(f"framework.device={asked!r} is not here; mindspore {ms.__version__} sees: {', '.join(there)}")
     name, _, index = wanted.partition(":")
     return _TARGETS[name], int(index or 0)
+
+
+def _fast_convolutions() -> None:
+    """On AVX-512 the oneDNN in MindSpore 2.9 takes its reference convolution (verbose: "jit_uni_ncsp:conv+ref:any"),
+    50 times slower than the AVX2 one. It reads the variable once, at its first use: here; other libraries of the
+    process, which read the same one, are left as they were."""
+    name, before = "DNNL_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA")
+    os.environ[name] = before or "AVX2"
+    one = Tensor(np.ones((1, 1, 3, 3), np.float32))
+    ops.conv2d(one, one).asnumpy()
+    if before is None:
+        del os.environ[name]
 
 
 def _tensor(x: np.ndarray) -> Tensor:
