@@ -4,6 +4,7 @@ import os
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -64,10 +65,7 @@ class MindSporeFramework:
         target, index = _device(device)
         ms.set_device(target, index)
         ms.set_context(mode=ms.GRAPH_MODE if mode == "graph" else ms.PYNATIVE_MODE)
-        ms.runtime.dispatch_threads_num(threads)
-        if target == "CPU":
-            ms.runtime.launch_blocking()  # no other device to run ahead of: waiting threads spin, 3 ms for each wait
-            _fast_convolutions()
+        _start(target, threads)
         if deterministic:
             ms.set_deterministic(True)
         self.mode = mode
@@ -175,6 +173,15 @@ def _device(asked: str) -> tuple[str, int]:
         raise UserError(f"framework.device={asked!r} is not here; mindspore {ms.__version__} sees: {', '.join(there)}")
     name, _, index = wanted.partition(":")
     return _TARGETS[name], int(index or 0)
+
+
+@cache
+def _start(target: str, threads: int) -> None:
+    """What MindSpore takes once per process."""
+    ms.runtime.dispatch_threads_num(threads)
+    if target == "CPU":
+        ms.runtime.launch_blocking()  # no other device to run ahead of: waiting threads spin, 3 ms for each wait
+        _fast_convolutions()
 
 
 def _fast_convolutions() -> None:
