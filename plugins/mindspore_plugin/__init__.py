@@ -1,0 +1,1 @@
+"""MindSpore: PyNative, and the whole step compiled."""

@@ -1,0 +1,206 @@
+"""Optimizer names as MindSpore optimizers over native parameter groups (seed document 003), torch's formulas.
+
+All of them are nn.Optimizer: group dicts, `order_params`, and a `learning_rate` that is a ParameterTuple whose
+elements `ops.assign` changes, in PyNative and in compiled steps alike. nn.Momentum and nn.SGD agree with torch to
+rounding; nn.Momentum's nesterov is another formula, so nesterov is nn.SGD's. Adam is written here: nn.Adam and
+experimental.optim.Adam put eps outside the bias correction, nn.AdamWeightDecay corrects no bias at all, and
+experimental.optim.AdamW counts one step for all parameters, which is wrong for what thaws late.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from math import inf, log
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from layerwise_lr.plan import OptimizerSpec, Plan
+
+Group = dict[str, Any]
+
+
+class Adam(nn.Optimizer):
+    """torch's Adam (L2) and AdamW (decoupled) over MindSpore's fused kernel.
+
+    The kernel's own bias correction is switched off (beta powers 0); ours goes in by lr and eps:
+    lr / c1 * m / (sqrt(v) / sqrt(c2) + eps) = lr * sqrt(c2) / c1 * m / (sqrt(v) + eps * sqrt(c2)), c = 1 - beta**t,
+    where beta is the float32 that the kernel multiplies with and c comes from expm1: 1 - 0.999 in float32 is 5e-5 off.
+
+    Args:
+        betas, eps: as torch's.
+        decoupled: AdamW.
+    """
+
+    def __init__(self, params: Sequence[Group], learning_rate: float, betas: Sequence[float], eps: float,
+                 decoupled: bool) -> None:  # fmt: skip
+        super().__init__(learning_rate, list(params), weight_decay=0.0)
+        self.decoupled, self.eps = decoupled, eps
+        self.betas = tuple(float(np.float32(beta)) for beta in betas)
+        self.logs = tuple(log(beta) if beta else -inf for beta in self.betas)
+        self.exp_avg = self._parameters.clone(prefix="exp_avg", init="zeros")
+        self.exp_avg_sq = self._parameters.clone(prefix="exp_avg_sq", init="zeros")
+        count = len(self._parameters)
+        self.steps = Parameter(Tensor(np.zeros(count, np.float32)), name="steps", requires_grad=False)
+        self.train_only(range(count), self.steps)
+        self.adam = ops.Adam(use_locking=False, use_nesterov=False)
+
+    def train_only(self, at: Sequence[int], steps: Parameter) -> None:
+        """Count this optimizer's parameters in `steps` (float32, one per parameter), at these places."""
+        ones = np.zeros(steps.shape, np.float32)
+        ones[list(at)] = 1
+        self.at, self.ones, self.steps = tuple(at), Tensor(ones), steps
+
+    @ms.jit
+    def construct(self, gradients):  # noqa: ANN001, ANN201 (ms.jit)
+        """One step of every parameter."""
+        if not self.decoupled:
+            gradients = self.decay_weight(gradients)
+        lr = self.get_lr()
+        t = self.steps + self.ones
+        ops.assign(self.steps, t)
+        root = ops.sqrt(-ops.expm1(t * self.logs[1]))
+        factor = root / -ops.expm1(t * self.logs[0])
+        eps = root * self.eps
+        for i in range(len(self.at)):
+            p, k = self._parameters[i], self.at[i]
+            if self.decoupled and self.decay_flags[i]:
+                ops.assign(p, p * (1.0 - lr[i] * self.weight_decay[i]))
+            self.adam(p, self.exp_avg[i], self.exp_avg_sq[i], 0.0, 0.0, lr[i] * factor[k], self.betas[0],
+                      self.betas[1], eps[k], gradients[i])  # fmt: skip
+        return True
+
+
+def _momentum(spec: OptimizerSpec, groups: list[Group]) -> nn.Optimizer:
+    if spec.nesterov:
+        return nn.SGD(groups, spec.lr, momentum=spec.momentum, dampening=0.0, weight_decay=0.0, nesterov=True,
+                      loss_scale=1.0)  # fmt: skip
+    return nn.Momentum(groups, spec.lr, momentum=spec.momentum, weight_decay=0.0, loss_scale=1.0, use_nesterov=False)
+
+
+NATIVE: Mapping[str, Callable[[OptimizerSpec, list[Group]], nn.Optimizer]] = {
+    "sgd": lambda s, g: nn.SGD(g, s.lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, loss_scale=1.0),
+    "momentum": _momentum,
+    "adam": lambda s, g: Adam(g, s.lr, s.betas, s.eps, decoupled=False),
+    "adamw": lambda s, g: Adam(g, s.lr, s.betas, s.eps, decoupled=True),
+}
+STATE = ("moments", "accum", "stat", "exp_avg", "exp_avg_sq", "learning_rate")
+"""Attributes of native optimizers that hold one Parameter per trained parameter."""
+
+
+class Natives:
+    """The native optimizers of a plan: per name in use one over all its groups, which owns lr and state, and for
+    every other set of active groups one more that works on the same Parameters."""
+
+    def __init__(self, groups: Sequence[Group], plan: Plan) -> None:
+        self.groups, self.plan = groups, plan
+        self.whole = {name: self._make(name, [True] * len(groups)) for name in _names(plan)}
+        self.lrs = [self.whole[g.optimizer].get_lr_parameter(native["params"][0])
+                    for g, native in zip(plan.groups, groups, strict=True)]  # fmt: skip
+        self.steps: dict[tuple[bool, ...], Any] = {}  # compiled, by active set: see graph.py
+
+    def serve(self, groups: Sequence[Group], plan: Plan) -> bool:
+        """Whether these groups and this plan need the very same optimizers; lr is a Parameter and may differ."""
+        def shape(groups: Sequence[Group], plan: Plan) -> list[Any]:
+            return [_specs(plan), *([[id(p) for p in native["params"]], native["weight_decay"],
+                                     native["grad_centralization"], g.optimizer]
+                                    for native, g in zip(groups, plan.groups, strict=True))]  # fmt: skip
+
+        return shape(groups, plan) == shape(self.groups, self.plan)
+
+    def over(self, active: Sequence[bool]) -> list[nn.Optimizer]:
+        """Native optimizers of the active groups alone; those without any are left out."""
+        found = []
+        for name, whole in self.whole.items():
+            own = [on for g, on in zip(self.plan.groups, active, strict=True) if g.optimizer == name]
+            if any(own):
+                found.append(whole if all(own) else _sharing(self._make(name, active), whole))
+        return found
+
+    def centralized(self) -> frozenset[str]:
+        """Names of the parameters whose gradients lose their mean."""
+        return frozenset(p.name for g in self.groups if g["grad_centralization"] for p in g["params"])
+
+    def _make(self, name: str, active: Sequence[bool]) -> nn.Optimizer:
+        """One native optimizer over the active groups named so. order_params keeps the plan's order; centralization
+        is `Step`'s, so the native key is off here."""
+        own = [{**native, "grad_centralization": False}
+               for g, native, on in zip(self.plan.groups, self.groups, active, strict=True)
+               if on and g.optimizer == name]  # fmt: skip
+        order = [p for native in own for p in native["params"]]
+        made = NATIVE[self.plan.optimizers[name].name](self.plan.optimizers[name], [*own, {"order_params": order}])
+        for attribute in (*STATE, "momentum", "global_step", "steps"):  # names must be unique in a compiled step
+            held = getattr(made, attribute, ())
+            for p in {id(p): p for p in ([held] if isinstance(held, Parameter) else held)}.values():
+                p.name = f"{name}.{p.name}"
+        return made
+
+
+class Optimizers:
+    """One run's native optimizers, fresh, and their state under torch's keys."""
+
+    def __init__(self, natives: Natives) -> None:
+        self.natives = natives
+        self.set_state({})
+
+    def state(self) -> dict[str, np.ndarray]:
+        """"parameter/key" -> array, of the parameters that have trained."""
+        arrays = {}
+        for native in self.natives.whole.values():
+            steps = native.steps.asnumpy() if isinstance(native, Adam) else None
+            for i, p in enumerate(native.parameters):
+                if p.name in self.begun:
+                    for own, key in _keys(native).items():
+                        arrays[f"{p.name}/{key}"] = np.array(getattr(native, own)[i].asnumpy())
+                    if steps is not None:
+                        arrays[f"{p.name}/step"] = np.array(steps[i])
+        return arrays
+
+    def set_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """The reverse; what has no entry starts fresh."""
+        self.begun = {key.rpartition("/")[0] for key in arrays}
+        for native in self.natives.whole.values():
+            for own, key in _keys(native).items():
+                for p, held in zip(native.parameters, getattr(native, own), strict=True):
+                    _put(held, arrays.get(f"{p.name}/{key}", np.zeros(p.shape)))
+            if isinstance(native, nn.SGD):  # stat 1: the next gradient replaces the buffer
+                for p, stat in zip(native.parameters, native.stat, strict=True):
+                    _put(stat, np.full(p.shape, f"{p.name}/momentum_buffer" not in arrays))
+            if isinstance(native, Adam):
+                _put(native.steps, np.array([float(arrays.get(f"{p.name}/step", 0)) for p in native.parameters]))
+
+
+def _sharing(part: nn.Optimizer, whole: nn.Optimizer) -> nn.Optimizer:
+    """`part`, working on the lr and state Parameters of `whole`."""
+    place = {id(p): i for i, p in enumerate(whole.parameters)}
+    at = [place[id(p)] for p in part.parameters]
+    for attribute in STATE:
+        if hasattr(part, attribute):
+            held = getattr(whole, attribute)
+            setattr(part, attribute, ParameterTuple([held[i] for i in at]))
+    if isinstance(part, Adam):
+        part.train_only(at, whole.steps)
+    return part
+
+
+def _keys(native: nn.Optimizer) -> Mapping[str, str]:
+    """Native attribute -> torch's key."""
+    if isinstance(native, Adam):
+        return {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
+    if isinstance(native, nn.Momentum):
+        return {"moments": "momentum_buffer"}
+    return {"accum": "momentum_buffer"} if native.nesterov else {}
+
+
+def _names(plan: Plan) -> list[str]:
+    return list(dict.fromkeys(g.optimizer for g in plan.groups))
+
+
+def _specs(plan: Plan) -> list[Any]:
+    """What is built into the optimizers: all but the lr."""
+    return [replace(plan.optimizers[name], lr=1.0) for name in _names(plan)]
+
+
+def _put(parameter: Parameter, array: np.ndarray) -> None:
+    ops.assign(parameter, Tensor(np.ascontiguousarray(array, np.float32)))
