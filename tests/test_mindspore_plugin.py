@@ -17,7 +17,7 @@ from layerwise_lr import registry, verify
 from layerwise_lr.errors import UserError
 from layerwise_lr.groups import GroupingSpec, GroupSpec
 from layerwise_lr.layers import Layer, Residual, Seq, Tree, initial_weights, param_table
-from layerwise_lr.models import BN, batchnorm, conv, linear, make_tree
+from layerwise_lr.models import batchnorm, conv, linear, make_tree
 from layerwise_lr.plan import FreezeSpec, OptimizerSpec, make_plan
 from layerwise_lr.schedules import ScheduleSpec
 
