@@ -26,7 +26,7 @@ test: build/installed-dev build/installed-310
 	$(BIN)/python -m pytest
 
 build/installed: pyproject.toml .ci/constraints.txt
-	$(BIN)/python -c "" 2>/dev/null || $(PYTHON) -m venv .venv
+	$(BIN)/python -c "" 2>/dev/null || $(PYTHON) -m venv "$$(readlink -f .venv)"
 	$(BIN)/python $(PIP) '.[torch]' --constraint .ci/constraints.txt
 	mkdir -p build && touch $@
 
@@ -35,7 +35,7 @@ build/installed-dev: build/installed
 	touch $@
 
 build/installed-310: pyproject.toml .ci/constraints310.txt
-	$(BIN310)/python -c "" 2>/dev/null || "$$(.ci/python310)" -m venv .venv310
+	$(BIN310)/python -c "" 2>/dev/null || "$$(.ci/python310)" -m venv "$$(readlink -f .venv310)"
 	$(BIN310)/python $(PIP) '.[all,dev]' --constraint .ci/constraints310.txt
 	mkdir -p build && touch $@
 

@@ -9,7 +9,7 @@ import oneflow as flow
 from layerwise_lr.errors import UserError
 from layerwise_lr.plan import OptimizerSpec
 
-Optimizer = flow.optim.Optimizer
+Optimizer = Any  # flow.optim.Optimizer; OneFlow has no types
 
 _NO_MOMENTUM = {"momentum": 0.0, "dampening": 0.0, "nesterov": False}
 NATIVE: Mapping[str, Callable[[OptimizerSpec], tuple[Callable[..., Optimizer], dict[str, Any]]]] = {

@@ -208,13 +208,15 @@ class OneflowFramework:
 
     def _native_step(self, state: TrainState, x: Tensor, y: Tensor) -> Tensor:
         compiled = state.compiled = state.compiled or graph.Compiled()
+        scheduler: Any = state.scheduler  # this mode's own, which knows the schedules' factors
         if compiled.graph is None:
             params = [p for g in state.groups if g["active"] for p in g["params"]]
-            factors = [state.scheduler.factors(schedule, compiled.begun) for _, schedule in _families(state.groups)]
+            factors = [scheduler.factors(schedule, compiled.begun) for _, schedule in _families(state.groups)]
             compiled.load(graph.Updates(state.model, params, state.optimizer, factors), _native_names(state.model))
-        loss = compiled.graph.step(x, y)
+        running: Any = compiled.graph
+        loss = running.step(x, y)
         compiled.begun += 1
-        state.scheduler.upcoming += 1
+        scheduler.upcoming += 1
         return loss
 
     def _centralize_in_graph(self, groups: Sequence[Group]) -> None:
