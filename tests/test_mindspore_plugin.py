@@ -25,7 +25,7 @@ MODES = ("pynative", "graph")
 SPECS = {
     "sgd": OptimizerSpec("sgd", 0.05, 5e-4), "momentum": OptimizerSpec("momentum", 0.02, 5e-4),
     "nesterov": OptimizerSpec("momentum", 0.02, 5e-4, nesterov=True), "adam": OptimizerSpec("adam", 1e-3, 1e-3),
-    "adamw": OptimizerSpec("adamw", 1e-3, 0.05), "gentle": OptimizerSpec("momentum", 1e-3, 5e-4),
+    "adamw": OptimizerSpec("adamw", 1e-3, 0.05), "gentle": OptimizerSpec("momentum", 2e-4, 5e-4),
 }  # fmt: skip
 CURVES = {  # case -> model, optimizer, steps, batch, progressive freezing
     "lenet sgd": ("lenet", "sgd", 8, 16, False), "lenet nesterov": ("lenet", "nesterov", 10, 16, True),
@@ -34,7 +34,7 @@ CURVES = {  # case -> model, optimizer, steps, batch, progressive freezing
     "vit momentum": ("vit", "momentum", 20, 16, False), "resnet momentum": ("resnet", "gentle", 10, 32, False),
     "several": ("lenet", "several", 12, 16, False), "mobilenet": ("mobilenet", "gentle", 2, 16, False),
 }  # fmt: skip
-ONE_MODE = ("mobilenet", "lenet adam", "lenet sgd")  # compiled whole they would only cost time
+ONE_MODE = ("mobilenet", "lenet adam", "lenet sgd", "lenet nesterov")  # compiled whole they would only cost time
 TREES = {
     "lenet": ("lenet", 1, 16, {}), "vit": ("vit_tiny", 3, 16, {"embed_dim": 32, "num_heads": 4, "depth": 2,
                                                               "patch_size": 4}),
@@ -52,10 +52,10 @@ def kinds_trees():
     relu, relu6, gelu = Layer("relu"), Layer("relu6"), Layer("gelu")
     strange = {"features": 8, "eps": 1e-2, "momentum": 0.3}
     images = Seq("", (
-        conv("c1", 3, 8, 3, bias=True), Layer("batchnorm", "b1", strange), relu6,
-        conv("c2", 8, 8, 3, 2, groups=8), batchnorm("b2", 8), relu,
+        conv("c1", 3, 8, 3), Layer("batchnorm", "b1", strange), relu6,
+        conv("c2", 8, 8, 3, 2, groups=8, bias=True), relu,
         Layer("maxpool", "", {"kernel": 3, "stride": 2, "padding": 1}),
-        Residual("r1", (conv("c3", 8, 8, 3, groups=2),)),
+        Residual("r1", (conv("c3", 8, 8, 3, groups=2), batchnorm("b2", 8))),
         Residual("r2", (conv("c4", 8, 12, 1), relu), (conv("c5", 8, 12, 1),)),
         Layer("avgpool", "", {"kernel": 2, "stride": 1}), Layer("flatten"), linear("head", 12 * 9, 5)), depth=0)  # fmt: skip
     pooled = Seq("", (conv("c1", 3, 8, 5, 2, padding=0), gelu, Layer("globalpool"), linear("head", 8, 5)), depth=0)
@@ -239,8 +239,7 @@ def relative(a, b):
 def test_kinds(seen, mode, name):
     ours, theirs = seen[mode], seen["eager"]
     keys = [k for k in theirs if k.startswith(name + "/")]
-    assert keys == [k for k in theirs if k.startswith(name + "/") and k in ours]
-    # a key's bias has no gradient but rounding: qkv.bias is judged against the whole of its layer
+    assert set(keys) == {k for k in ours if k.startswith(name + "/")}
     worst = {k: relative(ours[k], theirs[k]) for k in keys}
     assert max(worst.values()) < 2e-5, sorted(worst.items(), key=lambda i: -i[1])[:5]
 
@@ -252,6 +251,7 @@ CASES = [(mode, case) for mode in MODES for case in CURVES if mode != "graph" or
 def test_curve(seen, mode, case):
     ours, theirs = seen[mode], seen["eager"]
     difference = np.abs(ours[f"{case}/losses"] / theirs[f"{case}/losses"] - 1)
+    # BatchNorm and ReLU amplify rounding: torch differs from itself under another instruction set by as much
     batchnorm_net = CURVES[case][0] in ("resnet", "mobilenet")
     assert difference[:10].max() < (5e-5 if batchnorm_net else 1e-5)
     assert difference.max() < 1e-4
