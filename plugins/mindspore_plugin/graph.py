@@ -43,10 +43,10 @@ class Step:
             return self._loss(x, y), ()  # everything is frozen: the running statistics alone move
         return self._run(x, y)  # type: ignore[no-any-return]
 
-    def _forward(self, x, y):  # noqa: ANN001, ANN202 (ms.jit reads this source)
+    def _forward(self, x, y):
         return self._loss(x, y)
 
-    def _step(self, x, y):  # noqa: ANN001, ANN202
+    def _step(self, x, y):
         loss, gradients = self._differentiate(x, y)
         gradients = self._centralize(gradients)
         for i in range(len(self._natives)):
@@ -54,7 +54,7 @@ class Step:
             loss = ops.depend(loss, self._natives[i](gradients[start:stop]))
         return loss, gradients
 
-    def _centralize(self, gradients):  # noqa: ANN001, ANN202
+    def _centralize(self, gradients):
         """Gradient centralization (Yong et al. 2020): each output's gradient loses its mean; 2-D and up.
 
         MindSpore's own has no kernel on a CPU ("Unsupported op [Centralization]"), acts after weight decay and skips

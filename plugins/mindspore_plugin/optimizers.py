@@ -53,7 +53,7 @@ class Adam(nn.Optimizer):
         self.at, self.ones, self.steps = tuple(at), Tensor(ones), steps
 
     @ms.jit
-    def construct(self, gradients):  # noqa: ANN001, ANN201 (ms.jit)
+    def construct(self, gradients):
         """One step of every parameter."""
         if not self.decoupled:
             gradients = self.decay_weight(gradients)
@@ -102,6 +102,7 @@ class Natives:
 
     def serve(self, groups: Sequence[Group], plan: Plan) -> bool:
         """Whether these groups and this plan need the very same optimizers; lr is a Parameter and may differ."""
+
         def shape(groups: Sequence[Group], plan: Plan) -> list[Any]:
             return [_specs(plan), *([[id(p) for p in native["params"]], native["weight_decay"],
                                      native["grad_centralization"], g.optimizer]
@@ -145,7 +146,7 @@ class Optimizers:
         self.set_state({})
 
     def state(self) -> dict[str, np.ndarray]:
-        """"parameter/key" -> array, of the parameters that have trained."""
+        """Arrays by "parameter/key", of the parameters that have trained."""
         arrays = {}
         for native in self.natives.whole.values():
             steps = native.steps.asnumpy() if isinstance(native, Adam) else None

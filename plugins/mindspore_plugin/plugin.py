@@ -156,7 +156,7 @@ class MindSporeFramework:
         state.compiled.take(tuple(active))
 
     def get_optimizer_state(self, state: TrainState) -> Weights:
-        """"parameter/exp_avg" and so on."""
+        """By "parameter/exp_avg" and so on."""
         return state.optimizer.state()
 
     def set_optimizer_state(self, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
@@ -199,5 +199,3 @@ def _fast_convolutions() -> None:
 def _tensor(x: np.ndarray) -> Tensor:
     """float32 as it is; tokens as int32, which every kernel takes."""
     return Tensor(x if x.dtype == np.float32 else x.astype(np.int32))
-
-
