@@ -25,7 +25,7 @@ MODES = ("pynative", "graph")
 SPECS = {
     "sgd": OptimizerSpec("sgd", 0.05, 5e-4), "momentum": OptimizerSpec("momentum", 0.02, 5e-4),
     "nesterov": OptimizerSpec("momentum", 0.02, 5e-4, nesterov=True), "adam": OptimizerSpec("adam", 1e-3, 1e-3),
-    "adamw": OptimizerSpec("adamw", 1e-3, 0.05), "gentle": OptimizerSpec("momentum", 1e-3, 5e-4),
+    "adamw": OptimizerSpec("adamw", 1e-3, 0.05), "gentle": OptimizerSpec("momentum", 2e-4, 5e-4),
 }  # fmt: skip
 CURVES = {  # case -> model, optimizer, steps, batch, progressive freezing
     "lenet sgd": ("lenet", "sgd", 8, 16, False), "lenet nesterov": ("lenet", "nesterov", 10, 16, True),
@@ -34,7 +34,7 @@ CURVES = {  # case -> model, optimizer, steps, batch, progressive freezing
     "vit momentum": ("vit", "momentum", 20, 16, False), "resnet momentum": ("resnet", "gentle", 10, 32, False),
     "several": ("lenet", "several", 12, 16, False), "mobilenet": ("mobilenet", "gentle", 2, 16, False),
 }  # fmt: skip
-ONE_MODE = ("mobilenet", "lenet adam", "lenet sgd")  # compiled whole they would only cost time
+ONE_MODE = ("mobilenet", "lenet adam", "lenet sgd", "lenet nesterov")  # compiled whole they would only cost time
 TREES = {
     "lenet": ("lenet", 1, 16, {}), "vit": ("vit_tiny", 3, 16, {"embed_dim": 32, "num_heads": 4, "depth": 2,
                                                               "patch_size": 4}),
@@ -52,12 +52,13 @@ def kinds_trees():
     relu, relu6, gelu = Layer("relu"), Layer("relu6"), Layer("gelu")
     strange = {"features": 8, "eps": 1e-2, "momentum": 0.3}
     images = Seq("", (
-        conv("c1", 3, 8, 3, bias=True), Layer("batchnorm", "b1", strange), relu6,
-        conv("c2", 8, 8, 3, 2, groups=8), batchnorm("b2", 8), relu,
+        conv("c1", 3, 8, 3), Layer("batchnorm", "b1", strange), relu6,
+        conv("c2", 8, 8, 3, 2, groups=8, bias=True), relu,
         Layer("maxpool", "", {"kernel": 3, "stride": 2, "padding": 1}),
-        Residual("r1", (conv("c3", 8, 8, 3, groups=2),)),
+        Residual("r1", (conv("c3", 8, 8, 3, groups=2), batchnorm("b2", 8))),
         Residual("r2", (conv("c4", 8, 12, 1), relu), (conv("c5", 8, 12, 1),)),
-        Layer("avgpool", "", {"kernel": 2, "stride": 1}), Layer("flatten"), linear("head", 12 * 9, 5)), depth=0)  # fmt: skip
+        Layer("avgpool", "", {"kernel": 2, "stride": 1}), Layer("flatten"),
+        linear("head", 12 * 9, 5)), depth=0)  # fmt: skip
     pooled = Seq("", (conv("c1", 3, 8, 5, 2, padding=0), gelu, Layer("globalpool"), linear("head", 8, 5)), depth=0)
     tokens = Seq("", (
         conv("patch", 3, 16, 4, 4, padding=0, bias=True), Layer("to_tokens"),
@@ -125,15 +126,14 @@ def play_curves(framework, out, cases):
     for case in cases:
         name, optimizer, steps, size, progressive = CURVES[case]
         tree = tree_of(name)
-        model, start, plan = framework.make_model(tree), initial_weights(tree, 0), plan_of(tree, optimizer, steps,
-                                                                                          progressive)  # fmt: skip
-        data = batches(tree, size)
+        model, start, data = framework.make_model(tree), initial_weights(tree, 0), batches(tree, size)
+        plan = plan_of(tree, optimizer, steps, progressive)
         framework.set_weights(model, start)
         report = verify.check(framework, model, plan, start, data[0], 0)
         state = verify.make_state(framework, model, plan, 0)
         losses, moved = steps_of(framework, state, plan, data, 0, steps)
-        out |= {f"{case}/losses": losses, f"{case}/moved": moved, f"{case}/lr_error": report["max_relative_error"],
-                f"{case}/logits": framework.predict(state, data[0][0]), f"{case}/lrs": state.scheduler.lrs()}  # fmt: skip
+        out |= {f"{case}/losses": losses, f"{case}/moved": moved, f"{case}/lrs": state.scheduler.lrs()}
+        out[f"{case}/lr_error"] = report["max_relative_error"]
         out |= {f"{case}/state/{k}": v for k, v in framework.get_optimizer_state(state).items()}
 
 
@@ -170,8 +170,9 @@ def play_lr(framework, out):
         state.scheduler.apply(step)
         framework.train_step(state, x, y)
         w, g = framework.get_weights(model), framework.get_gradients(state)
-        measured.append([sum(((start[n] - w[n]) * g[n]).sum(dtype=float) for n in group.params)
-                         / sum((g[n] ** 2).sum(dtype=float) for n in group.params) for group in plan.groups])  # fmt: skip
+        moves = [sum(((start[n] - w[n]) * g[n]).sum(dtype=float) for n in group.params) for group in plan.groups]
+        squares = [sum((g[n] ** 2).sum(dtype=float) for n in group.params) for group in plan.groups]
+        measured.append([move / square for move, square in zip(moves, squares, strict=True)])
     out["lr/measured"], out["lr/planned"] = measured, plan.table()
 
 
@@ -239,8 +240,7 @@ def relative(a, b):
 def test_kinds(seen, mode, name):
     ours, theirs = seen[mode], seen["eager"]
     keys = [k for k in theirs if k.startswith(name + "/")]
-    assert keys == [k for k in theirs if k.startswith(name + "/") and k in ours]
-    # a key's bias has no gradient but rounding: qkv.bias is judged against the whole of its layer
+    assert set(keys) == {k for k in ours if k.startswith(name + "/")}
     worst = {k: relative(ours[k], theirs[k]) for k in keys}
     assert max(worst.values()) < 2e-5, sorted(worst.items(), key=lambda i: -i[1])[:5]
 
@@ -252,6 +252,7 @@ CASES = [(mode, case) for mode in MODES for case in CURVES if mode != "graph" or
 def test_curve(seen, mode, case):
     ours, theirs = seen[mode], seen["eager"]
     difference = np.abs(ours[f"{case}/losses"] / theirs[f"{case}/losses"] - 1)
+    # BatchNorm and ReLU amplify rounding: torch differs from itself under another instruction set by as much
     batchnorm_net = CURVES[case][0] in ("resnet", "mobilenet")
     assert difference[:10].max() < (5e-5 if batchnorm_net else 1e-5)
     assert difference.max() < 1e-4

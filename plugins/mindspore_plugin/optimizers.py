@@ -146,7 +146,7 @@ class Optimizers:
         self.set_state({})
 
     def state(self) -> dict[str, np.ndarray]:
-        """ "parameter/key" -> array, of the parameters that have trained."""
+        """Arrays by "parameter/key", of the parameters that have trained."""
         arrays = {}
         for native in self.natives.whole.values():
             steps = native.steps.asnumpy() if isinstance(native, Adam) else None

@@ -156,7 +156,7 @@ class MindSporeFramework:
         state.compiled.take(tuple(active))
 
     def get_optimizer_state(self, state: TrainState) -> Weights:
-        """ "parameter/exp_avg" and so on."""
+        """By "parameter/exp_avg" and so on."""
         return state.optimizer.state()
 
     def set_optimizer_state(self, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
