@@ -106,7 +106,8 @@ class Framework(Protocol):
 
     def get_gradients(self, state: TrainState) -> Weights:
         """Gradients of the last `train_step` as the loss gave them: before weight decay and centralization, so
-        that the proof need not take the plugin's word for those. A parameter that did not train is absent."""
+        that the proof need not take the plugin's word for those (a graph that cannot tell them apart gives them
+        centralized). A parameter that did not train is absent."""
 
     def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
         """float32 logits [B, classes] in evaluation mode; leaves everything as it was."""

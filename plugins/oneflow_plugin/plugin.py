@@ -149,13 +149,16 @@ class OneflowFramework:
             loss.backward()
         for group, native in zip(state.groups, state.optimizer, strict=True):
             if group["active"]:
-                for param in group["params"] if group["grad_centralization"] else ():
-                    param.grad = optimizers.centralize(param.grad)
+                given = [(p, p.grad) for p in group["params"] if group["grad_centralization"]]
+                for param, gradient in given:
+                    param.grad = optimizers.centralize(gradient)
                 native.step()
+                for param, gradient in given:
+                    param.grad = gradient
         return loss.detach()
 
     def get_gradients(self, state: TrainState) -> Weights:
-        """p.grad where there is one."""
+        """p.grad where there is one; a native Graph gives them centralized where the group asks for that."""
         return {n: _copy(p.grad) for g in state.groups for n, p in zip(g["names"], g["params"], strict=True)
                 if p.grad is not None}  # fmt: skip
 
