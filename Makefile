@@ -21,6 +21,7 @@ demo: build/installed
 
 test: build/installed-dev build/installed-310
 	$(BIN310)/python -m pytest --framework oneflow tests/test_oneflow_plugin.py tests/test_conformance.py
+	$(BIN310)/python -m pytest --framework mindspore tests/test_mindspore_plugin.py tests/test_conformance.py
 	$(BIN310)/python -m pytest --framework megengine tests/test_megengine_plugin.py tests/test_conformance.py
 	$(BIN310)/python -m pytest $(SLOW:%=--ignore=tests/%.py)
 	$(BIN)/python -m pytest
