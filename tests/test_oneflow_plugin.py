@@ -210,7 +210,11 @@ def test_weights_and_optimizer_state_are_torchs(results, mode):
         ours, torchs = results("oneflow", mode, case), results("torch", "eager", case)
         assert set(ours) == set(torchs), case  # the same parameters, gradients and keys of state
         for name, array in torchs.items():
-            if mode == "graph_native" and name in ("gradient/conv1.weight", "gradient/conv2.weight") and case == "groups":
+            if (
+                mode == "graph_native"
+                and name in ("gradient/conv1.weight", "gradient/conv2.weight")
+                and case == "groups"
+            ):
                 array = array - array.mean(axis=(1, 2, 3), keepdims=True)  # centralized within the Graph
             assert ours[name].shape == array.shape, (case, name)
             assert _distance(ours[name], array) <= tolerance, (case, name)
