@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from layerwise_lr import cli, data, fetch, registry
 from PIL import Image
+
+from layerwise_lr import cli, data, fetch, registry
 
 ROOT = Path(__file__).resolve().parent.parent
 
