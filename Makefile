@@ -1,9 +1,13 @@
 # make demo   the main job on real pictures: installs, fetches, sweeps, reports
-# make test   all tests
-# Needs python3 >= 3.10, git, make; no GPU. .venv may be a link to a folder that is kept.
+# make test   all tests: every framework in a Python 3.10, core and torch in the machine's own python3 too
+# Needs python3 >= 3.10, git, make; make test a Python 3.10 as well; no GPU. .venv and .venv310 may be links to
+# folders that are kept.
 PYTHON ?= python3
 BIN := .venv/bin
+BIN310 := .venv310/bin
 DEMO := outputs/solar_cells/demo
+SLOW := test_bad_input test_cli test_report test_packaging test_style
+PIP := -m pip install --quiet --editable
 export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: demo test clean
@@ -15,17 +19,26 @@ demo: build/installed
 	  grouping=backbone_head seed=0,1,2 hydra.sweep.dir=$(DEMO)
 	$(BIN)/layerwise-lr report $(DEMO)
 
-test: build/installed-dev
+test: build/installed-dev build/installed-310
+	$(BIN310)/python -m pytest --framework oneflow tests/test_oneflow_plugin.py tests/test_conformance.py
+	$(BIN310)/python -m pytest --framework mindspore tests/test_mindspore_plugin.py tests/test_conformance.py
+	$(BIN310)/python -m pytest --framework megengine tests/test_megengine_plugin.py tests/test_conformance.py
+	$(BIN310)/python -m pytest $(SLOW:%=--ignore=tests/%.py)
 	$(BIN)/python -m pytest
 
 build/installed: pyproject.toml .ci/constraints.txt
-	$(BIN)/python -c "" 2>/dev/null || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[torch]'
+	$(BIN)/python -c "" 2>/dev/null || $(PYTHON) -m venv "$$(readlink -f .venv)"
+	$(BIN)/python $(PIP) '.[torch]' --constraint .ci/constraints.txt
 	mkdir -p build && touch $@
 
 build/installed-dev: build/installed
-	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[torch,dev]'
+	$(BIN)/python $(PIP) '.[torch,dev]' --constraint .ci/constraints.txt
 	touch $@
+
+build/installed-310: pyproject.toml .ci/constraints310.txt
+	$(BIN310)/python -c "" 2>/dev/null || "$$(.ci/python310)" -m venv "$$(readlink -f .venv310)"
+	$(BIN310)/python $(PIP) '.[all,dev]' --constraint .ci/constraints310.txt
+	mkdir -p build && touch $@
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -115,6 +115,23 @@ class Config:
         return yaml.safe_dump(asdict(self), sort_keys=False)
 
 
+@dataclass
+class ComposedGrouping(GroupingSpec):
+    """As GroupingSpec, but named groups are plain mappings."""
+
+    groups: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ComposedConfig(Config):
+    """What Hydra composes. Named entries are plain mappings until `from_data`: OmegaConf 2.3 takes no
+    mapping for a new entry of a typed dict, and "+grouping.groups.head={match: [fc]}" is one."""
+
+    grouping: ComposedGrouping = field(default_factory=ComposedGrouping)
+    schedules: dict[str, Any] = field(default_factory=dict)
+    optimizers: dict[str, Any] = field(default_factory=dict)
+
+
 def steps_of(duration: Duration, key: str, total: int, per_epoch: int) -> int:
     """A duration in whole steps: 50, "50 steps", "2 epochs", "10%" (of the run).
 
@@ -144,7 +161,7 @@ def from_data(data: Any) -> Config:
     Raises:
         UserError: an unknown key or a wrong type; says where.
     """
-    _known_keys(data, Config, "")
+    check_keys(data)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(data))
         config = OmegaConf.to_object(merged)
@@ -171,16 +188,19 @@ def read(path: Path) -> Config:
         raise UserError(f"{path}: no such file; a run folder holds config.resolved.yaml")
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path}: larger than {MAX_BYTES} bytes, not a run's config")
-    text = path.read_text()
-    if "${" in text:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+    if "${" in repr(data):  # of the data, not the text: YAML can spell "$" as "\x24"
         raise UserError(f"{path}: holds an interpolation ('${{'); a resolved config has none")
     try:
-        return from_data(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+        return from_data(data)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
-def _known_keys(data: Any, schema: Any, at: str) -> None:
+def check_keys(data: Any, schema: Any = Config, at: str = "") -> None:
     """Refuse a key that the schema lacks: Hydra's "+key=value" would add it in silence."""
     if not isinstance(data, Mapping):
         raise UserError(f"{at or 'config'} must be a mapping, it is {type(data).__name__}")
@@ -190,10 +210,12 @@ def _known_keys(data: Any, schema: Any, at: str) -> None:
             raise UserError(f"unknown key {at}{key}; known: {', '.join(types)}" + did_you_mean(str(key), list(types)))
         kind = types[key]
         if is_dataclass(kind):
-            _known_keys(value, kind, f"{at}{key}.")
+            check_keys(value, kind, f"{at}{key}.")
         elif (inner := getattr(kind, "__args__", ())) and is_dataclass(inner[-1]):
+            if not isinstance(value or {}, Mapping):
+                raise UserError(f"{at}{key}={value} must be a mapping: {{name: {{...}}}}")
             for name, entry in (value or {}).items():
-                _known_keys(entry, inner[-1], f"{at}{key}.{name}.")
+                check_keys(entry, inner[-1], f"{at}{key}.{name}.")
 
 
 def resolve(config: Config) -> Config:
@@ -217,6 +239,8 @@ def resolve(config: Config) -> Config:
     def schedule(spec: ScheduleSpec, key: str) -> ScheduleSpec:
         uses_every = spec.name in ("step", "exponential")
         every = max(steps(spec.every, f"{key}.every"), 1) if uses_every else 1
+        if steps(spec.warmup, f"{key}.warmup") > total:
+            raise UserError(f"{key}.warmup={spec.warmup} is longer than the run of {total} steps")
         return replace(
             spec, warmup=steps(spec.warmup, f"{key}.warmup"), every=every,
             milestones=[steps(m, f"{key}.milestones") for m in spec.milestones],
@@ -228,15 +252,19 @@ def resolve(config: Config) -> Config:
         return replace(spec, start=steps(spec.start, f"{key}.start"), stop=stop)
 
     groups = {n: group(g, f"grouping.groups.{n}") for n, g in config.grouping.groups.items()}
-    every = config.checkpoint.every
+    every, thaw = config.checkpoint.every, config.freeze.every
+    if thaw is None and config.freeze.strategy == "head_first":
+        raise UserError("freeze.every is missing: how long shall the head train alone? freeze.every=10%")
+    if config.freeze.strategy == "after" and steps(config.freeze.at, "freeze.at") >= total:
+        raise UserError(f"freeze.at={config.freeze.at} is not within the run of {total} steps")
     return replace(
         config, model=model, steps=total,
         eval_every=max(steps(config.eval_every, "eval_every"), 1),
         scheduler=schedule(config.scheduler, "scheduler"),
         schedules={n: schedule(s, f"schedules.{n}") for n, s in config.schedules.items()},
         grouping=replace(config.grouping, groups=groups),
-        freeze=replace(config.freeze, every=max(steps(config.freeze.every, "freeze.every"), 1),
-                       at=steps(config.freeze.at, "freeze.at")),
+        freeze=replace(config.freeze, at=steps(config.freeze.at, "freeze.at"), every=None if thaw is None
+                       else max(steps(thaw, "freeze.every"), 1)),
         checkpoint=replace(config.checkpoint, every=None if every is None else max(steps(every, "checkpoint.every"), 1)),
     )  # fmt: skip
 
@@ -279,11 +307,15 @@ def _check_ranges(config: Config) -> None:
                             ("steps", 1 if config.steps is None else config.steps, 1),
                             ("framework.threads", config.framework.threads, 1), ("data.image_size", data.image_size, 4),
                             ("data.train_size", 1 if data.train_size is None else data.train_size, 1),
-                            ("data.val_size", data.val_size, 0), ("data.test_size", data.test_size, 0),
-                            ("data.split_seed", data.split_seed, 0), ("checkpoint.keep", config.checkpoint.keep, 1),
-                            ("model.depth", config.model.depth or 1, 1), ("model.width", config.model.width or 1, 1),
-                            ("model.patch_size", config.model.patch_size or 1, 1)):  # fmt: skip
+                            ("data.val_size", data.val_size, 1), ("data.test_size", data.test_size, 1),
+                            ("data.split_seed", data.split_seed, 0),
+                            ("checkpoint.keep", config.checkpoint.keep, 1)):  # fmt: skip
         need(value >= low, key, value, f"at least {low}")
+    for key in ("width", "depth", "patch_size", "embed_dim", "num_heads"):
+        size = getattr(config.model, key)
+        need(size is None or size >= 1, f"model.{key}", size, "at least 1")
+    need(re.fullmatch(r"[^/\\\s.][^/\\\0]*", config.name) is not None, "name", repr(config.name),
+         "a name for a folder: not empty, no slash, no dot or space in front")  # fmt: skip
     need(config.metric in ("accuracy", "balanced_accuracy"), "metric", config.metric,
          "accuracy or balanced_accuracy")  # fmt: skip
     need(data.channels in (1, 3), "data.channels", data.channels, "1 or 3")

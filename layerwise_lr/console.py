@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .groups import Group
 from .params import ParamTable
 from .plan import Plan
 
@@ -17,6 +19,11 @@ console = Console(highlight=False, soft_wrap=False)
 def say(line: str) -> None:
     """One line, as it is."""
     console.print(line, markup=False, soft_wrap=True)
+
+
+def text(sentence: str, strong: bool = False) -> None:
+    """A sentence: wrapped at words on a terminal, one line elsewhere."""
+    console.print(sentence, markup=False, soft_wrap=not console.is_terminal, style="bold" if strong else None)
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = (), title: str = "") -> None:
@@ -65,19 +72,34 @@ def _window(active: tuple[int, int], plan: Plan) -> str:
 
 
 def show_lrs(params: ParamTable, plan: Plan) -> None:
-    """lr of every group at five moments of the run."""
+    """lr at five moments of the run; groups with the same lr throughout share a line."""
     last = plan.total_steps - 1
     steps = sorted({round(last * share) for share in (0, 0.25, 0.5, 0.75, 1)})
-    rows = params.by_name
-    lines = []
-    for index, group in enumerate(plan.groups):
-        numel = sum(rows[name].numel for name in group.params)
-        lrs = [f"{plan.lrs(step)[index]:.2e}" for step in steps]
-        lines.append([group.name, str(len(group.params)), f"{numel:,}", *lrs])
+    alike: dict[tuple[object, ...], list[Group]] = {}
+    for group in plan.groups:
+        alike.setdefault((group.lr_scale, group.schedule, group.active), []).append(group)
+    rows, lines = params.by_name, []
+    for groups in alike.values():
+        names = [name for group in groups for name in group.params]
+        lrs = [_lr(plan, groups[0], step) for step in steps]
+        more = f" (+{len(groups) - 1})" if len(groups) > 1 else ""
+        lines.append([groups[0].name + more, str(len(names)), f"{sum(rows[n].numel for n in names):,}", *lrs])
     headings = ["lr of group", "arrays", "numbers", *(f"step {step}" for step in steps)]
     table(headings, lines, right=range(1, len(headings)))
+
+
+def _lr(plan: Plan, group: Group, step: int) -> str:
+    return f"{plan.lr(step, group):.2e}" if group.active[0] <= step < group.active[1] else "frozen"
 
 
 def show_mismatch(rows: Sequence[Sequence[Any]]) -> None:
     """Planned against measured lr, the worst first."""
     table(["group", "step", "planned lr", "measured lr", "error", "worst parameter"], rows, right=(1, 2, 3, 4))
+
+
+def relative(path: Path) -> str:
+    """A path below the current directory as such, any other whole."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -6,12 +6,14 @@ parts and a training part drawn by the run's seed; batch `step` is a function of
 
 import hashlib
 import os
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple, Optional
+from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -153,11 +155,24 @@ def _cached(name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy")
 
 
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz; no code in it can run.
+
+    Raises:
+        ValueError, OSError: it is none.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            return dict(held)
+    except (BadZipFile, EOFError, zlib.error, TypeError, AttributeError) as error:  # last two: .npy
+        raise ValueError(str(error)) from None
+
+
 def _npz(spec: DataSpec) -> tuple[np.ndarray, np.ndarray]:
     path = _existing(spec)
     try:
-        with np.load(path, allow_pickle=False) as held:
-            x, y = held["x"], held["y"]
+        held = read_npz(path)
+        x, y = held["x"], held["y"]
     except (KeyError, ValueError, OSError) as error:
         raise UserError(f"data.path={path}: not an .npz with arrays x and y ({error})") from None
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[1] not in (1, 3)):
@@ -165,6 +180,13 @@ def _npz(spec: DataSpec) -> tuple[np.ndarray, np.ndarray]:
                         f"it is {x.dtype} {list(x.shape)}")  # fmt: skip
     if y.shape != x.shape[:1] or y.dtype.kind not in "iu" or (len(y) and y.min() < 0):
         raise UserError(f"data.path={path}: y must be {len(x)} labels from 0, it is {y.dtype} {list(y.shape)}")
+    if len(y) == 0:
+        raise UserError(f"data.path={path}: holds no pictures")
+    without = sorted(set(range(int(y.max()) + 1)) - set(y.tolist())) if y.max() < len(y) else ["..."]
+    if y.max() < 1 or without:
+        gap = f", no picture is of class {without[0]}" if without else ""
+        raise UserError(f"data.path={path}: needs at least two classes, numbered 0, 1, 2, ... without a gap; "
+                        f"the highest label is {y.max()}{gap}")  # fmt: skip
     return x, y
 
 

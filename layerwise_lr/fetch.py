@@ -38,7 +38,9 @@ class Source(NamedTuple):
 
 def _elpv(wheel: zipfile.ZipFile, folder: Path) -> None:
     """ELPV solar cells: 2624 grey 300x300 pictures; defect where the probability is at least one half."""
-    rows = csv.reader(io.TextIOWrapper(wheel.open("elpv_dataset/data/labels.csv")), delimiter=" ", skipinitialspace=True)
+    rows = csv.reader(
+        io.TextIOWrapper(wheel.open("elpv_dataset/data/labels.csv")), delimiter=" ", skipinitialspace=True
+    )
     labels = [(row[0], float(row[1])) for row in rows if row]
     pictures = [np.asarray(Image.open(wheel.open(f"elpv_dataset/data/{name}")).convert("L")) for name, _ in labels]
     np.save(folder / "images.npy", np.stack(pictures))

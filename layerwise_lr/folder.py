@@ -1,10 +1,10 @@
 """The run folder: claimed once, written atomically, readable without this program.
 
-    config.resolved.yaml command.json git.json git.diff requirements.lock.txt   before the run, by whoever starts it
-    env.json seed.json data.json params.csv plan.json lrs.csv lr_check.json     before step 0
-    metrics.jsonl checkpoints/step_N/ log.txt                                   during it
-    status.json                                                                 always: where the run stands
-    summary.json                                                                last: its presence means finished
+config.resolved.yaml command.json git.json git.diff requirements.lock.txt   before the run, by whoever starts it
+env.json seed.json data.json params.csv plan.json lrs.csv lr_check.json     before step 0
+metrics.jsonl checkpoints/step_N/ log.txt                                   during it
+status.json                                                                 always: where the run stands
+summary.json                                                                last: its presence means finished
 """
 
 import json
@@ -42,11 +42,14 @@ class RunFolder:
         """
         path.mkdir(parents=True, exist_ok=True)
         folder = cls(path)
+        mine = f".claim.{os.getpid()}"
+        folder.write_json(mine, folder._status("claimed"))
         try:
-            with (path / "status.json").open("x") as file:
-                json.dump(folder._status("claimed"), file)
+            (path / "status.json").hardlink_to(path / mine)  # a link is made whole, and only where no file is
         except FileExistsError:
             raise UserError(f"{path} holds a run already: choose another folder, or leave hydra.run.dir out") from None
+        finally:
+            (path / mine).unlink()
         return folder
 
     def write_text(self, name: str, text: str) -> None:
@@ -155,8 +158,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """safetensors stores the memory as it lies: only C order is right."""
-    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, str(path))
+    """safetensors stores the memory as it lies: only C order is right. (ascontiguousarray makes a scalar 1-D.)"""
+    save_file({name: np.asarray(a, order="C") for name, a in arrays.items()}, str(path))
 
 
 def _now() -> str:

@@ -56,6 +56,10 @@ class Framework(Protocol):
     kinds: ClassVar[tuple[str, ...]]
     fork_safe: ClassVar[bool]
     """Whether a process may import it, fork, and train in the children."""
+    retry_on_signal: ClassVar[tuple[str, ...]] = ()
+    """Modes that a fault of the framework itself may crash now and then: a job of a sweep is then started again."""
+    known_failures: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """mode -> conformance check -> why the framework cannot pass it there; what it refuses, it must refuse aloud."""
 
     def __init__(self, device: str, mode: str, seed: int, precision: str, threads: int, deterministic: bool) -> None:
         """Select device ("cpu", "cuda:0", "ascend:0", "auto"), mode and precision ("fp32") for the process.
@@ -101,8 +105,9 @@ class Framework(Protocol):
         """One update. Mean cross-entropy before it, as a native scalar: nothing waits for the device here."""
 
     def get_gradients(self, state: TrainState) -> Weights:
-        """Gradients that the last `train_step` gave the optimizer, without weight decay; a parameter that did
-        not train is absent."""
+        """Gradients of the last `train_step` as the loss gave them: before weight decay and centralization, so
+        that the proof need not take the plugin's word for those (a graph that cannot tell them apart gives them
+        centralized). A parameter that did not train is absent."""
 
     def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
         """float32 logits [B, classes] in evaluation mode; leaves everything as it was."""

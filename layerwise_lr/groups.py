@@ -195,6 +195,9 @@ def _check_rules(spec: GroupingSpec, used: set[tuple[str, str]], uncovered: list
                    else "matches no parameter of the model"
                    + did_you_mean(pattern, _words(spec.strategy, table)))  # fmt: skip
             raise UserError(f"grouping.groups.{name}.match: {pattern!r} {why}")
+    if uncovered and not spec.groups:
+        raise UserError(f"grouping={spec.strategy} has no groups: add some, such as "
+                        "'+grouping.groups.all={match: [\"*\"]}'")  # fmt: skip
     if uncovered:
         raise UserError(f"{len(uncovered)} parameters are in no group: {', '.join(uncovered[:4])}"
                         f"{', ...' if len(uncovered) > 4 else ''}; add a group with match: ['*']")  # fmt: skip

@@ -10,21 +10,25 @@ import subprocess
 import sys
 import time
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Protocol
 
 from . import data, registry
-from .config import Config
+from .config import Config, FrameworkSpec
 from .errors import UserError
 from .folder import RunFolder
-from .run import run
+from .run import make_framework, run
 
 Done = Callable[[Path], None]
 _POLL = 0.02  # seconds
+_TRIES = 5  # a run of 4000 steps of 1 ms dies in about half of all tries, one of ordinary steps hardly ever
+_CRASHES = (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS)
 
 
 class Process(Protocol):
@@ -67,6 +71,34 @@ def thread_environment(threads: int) -> dict[str, str]:
             "OPENBLAS_NUM_THREADS": count}  # fmt: skip
 
 
+def ask_frameworks(configs: Sequence[Config]) -> None:
+    """Whether each framework has the device, mode and precision asked of it; the defaults are everywhere.
+
+    Asked in a process of its own: a parent that has touched CUDA could not be forked any more.
+
+    Raises:
+        UserError: the first that is not there, and what is.
+    """
+    usual = FrameworkSpec()
+    special = {repr((c.framework, c.optimizers_by_name())): c for c in configs
+               if c.framework.device not in ("auto", "cpu")
+               or (c.framework.mode, c.framework.precision) != (usual.mode, usual.precision)}  # fmt: skip
+    for name in dict.fromkeys(c.framework.name for c in special.values()):
+        own = [c for c in special.values() if c.framework.name == name]
+        with ProcessPoolExecutor(1, mp_context=get_context("fork" if _can_fork() else "spawn")) as process:
+            process.submit(_make_frameworks, own).result()
+
+
+def _make_frameworks(configs: Sequence[Config]) -> None:
+    for config in configs:
+        os.environ |= thread_environment(config.framework.threads)
+        make_framework(config)
+
+
+def _can_fork() -> bool:
+    return hasattr(os, "fork") and sys.platform != "darwin"
+
+
 def run_jobs(jobs: Mapping[Path, Config], options: Options, done: Done) -> None:
     """Run every claimed folder; returns when all have ended. `done(folder)` is called after each.
 
@@ -77,7 +109,7 @@ def run_jobs(jobs: Mapping[Path, Config], options: Options, done: Done) -> None:
         own = {path: c for path, c in jobs.items() if c.framework.name == name}
         threads = max(c.framework.threads for c in own.values())
         at_once = options.n_jobs or max((os.cpu_count() or 1) // threads, 1)
-        if options.fork == "auto" and hasattr(os, "fork") and sys.platform != "darwin":
+        if options.fork == "auto" and _can_fork():
             _in_forked_parent(own, at_once, threads, options, done)
         else:
             _pool(list(own), partial(_spawn, threads=threads), at_once, options.timeout, done)
@@ -183,7 +215,7 @@ def run_and_tell(path: Path) -> int:
 def _pool(paths: Sequence[Path], start: Callable[[Path], Process], at_once: int, timeout: float | None,
           done: Done) -> None:  # fmt: skip
     """`at_once` jobs at a time until all have ended; whatever a job did, its folder says so afterwards."""
-    waiting, running = deque(paths), dict[Path, tuple[Process, float]]()
+    waiting, running, tries = deque(paths), dict[Path, tuple[Process, float]](), Counter[Path]()
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
@@ -193,14 +225,32 @@ def _pool(paths: Sequence[Path], start: Callable[[Path], Process], at_once: int,
                 late = timeout is not None and time.monotonic() - began > timeout
                 if late:
                     _kill(process)
-                if process.poll() is not None:
+                code = process.poll()
+                if code is not None:
                     del running[path]
-                    _conclude(RunFolder(path), process.poll() or 0, timeout if late else None)
+                    tries[path] += 1
+                    if tries[path] < _TRIES and not late and _again(RunFolder(path), code, tries[path]):
+                        waiting.appendleft(path)
+                        continue
+                    _conclude(RunFolder(path), code, timeout if late else None)
                     done(path)
             time.sleep(_POLL)
     except KeyboardInterrupt:
         _end([process for process, _ in running.values()])
         raise
+
+
+def _again(folder: RunFolder, code: int, tries: int) -> bool:
+    """Whether a crash is the framework's known own fault; says so. The run begins anew, in the same folder."""
+    facts = folder.read_json("env.json")
+    if code not in _CRASHES or not (facts and facts["retry_on_signal"]) or folder.read_json("summary.json"):
+        return False
+    line = (f"died of {signal.Signals(-code).name}, which {facts['framework']} is known to do in this mode: "
+            f"started again ({tries + 1} of {_TRIES})")  # fmt: skip
+    with (folder.path / "log.txt").open("a") as log:
+        print(line, file=log)
+    print(f"{folder.path.name}: {line}", file=sys.stderr, flush=True)
+    return True
 
 
 def _conclude(folder: RunFolder, code: int, timeout: float | None) -> None:

@@ -139,7 +139,9 @@ def vit(num_classes: int, in_channels: int, image_size: int, *, name: str, embed
     with the head at depth + 1. `pool="avg"` averages the patch tokens and norms after that (timm's fc_norm).
     """
     if image_size % patch_size:
-        raise UserError(f"model {name}: image_size={image_size} is no multiple of patch_size={patch_size}")
+        fits = -(-image_size // patch_size) * patch_size
+        raise UserError(f"model {name}: image_size={image_size} is no multiple of patch_size={patch_size}; "
+                        f"data.image_size={fits} is the next that is")  # fmt: skip
     if embed_dim % num_heads:
         raise UserError(f"model {name}: embed_dim={embed_dim} is no multiple of num_heads={num_heads}")
     if pool not in ("token", "avg"):

@@ -91,7 +91,5 @@ class ParamTable:
         for row in self.rows:
             shape = "x".join(map(str, row.shape))
             extra = [values.get(row.name, "") for values in columns.values()]
-            writer.writerow(
-                [row.name, shape, row.numel, row.layer_type, row.role, row.depth, row.trainable, *extra]
-            )
+            writer.writerow([row.name, shape, row.numel, row.layer_type, row.role, row.depth, row.trainable, *extra])
         return out.getvalue()

@@ -55,7 +55,7 @@ class FreezeSpec:
     Args:
         strategy: none | head_first (the head alone for `every`, then all) | progressive (a stage more every
             `every`, from the head down) | after (what `match` names stops at `at`).
-        every: length of a stage.
+        every: length of a stage; null (progressive): such that all train in the second half of the run.
         stages: module prefixes below the head in the order in which they thaw; empty: depth by depth.
         match: module prefixes that stop (after).
         at: when they stop (after).
@@ -98,11 +98,13 @@ class Plan:
     def _functions(self) -> dict[str, Schedule]:
         return {n: schedules.make(s, self.total_steps, self.schedules) for n, s in self.schedules.items()}
 
+    def factor(self, step: int, group: Group) -> float:
+        """schedule_g(step), 0.0 where the group does not train."""
+        return self._functions[group.schedule](step) if group.active[0] <= step < group.active[1] else 0.0
+
     def lr(self, step: int, group: Group) -> float:
         """The law."""
-        if not group.active[0] <= step < group.active[1]:
-            return 0.0
-        return self.base_lr * group.lr_scale * self._functions[group.schedule](step)
+        return self.base_lr * group.lr_scale * self.factor(step, group)
 
     def lrs(self, step: int) -> list[float]:
         """lr of each group at `step`; 0.0 where the group does not train."""
@@ -139,14 +141,18 @@ class Plan:
             "in more than one group": [name for name, n in counts.items() if n > 1],
             "not trainable parameters of the model": sorted(set(counts) - trainable),
             "groups without parameters": [g.name for g in self.groups if not g.params],
-            "groups whose window is empty or begins after the last step": [g.name for g in self.groups if self._idle(g)],
+            "groups whose window is empty or begins after the last step": [
+                g.name for g in self.groups if self._idle(g)
+            ],
             "groups with an unknown schedule": [g.name for g in self.groups if g.schedule not in self.schedules],
             "groups with an unknown optimizer": [g.name for g in self.groups if g.optimizer not in self.optimizers],
         }
         for fault, names in faults.items():
             if names:
+                hint = (f"; the run has {self.total_steps} steps: lower start or freeze.every"
+                        if "window" in fault else "")  # fmt: skip
                 raise UserError(f"the plan has {len(names)} {fault}: {', '.join(names[:6])}"
-                                f"{', ...' if len(names) > 6 else ''}")  # fmt: skip
+                                f"{', ...' if len(names) > 6 else ''}{hint}")  # fmt: skip
 
     def _idle(self, group: Group) -> bool:
         """Its window is empty or past the end, and nobody asked for it to stay frozen."""
@@ -179,7 +185,7 @@ def make_plan(table: ParamTable, grouping: GroupingSpec, optimizers: Mapping[str
     base = optimizers["default"]
     table, given = group_table(table, grouping, base.lr, base.weight_decay)
     _check_names(grouping, optimizers, named)
-    groups = gather(frozen(given, table, freeze))
+    groups = gather(frozen(given, table, freeze, total_steps))
     plan = Plan(groups, base.lr, dict(named), dict(optimizers), total_steps)
     plan.check(table)
     plan.table()  # every schedule can be evaluated at every step
@@ -200,11 +206,12 @@ def _check_names(grouping: GroupingSpec, optimizers: Mapping[str, OptimizerSpec]
                             + did_you_mean(spec.name, list(OPTIMIZERS)))  # fmt: skip
 
 
-def frozen(given: Mapping[str, Assignment], table: ParamTable, spec: FreezeSpec) -> dict[str, Assignment]:
+def frozen(given: Mapping[str, Assignment], table: ParamTable, spec: FreezeSpec,
+           total_steps: int) -> dict[str, Assignment]:  # fmt: skip
     """The assignments with the windows that freezing leaves them (intersected with their own)."""
     if spec.strategy == "none":
         return dict(given)
-    windows = _windows(table, spec)
+    windows = _windows(table, spec, total_steps)
 
     def narrow(name: str, a: Assignment) -> Assignment:
         start, stop = windows[name]
@@ -213,7 +220,7 @@ def frozen(given: Mapping[str, Assignment], table: ParamTable, spec: FreezeSpec)
     return {name: narrow(name, a) for name, a in given.items()}
 
 
-def _windows(table: ParamTable, spec: FreezeSpec) -> dict[str, tuple[int, int]]:
+def _windows(table: ParamTable, spec: FreezeSpec, total_steps: int) -> dict[str, tuple[int, int]]:
     """[start, stop) of every trainable parameter under the freezing strategy."""
     rows = table.trainable
     for prefix in (*spec.stages, *spec.match):
@@ -223,7 +230,9 @@ def _windows(table: ParamTable, spec: FreezeSpec) -> dict[str, tuple[int, int]]:
         return {row.name: (0 if table.is_head(row.name) else spec.every, FOREVER) for row in rows}
     if spec.strategy == "progressive":
         stages = {row.name: _stage(row.name, row.depth, table, spec) for row in rows}
-        return {name: (min(stage * spec.every, FOREVER), FOREVER) for name, stage in stages.items()}
+        last = max(stage for stage in stages.values() if stage < FOREVER)
+        every = max(total_steps // (2 * max(last, 1)), 1) if spec.every is None else spec.every
+        return {name: (min(stage * every, FOREVER), FOREVER) for name, stage in stages.items()}
     if spec.strategy == "after":
         if not spec.match:
             raise UserError("freeze.match is empty: name the modules that stop at freeze.at")

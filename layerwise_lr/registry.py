@@ -30,8 +30,14 @@ class BuiltIn(NamedTuple):
 BUILT_INS: Mapping[str, BuiltIn] = {
     "torch": BuiltIn("layerwise_lr.plugins.torch_plugin.plugin", "TorchFramework", "torch",
                      "pip install 'layerwise-lr[torch]'"),
+    "oneflow": BuiltIn("layerwise_lr.plugins.oneflow_plugin.plugin", "OneflowFramework", "oneflow",
+                       "pip install 'layerwise-lr[oneflow]' (Python 3.10)"),
     "mindspore": BuiltIn("layerwise_lr.plugins.mindspore_plugin.plugin", "MindSporeFramework", "mindspore",
                          "pip install 'layerwise-lr[mindspore]'"),
+    "megengine": BuiltIn("layerwise_lr.plugins.megengine_plugin.plugin", "MegEngineFramework", "megengine",
+                         "pip install 'layerwise-lr[megengine]' (Python 3.10)"),
+    "reference": BuiltIn("layerwise_lr.plugins.reference_plugin.plugin", "ReferenceFramework", "numpy",
+                         "pip install numpy"),
 }  # fmt: skip
 
 VERBS = tuple(name for name, member in inspect.getmembers(Framework, callable) if not name.startswith("_"))

@@ -46,8 +46,9 @@ def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps)
 
         framework = make_framework(config)
         folder.write_json("env.json", {**provenance.environment(), "framework": config.framework.name,
-                                       "framework_version": framework.version(),
-                                       "devices": framework.devices()})  # fmt: skip
+                                       "framework_version": framework.version(), "device": config.framework.device,
+                                       "devices": framework.devices(), "threads": config.framework.threads,
+                                       "retry_on_signal": _may_crash(framework, config.framework.mode)})  # fmt: skip
         start, notes = weights.start_weights(tree, config.weights, streams["init"])
         model = framework.make_model(tree)
         framework.set_weights(model, start)
@@ -105,6 +106,11 @@ def make_framework(config: Config) -> Framework:
         raise UserError(f"framework {spec.name} has no optimizer {lacking[0]!r}; it has {', '.join(found.optimizers)}")
     seed = seed_streams(config.seed)["dropout"]
     return found(spec.device, spec.mode, seed, spec.precision, spec.threads, spec.deterministic)
+
+
+def _may_crash(framework: Framework, mode: str) -> bool:
+    """Whether a crash in this mode is the framework's own, and worth another try (see jobs.py)."""
+    return mode in getattr(framework, "retry_on_signal", ())
 
 
 def prove(folder: RunFolder, framework: Framework, model: Any, plan: Plan, start: Weights,

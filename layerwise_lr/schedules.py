@@ -135,6 +135,11 @@ NAMES = ("constant", "linear", "step", "multistep", "exponential", "cosine", "po
 
 
 def _join(spec: ScheduleSpec, steps: int, named: Mapping[str, ScheduleSpec]) -> Schedule:
+    if not spec.parts:
+        raise UserError("scheduler.parts is missing: scheduler=join needs scheduler.parts=[a,b] (names under "
+                        "'schedules:') and scheduler.starts=[50%]")  # fmt: skip
+    if spec.starts and spec.starts[-1] >= steps:
+        raise UserError(f"scheduler join: starts {list(spec.starts)} are not within the run of {steps} steps")
     if len(spec.parts) != len(spec.starts) + 1 or sorted(spec.starts) != list(spec.starts):
         raise UserError("scheduler join: starts must be rising and one fewer than parts, "
                         f"got {len(spec.parts)} parts and starts {list(spec.starts)}")  # fmt: skip

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scipy import stats
+from scipy.special import stdtrit
 
 from . import config as configs
 from .config import Config
@@ -39,20 +39,27 @@ def job_name(overrides: Sequence[str], sha256: str) -> str:
 
 
 def plan_jobs(folder: Path, configs_and_overrides: Sequence[tuple[Config, Sequence[str]]]) -> list[Job]:
-    """The jobs of a sweep, each with its folder; equal configs are one job."""
+    """The jobs of a sweep, each with its folder; equal configs are one job, and keep the folder they had."""
+    held = {job["config_sha256"]: name for name, job in _held(folder).items()}
+    every = [set(overrides) for _, overrides in configs_and_overrides]
+    common = set.intersection(*every) if len(every) > 1 else set()
     jobs: dict[str, Job] = {}
     for config, overrides in configs_and_overrides:
         sha256 = config.sha256()
-        jobs.setdefault(sha256, Job(config, tuple(overrides), folder / job_name(overrides, sha256)))
+        name = held.get(sha256) or job_name([o for o in overrides if o not in common], sha256)
+        jobs.setdefault(sha256, Job(config, tuple(overrides), folder / name))
     return list(jobs.values())
+
+
+def _held(folder: Path) -> dict[str, Any]:
+    """Jobs that sweep.json tells of."""
+    return dict((RunFolder(folder).read_json("sweep.json") or {"jobs": {}})["jobs"])
 
 
 def write_sweep(folder: Path, jobs: Sequence[Job]) -> None:
     """sweep.json: earlier jobs stay, new ones are added."""
-    home = RunFolder(folder)
-    held = (home.read_json("sweep.json") or {"jobs": {}})["jobs"]
     new = {job.path.name: {"overrides": list(job.overrides), "config_sha256": job.config.sha256()} for job in jobs}
-    home.write_json("sweep.json", {"jobs": {**held, **new}})
+    RunFolder(folder).write_json("sweep.json", {"jobs": {**_held(folder), **new}})
 
 
 def to_run(jobs: Sequence[Job]) -> list[Job]:
@@ -106,7 +113,7 @@ def interval(values: Sequence[float]) -> Interval:
     if n < 2:
         return Interval(mean, math.nan, n)
     error = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
-    return Interval(mean, float(stats.t.ppf(0.975, n - 1)) * error, n)
+    return Interval(mean, float(stdtrit(n - 1, 0.975)) * error, n)
 
 
 class Setting(NamedTuple):
@@ -146,15 +153,13 @@ def kind_of(config: Config) -> tuple[str, str]:
 def settings(runs: Sequence[Run]) -> list[Setting]:
     """Runs gathered by everything but the seed; labels tell apart what differs within the sweep."""
     varied = _varied([run.config for run in runs])
-    found: dict[tuple[str, str], dict[int, Run]] = {}
-    facts: dict[tuple[str, str], tuple[str, float]] = {}
+    found: dict[tuple[str, str, float], dict[int, Run]] = {}
     for run in runs:
         kind, label = kind_of(run.config)
         more = [f"{key.rpartition('.')[2]} {value}" for key, value in _items(run.config) if key in varied]
-        key = (label, ", ".join(more))
+        key = (", ".join([label, *more]), kind, run.config.optimizer.lr)
         found.setdefault(key, {})[run.config.seed] = run
-        facts[key] = (kind, run.config.optimizer.lr)
-    return [Setting(", ".join(filter(None, key)), *facts[key], runs) for key, runs in found.items()]
+    return [Setting(*key, by_seed) for key, by_seed in found.items()]
 
 
 def _items(config: Config, node: Any = None, at: str = "") -> list[tuple[str, Any]]:
@@ -166,7 +171,7 @@ def _items(config: Config, node: Any = None, at: str = "") -> list[tuple[str, An
         full = f"{at}{key}"
         if isinstance(value, dict):
             items += _items(config, value, f"{full}.")
-        elif full not in told and not full.startswith("grouping.groups."):
+        elif full not in told:
             items.append((full, value))
     return items
 
@@ -180,8 +185,12 @@ def _varied(all_configs: Sequence[Config]) -> set[str]:
 
 
 def best(found: Sequence[Setting], kind: str, metric: str) -> Setting | None:
-    """The setting of a kind that is best on the validation pictures; among equals, the one with more seeds."""
+    """The setting of a kind that is best on the validation pictures; among equals, the one with more seeds.
+
+    One seed is luck: where any setting has two or more, those with one are not chosen.
+    """
     own = [s for s in found if s.kind == kind]
+    own = [s for s in own if len(s.runs) > 1] or own
     return max(own, key=lambda s: (s.mean("val", metric).mean, len(s.runs)), default=None)
 
 
@@ -201,7 +210,10 @@ def verdict(decay: Setting, other: Setting, metric: str) -> str:
                 "Run both with seed=0,1,2 or more.")  # fmt: skip
     low, high = difference.mean - difference.half, difference.mean + difference.half
     span = f"({100 * difference.mean:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}, {difference.n} seeds)"
-    if low <= 0 <= high:
+    if difference.half < 1e-9 < abs(difference.mean):  # but for rounding, zero
+        return (f"{decay.label} against {other.label}: the same difference with each of {difference.n} seeds "
+                f"({100 * difference.mean:+.1f} points), too regular for an interval: no claim. Run more seeds.")  # fmt: skip
+    if low <= 0 <= high or abs(difference.mean) <= 1e-9:
         return (f"{decay.label} against {other.label} at its own best lr: no difference in {name} that "
                 f"{difference.n} seeds can show {span}.")  # fmt: skip
     word = "better" if difference.mean > 0 else "worse"

@@ -1,14 +1,15 @@
 """The effective-lr proof: how far each parameter really moves, against the plan. An lr is measured, never read back.
 
 From the run's own weights, one training step with a fresh native optimizer moves parameter p by -lr * u, where u
-follows from the gradient of that very step and the optimizer's formula. So lr = -<dw, u> / <u, u>. float32 cannot
+follows from the gradient of that very step and the optimizer's formula. So the measured lr is -<dw, u> / <u, u>, and
+the error is all of the movement that is not planned, |dw + lr * u| / |lr * u|, whatever its direction. float32 cannot
 show a tiny lr on a large weight; the probe therefore multiplies the plan's base_lr by a power of two (exact) until
 rounding is far below the tolerance. Afterwards nothing of the probe is left: weights and optimizer are made anew.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from math import ceil, log2
+from math import ceil, isfinite, log2
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,8 +43,9 @@ class LrMismatch(Exception):
     """The framework does not do what the plan says; `report` is lr_check.json."""
 
     def __init__(self, report: dict[str, Any]) -> None:
-        super().__init__(f"measured lr differs from the plan by {report['max_relative_error']:.2e}, "
-                         f"more than {TOLERANCE:g}")  # fmt: skip
+        row = max(report["groups"], key=lambda r: r["relative_error"])
+        super().__init__(f"group {row['group']} does not move as planned at step {row['step']}: {row['worst']} is off "
+                         f"by {row['relative_error']:.2e}, more than {TOLERANCE:g}")  # fmt: skip
         self.report = report
 
 
@@ -155,21 +157,24 @@ def _measure(plan: Plan, group: Group, step: int, before: Weights, after: Weight
     dot = square = 0.0
     errors: dict[str, float] = {}
     for name in group.params:
-        moved = after[name].astype(np.float64) - before[name]
         if name not in gradients:
             errors[name] = 1.0
             continue
+        change = after[name].astype(np.float64) - before[name]
         unit = _unit(plan, group, gradients[name], before[name])
-        own_dot, own_square = -float((moved * unit).sum()), float((unit * unit).sum())
-        dot, square = dot + own_dot, square + own_square
-        if own_square:
-            errors[name] = abs(own_dot / own_square / planned - 1)
-        elif moved.any():
-            errors[name] = 1.0
-    if not errors:
-        return Measurement(group.name, step, planned, None, 0.0, "")
+        dot, square = dot - float((change * unit).sum()), square + float((unit * unit).sum())
+        errors[name] = _error(change, planned * unit)
     worst = max(errors, key=lambda n: errors[n])
-    return Measurement(group.name, step, planned, dot / square if square else None, errors[worst], worst)
+    measured = dot / square if square else None
+    return Measurement(group.name, step, planned, measured if measured is None or isfinite(measured) else None,
+                       errors[worst], worst if errors[worst] else "")  # fmt: skip
+
+
+def _error(moved: np.ndarray, planned: np.ndarray) -> float:
+    """What moved though it was not planned, as a share of the plan: 1 where there should be nothing, or is a NaN."""
+    length = float(np.linalg.norm(planned))
+    error = float(np.linalg.norm(moved + planned)) / length if length else float(moved.any())
+    return error if isfinite(error) else 1.0
 
 
 def table(report: Mapping[str, Any]) -> Sequence[tuple[str, ...]]:

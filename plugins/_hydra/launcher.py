@@ -12,7 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from layerwise_lr import cli
+from layerwise_lr import cli, commands
 from layerwise_lr.errors import UserError
 from layerwise_lr.jobs import Options
 
@@ -30,6 +30,17 @@ class JobsConf:
 ConfigStore.instance().store(group="hydra/launcher", name="jobs", node=JobsConf, provider="layerwise_lr")
 
 
+class Outcome(JobReturn):
+    """A JobReturn that raises what a failed job raised without a line of its own on stderr."""
+
+    @property  # type: ignore[misc]
+    def return_value(self) -> Any:
+        """The job's value."""
+        if isinstance(self._return_value, Exception):
+            raise self._return_value
+        return self._return_value
+
+
 class JobsLauncher(Launcher):
     """One process per job; see layerwise_lr.jobs."""
 
@@ -38,8 +49,8 @@ class JobsLauncher(Launcher):
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
         """Keep what `launch` needs."""
-        if task_function is not cli.train_task:
-            raise UserError("only 'layerwise-lr train' takes -m")
+        if not getattr(task_function, "sweeps", False):
+            raise UserError("only 'layerwise-lr train' and 'compare' take -m")
         self.loader, self.config = hydra_context.config_loader, config
         cli.sweep_folder = Path(config.hydra.sweep.dir)
 
@@ -50,12 +61,10 @@ class JobsLauncher(Launcher):
             cfg = self.loader.load_sweep_config(self.config, list(overrides))
             cfg.hydra.job.num, cfg.hydra.job.id = index, str(index)
             composed.append((cli.run_config(cfg), list(overrides)))
-        results = cli.run_sweep(Path(self.config.hydra.sweep.dir), composed, Options(**self.options))
-        returns = []
+        results = commands.run_sweep(Path(self.config.hydra.sweep.dir), composed, Options(**self.options))
+        returns: List[JobReturn] = []  # noqa: UP006
         for (_, overrides), result in zip(composed, results, strict=True):
             failed = isinstance(result, Exception)
             status = JobStatus.FAILED if failed else JobStatus.COMPLETED
-            back = JobReturn(overrides=overrides, status=status)
-            back.return_value = result
-            returns.append(back)
+            returns.append(Outcome(overrides=overrides, status=status, _return_value=result))
         return returns

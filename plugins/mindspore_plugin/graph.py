@@ -48,10 +48,10 @@ class Step:
 
     def _step(self, x, y):
         loss, gradients = self._differentiate(x, y)
-        gradients = self._centralize(gradients)
+        given = self._centralize(gradients)
         for i in range(len(self._natives)):
             start, stop = self._parts[i]
-            loss = ops.depend(loss, self._natives[i](gradients[start:stop]))
+            loss = ops.depend(loss, self._natives[i](given[start:stop]))
         return loss, gradients
 
     def _centralize(self, gradients):

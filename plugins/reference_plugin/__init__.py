@@ -1,0 +1,1 @@
+"""NumPy, with every backward pass written by hand: the slow, clear twin that the others are checked against."""

@@ -1,0 +1,50 @@
+"""The optimizers' formulas in NumPy, as torch documents them; state under torch's keys.
+
+`update(spec, p, g, state, lr, weight_decay)` returns the new parameter and changes `state`. All in float64.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from layerwise_lr.plan import OptimizerSpec
+
+Array = np.ndarray
+State = dict[str, Array]
+Update = Callable[[OptimizerSpec, Array, Array, State, float, float], Array]
+
+
+def sgd(spec: OptimizerSpec, p: Array, g: Array, state: State, lr: float, weight_decay: float) -> Array:
+    """p - lr (g + wd p)."""
+    return p - lr * (g + weight_decay * p)
+
+
+def momentum(spec: OptimizerSpec, p: Array, g: Array, state: State, lr: float, weight_decay: float) -> Array:
+    """b = mu b + g (b = g at first); p - lr b, or p - lr (g + mu b) with nesterov. lr stays outside the buffer."""
+    g = g + weight_decay * p
+    buffer = spec.momentum * state["momentum_buffer"] + g if "momentum_buffer" in state else g
+    state["momentum_buffer"] = buffer
+    return p - lr * (g + spec.momentum * buffer if spec.nesterov else buffer)
+
+
+def adam(spec: OptimizerSpec, p: Array, g: Array, state: State, lr: float, weight_decay: float) -> Array:
+    """Kingma and Ba 2015, L2 weight decay in the gradient; steps are counted per parameter."""
+    return _adam_step(spec, p, g + weight_decay * p, state, lr)
+
+
+def adamw(spec: OptimizerSpec, p: Array, g: Array, state: State, lr: float, weight_decay: float) -> Array:
+    """Loshchilov and Hutter 2019: decay by lr * wd, apart from the gradient."""
+    return _adam_step(spec, p * (1 - lr * weight_decay), g, state, lr)
+
+
+def _adam_step(spec: OptimizerSpec, p: Array, g: Array, state: State, lr: float) -> Array:
+    beta1, beta2 = spec.betas
+    step = float(state.get("step", np.zeros(()))) + 1
+    state["step"] = np.array(step)
+    state["exp_avg"] = beta1 * state.get("exp_avg", np.zeros_like(p)) + (1 - beta1) * g
+    state["exp_avg_sq"] = beta2 * state.get("exp_avg_sq", np.zeros_like(p)) + (1 - beta2) * g * g
+    denominator = np.sqrt(state["exp_avg_sq"] / (1 - beta2**step)) + spec.eps
+    return p - lr * (state["exp_avg"] / (1 - beta1**step)) / denominator
+
+
+UPDATES: Mapping[str, Update] = {"sgd": sgd, "momentum": momentum, "adam": adam, "adamw": adamw}

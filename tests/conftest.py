@@ -1,0 +1,33 @@
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before any framework: idle threads sleep
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+from layerwise_lr import fetch
+
+HERE = Path(__file__).parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--framework", default="torch", help="whose plugin tests and conformance tests to run")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """One framework per process: `pytest --framework NAME` runs test_NAME_plugin.py, without it torch's."""
+    others = {"oneflow", "mindspore", "megengine"} - {config.getoption("--framework")}
+    return True if collection_path.name in {f"test_{name}_plugin.py" for name in others} else None
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Numbers computed by MAE's, BEiT's and timm's own code; `provenance` names the commits."""
+    return json.loads((HERE / "ground_truth.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def mobilenet_checkpoint():
+    return fetch.fetch("mobilenet_v2_imagenet") / "model.safetensors"

@@ -1,0 +1,509 @@
+"""Plugins with one fault each, and the check that must catch it. The faults are real ones, seen in real code."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from layerwise_lr.plugins.reference_plugin import layers, optimizers
+from layerwise_lr.plugins.reference_plugin.plugin import Group, Model, ReferenceFramework, ReferenceScheduler
+
+from layerwise_lr.framework import TrainState, Weights
+from layerwise_lr.layers import Tree
+from layerwise_lr.plan import Plan
+
+SABOTEURS: list[tuple[str, type[ReferenceFramework]]] = []
+
+
+def caught_by(*checks: str):  # type: ignore[no-untyped-def]
+    def register(saboteur: type[ReferenceFramework]) -> type[ReferenceFramework]:
+        SABOTEURS.extend((check, saboteur) for check in checks)
+        return saboteur
+
+    return register
+
+
+@caught_by("names_and_shapes")
+class OwnNames(ReferenceFramework):
+    """Calls a BatchNorm weight gamma."""
+
+    def get_weights(self, model: Model) -> Weights:
+        return {n.replace("bn.weight", "bn.gamma"): a for n, a in super().get_weights(model).items()}
+
+
+@caught_by("names_and_shapes")
+class OwnShapes(ReferenceFramework):
+    """Keeps convolution biases as (1, C, 1, 1)."""
+
+    def get_weights(self, model: Model) -> Weights:
+        return {n: a.reshape(1, -1, 1, 1) if n == "conv1.bias" else a for n, a in super().get_weights(model).items()}
+
+
+@caught_by("weights_round_trip")
+class HalfPrecision(ReferenceFramework):
+    """Stores weights in 16 bits."""
+
+    def set_weights(self, model: Model, weights: Weights) -> None:
+        super().set_weights(model, {n: a.astype(np.float16) for n, a in weights.items()})
+
+
+@caught_by("weights_are_copies")
+class LiveWeights(ReferenceFramework):
+    """Hands out its own memory."""
+
+    def get_weights(self, model: Model) -> Weights:
+        return {name: op.params[local] for name, (op, local) in model.where.items()}
+
+
+class _OtherOptions(ReferenceFramework):
+    changes: ClassVar[Mapping[str, Any]] = {}
+
+    def make_model(self, tree: Tree) -> Model:
+        model = super().make_model(tree)
+        for _, op in model.chain.ops():
+            op.options = {**op.options, **{k: v for k, v in self.changes.items() if k in op.options}}  # type: ignore
+        return model
+
+
+@caught_by("same_logits", "gradients")
+class OtherEps(_OtherOptions):
+    """Trusts a framework's own eps."""
+
+    changes: ClassVar[Mapping[str, Any]] = {"eps": 1e-3}
+
+
+@caught_by("batchnorm_statistics")
+class OtherMomentum(_OtherOptions):
+    """Takes torch's BatchNorm momentum 0.1 for MegEngine's."""
+
+    changes: ClassVar[Mapping[str, Any]] = {"momentum": 0.9}
+
+
+@caught_by("loss_is_mean_cross_entropy")
+class SumLoss(ReferenceFramework):
+    """Returns the sum over the batch."""
+
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray) -> float:
+        return super().train_step(state, x, y) * len(y)
+
+
+@caught_by("gradients")
+class DecayInGradients(ReferenceFramework):
+    """Reports gradients with the weight decay in them."""
+
+    def get_gradients(self, state: TrainState) -> Weights:
+        found = super().get_gradients(state)
+        for group in state.groups:
+            for name, (op, local) in zip(group.names, group.places, strict=True):
+                found[name] = found[name] + group.weight_decay * op.params[local]
+        return found
+
+
+class _ChangedGradients(ReferenceFramework):
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray) -> float:
+        logits = state.model.chain.forward(x.astype(np.float64), True, self._rng)
+        value, gradient = layers.loss(logits, y)
+        state.model.chain.backward(gradient)
+        self.change(state)
+        for group in state.optimizer:
+            if group.active:
+                update(group)
+        return value
+
+    def change(self, state: TrainState) -> None:
+        """What goes wrong between backward and update."""
+
+
+def update(group: Group, **other: Any) -> None:
+    from layerwise_lr.plugins.reference_plugin import plugin
+
+    plugin._update(group, **other)
+
+
+@caught_by("gradients_are_cleared")
+class NeverClears(_ChangedGradients):
+    """Forgets to clear gradients: they add up."""
+
+    def change(self, state: TrainState) -> None:
+        for op, local in state.model.where.values():
+            if local in op.grads:
+                held = getattr(op, "held", {})
+                op.grads[local] = op.grads[local] + held.get(local, 0)
+                op.held = {**held, local: op.grads[local]}  # type: ignore[attr-defined]
+
+
+@caught_by("predict_changes_nothing")
+class PredictTrains(ReferenceFramework):
+    """Predicts in training mode."""
+
+    def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
+        return state.model.chain.forward(x.astype(np.float64), True, self._rng).astype(np.float32)
+
+
+@caught_by("predict_changes_nothing")
+class PredictDraws(ReferenceFramework):
+    """Ends predict in evaluation mode: the next step trains without dropout."""
+
+    def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
+        for _, op in state.model.chain.ops():
+            if isinstance(op, layers.Dropout):
+                op.options = {"p": 0.0}
+        return super().predict(state, x)
+
+
+class _Scheduler(ReferenceScheduler):
+    def value(self, step: int, index: int) -> float:
+        raise AssertionError
+
+    def apply(self, step: int) -> None:
+        for index, group in enumerate(self._groups):
+            group.lr = self.value(step, index)
+
+
+class _Scheduled(ReferenceFramework):
+    scheduler: type[ReferenceScheduler]
+
+    def make_scheduler(self, optimizer: Sequence[Group], plan: Plan, start: int) -> ReferenceScheduler:
+        made = self.scheduler(optimizer, plan)
+        made.apply(start)
+        return made
+
+
+@caught_by("lrs_read_back")
+class LogsUnscaled(_Scheduled):
+    """Applies the scaled lr and logs the unscaled one (seed document 001's LayerScaleLR)."""
+
+    class scheduler(ReferenceScheduler):
+        def lrs(self) -> list[float]:
+            return [lr / g.lr_scale for lr, g in zip(super().lrs(), self._plan.groups, strict=True)]
+
+
+@caught_by("effective_lr", "schedule_at_every_step")
+class IgnoresScale(_Scheduled):
+    """lr_scale sits in a key that nobody reads (timm under a torch scheduler, OneFlow eager)."""
+
+    class scheduler(_Scheduler):
+        def value(self, step: int, index: int) -> float:
+            return self._plan.lrs(step)[index] / self._plan.groups[index].lr_scale
+
+        def lrs(self) -> list[float]:
+            return [lr * g.lr_scale for lr, g in zip(super().lrs(), self._plan.groups, strict=True)]
+
+
+@caught_by("effective_lr", "schedule_at_every_step")
+class ScalesTwice(_Scheduled):
+    """Writes the scaled lr beside lr_scale, and the graph multiplies again."""
+
+    class scheduler(_Scheduler):
+        def value(self, step: int, index: int) -> float:
+            return self._plan.lrs(step)[index] * self._plan.groups[index].lr_scale
+
+
+@caught_by("schedule_at_every_step")
+class OneStepLate(_Scheduled):
+    """Steps the scheduler before the optimizer."""
+
+    class scheduler(_Scheduler):
+        def value(self, step: int, index: int) -> float:
+            return self._plan.lrs(max(step - 1, 0))[index]
+
+
+@caught_by("schedule_per_group")
+class OneSchedule(_Scheduled):
+    """All groups follow the default schedule."""
+
+    class scheduler(_Scheduler):
+        def value(self, step: int, index: int) -> float:
+            default = next(i for i, g in enumerate(self._plan.groups) if g.schedule == "default")
+            factor = self._plan.lrs(step)[default] / self._plan.groups[default].lr_scale
+            return factor * self._plan.groups[index].lr_scale
+
+
+@caught_by("lr_does_not_compound")
+class Compounds(_Scheduled):
+    """lr *= lr_scale at every step (OneFlow's official guide)."""
+
+    class scheduler(_Scheduler):
+        def value(self, step: int, index: int) -> float:
+            return self._plan.lrs(step)[index] * self._plan.groups[index].lr_scale ** step
+
+
+@caught_by("schedule_at_every_step", "zero_lr_moves_nothing")
+class ReadsBackWhatItWasTold(_Scheduled):
+    """Keeps the lr it was built with, and reports the one it was told (MindSpore's set_data)."""
+
+    class scheduler(ReferenceScheduler):
+        def apply(self, step: int) -> None:
+            self.told = self._plan.lrs(step)
+            for group in self._groups:
+                group.lr = self._plan.base_lr
+
+        def lrs(self) -> list[float]:
+            return self.told
+
+
+class _Rules(ReferenceFramework):
+    """Another formula for an optimizer."""
+
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray) -> float:
+        before = dict(optimizers.UPDATES)
+        optimizers.UPDATES.update({n: r for n, r in vars(type(self)).items() if n in before})  # type: ignore[attr-defined]
+        try:
+            return super().train_step(state, x, y)
+        finally:
+            optimizers.UPDATES.update(before)  # type: ignore[attr-defined]
+
+
+@caught_by("zero_lr_moves_nothing")
+class DecaysWithoutLr(_Rules):
+    """Weight decay apart from the lr."""
+
+    adamw = staticmethod(lambda s, p, g, state, lr, wd: optimizers.adamw(s, p * (1 - 1e-3 * wd), g, state, lr, 0.0))
+
+
+@caught_by("optimizer_sgd")
+class SgdWithoutDecay(_Rules):
+    """Ignores weight decay."""
+
+    sgd = staticmethod(lambda s, p, g, state, lr, wd: optimizers.sgd(s, p, g, state, lr, 0.0))
+
+
+@caught_by("optimizer_momentum")
+class LrInTheBuffer(_Rules):
+    """Keeps the lr inside the momentum buffer (Sutskever's form): a changing lr acts late."""
+
+    @staticmethod
+    def momentum(s, p, g, state, lr, wd):  # type: ignore[no-untyped-def]
+        state["momentum_buffer"] = s.momentum * state.get("momentum_buffer", 0 * p) + lr * (g + wd * p)
+        return p - state["momentum_buffer"]
+
+
+@caught_by("optimizer_nesterov")
+class NoNesterov(_Rules):
+    """Forgets nesterov."""
+
+    @staticmethod
+    def momentum(s, p, g, state, lr, wd):  # type: ignore[no-untyped-def]
+        g = g + wd * p
+        state["momentum_buffer"] = s.momentum * state.get("momentum_buffer", 0 * p) + g
+        return p - lr * state["momentum_buffer"]
+
+
+@caught_by("optimizer_adam")
+class EpsInside(_Rules):
+    """eps outside the bias correction."""
+
+    @staticmethod
+    def adam(s, p, g, state, lr, wd):  # type: ignore[no-untyped-def]
+        optimizers.adam(s, p, g, state, lr, wd)
+        t, (b1, b2) = float(state["step"]), s.betas
+        return p - lr * np.sqrt(1 - b2**t) / (1 - b1**t) * state["exp_avg"] / (np.sqrt(state["exp_avg_sq"]) + s.eps)
+
+
+@caught_by("optimizer_adamw", "effective_lr")
+class NoBiasCorrection(_Rules):
+    """AdamW without bias correction (mindspore.nn.AdamWeightDecay)."""
+
+    @staticmethod
+    def adamw(s, p, g, state, lr, wd):  # type: ignore[no-untyped-def]
+        optimizers.adamw(s, p, g, state, lr, wd)
+        return p * (1 - lr * wd) - lr * state["exp_avg"] / (np.sqrt(state["exp_avg_sq"]) + s.eps)
+
+
+@caught_by("weight_decay_per_group", "effective_lr")
+class DecaysEverything(ReferenceFramework):
+    """One weight decay for all groups."""
+
+    def make_groups(self, model: Model, plan: Plan) -> list[Group]:
+        groups = super().make_groups(model, plan)
+        for group in groups:
+            group.weight_decay = max(g.weight_decay for g in groups)
+        return groups
+
+
+@caught_by("two_optimizers")
+class OneOptimizer(ReferenceFramework):
+    """Steps every group by the default optimizer."""
+
+    def make_groups(self, model: Model, plan: Plan) -> list[Group]:
+        groups = super().make_groups(model, plan)
+        for group in groups:
+            group.spec = plan.optimizers["default"]
+        return groups
+
+
+@caught_by("grad_centralization")
+class NoCentralization(ReferenceFramework):
+    """Accepts the flag and does nothing (no CPU kernel in MindSpore)."""
+
+    def make_groups(self, model: Model, plan: Plan) -> list[Group]:
+        groups = super().make_groups(model, plan)
+        for group in groups:
+            group.grad_centralization = False
+        return groups
+
+
+@caught_by("frozen_keep_state")
+class FreezesByLrAlone(ReferenceFramework):
+    """Takes lr 0 for freezing: the moments go on."""
+
+    def set_active(self, state: TrainState, active: Sequence[bool]) -> None:
+        pass
+
+
+@caught_by("frozen_do_not_move", "unfreezes_on_the_step")
+class KeepsMoving(FreezesByLrAlone):
+    """module.requires_grad = False: freezes nothing."""
+
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray) -> float:
+        for group in state.groups:
+            group.lr = group.lr or 0.05
+        return super().train_step(state, x, y)
+
+
+@caught_by("frozen_do_not_move")
+class ZeroGradientsDrift(_ChangedGradients):
+    """Freezes by zero gradients: momentum and weight decay go on."""
+
+    def set_active(self, state: TrainState, active: Sequence[bool]) -> None:
+        self.off = [group for group, on in zip(state.groups, active, strict=True) if not on]
+
+    def change(self, state: TrainState) -> None:
+        for group in self.off:
+            group.lr = group.lr or 0.01
+            for op, local in group.places:
+                op.grads[local] = np.zeros_like(op.grads[local])
+
+
+@caught_by("frozen_keep_state")
+class ForgetsState(ReferenceFramework):
+    """Builds the optimizer anew whenever the active set changes."""
+
+    def set_active(self, state: TrainState, active: Sequence[bool]) -> None:
+        super().set_active(state, active)
+        for group in state.groups:
+            group.state = {}
+
+
+@caught_by("unfreezes_on_the_step")
+class ThawsLate(ReferenceFramework):
+    """A change of the active set takes effect one step later."""
+
+    def set_active(self, state: TrainState, active: Sequence[bool]) -> None:
+        self.waiting = list(active) if hasattr(self, "waiting") else None
+        if self.waiting is None:
+            super().set_active(state, active)
+
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray) -> float:
+        loss = super().train_step(state, x, y)
+        if self.waiting:
+            super().set_active(state, self.waiting)
+        return loss
+
+
+@caught_by("late_start")
+class GlobalStep(_Rules):
+    """Bias correction counts the run's steps, not the parameter's (OneFlow's AdamW)."""
+
+    count = 0
+
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray) -> float:
+        type(self).count += 1
+        return super().train_step(state, x, y)
+
+    def make_optimizer(self, groups: Sequence[Group], plan: Plan) -> list[Group]:
+        type(self).count = 0
+        return super().make_optimizer(groups, plan)
+
+    @staticmethod
+    def adamw(s, p, g, state, lr, wd):  # type: ignore[no-untyped-def]
+        state["step"] = np.array(GlobalStep.count - 1.0)
+        return optimizers.adamw(s, p, g, state, lr, wd)
+
+
+@caught_by("resume_is_seamless")
+class FreshOptimizer(ReferenceFramework):
+    """Starts again with an empty optimizer."""
+
+    def set_optimizer_state(self, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
+        pass
+
+
+@caught_by("optimizer_state")
+class OwnKeys(ReferenceFramework):
+    """Calls the moments m and v."""
+
+    def get_optimizer_state(self, state: TrainState) -> Weights:
+        short = {"exp_avg": "m", "exp_avg_sq": "v", "momentum_buffer": "m"}
+        return {f"{k.rpartition('/')[0]}/{short.get(k.rpartition('/')[2], k.rpartition('/')[2])}": a
+                for k, a in super().get_optimizer_state(state).items()}  # fmt: skip
+
+
+@caught_by("same_seed_same_curve", "dropout_follows_reseed")
+class NeverSeeds(ReferenceFramework):
+    """Dropout from the machine's own entropy."""
+
+    def reseed(self, seed: int) -> None:
+        self._rng = np.random.default_rng()
+
+
+@caught_by("dropout_follows_reseed")
+class OneMask(ReferenceFramework):
+    """The same mask whatever the seed (a traced dropout)."""
+
+    def reseed(self, seed: int) -> None:
+        self._rng = np.random.default_rng(0)
+
+
+@caught_by("mode_equals_first_mode")
+class GraphForgetsFreezing(ReferenceFramework):
+    """The compiled mode trains what the eager one freezes (OneFlow's Graph after compile)."""
+
+    modes = ("eager", "graph")
+
+    def __init__(self, device: str, mode: str, *rest: Any) -> None:
+        super().__init__(device, mode, *rest)
+        self.mode = mode
+
+    def set_active(self, state: TrainState, active: Sequence[bool]) -> None:
+        super().set_active(state, [True] * len(active) if self.mode == "graph" else active)
+        self.lrs = [g.lr for g in state.groups]
+
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray) -> float:
+        for group in state.groups if self.mode == "graph" else ():
+            group.lr = group.lr or 0.05
+        return super().train_step(state, x, y)
+
+
+@caught_by("absent_device")
+class AnyDevice(ReferenceFramework):
+    """Takes any device and computes on the CPU."""
+
+    def __init__(self, device: str, *rest: Any) -> None:
+        super().__init__("cpu", *rest)
+
+
+@caught_by("golden_curve_cnn", "golden_curve_vit")
+class SixteenBits(ReferenceFramework):
+    """Rounds the weights to 16 bits after every step."""
+
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray) -> float:
+        loss = super().train_step(state, x, y)
+        for op, local in state.model.where.values():
+            op.params[local] = op.params[local].astype(np.float16).astype(np.float32)
+        return loss
+
+
+@caught_by("gradients")
+class TanhGelu(ReferenceFramework):
+    """GELU by tanh, MindSpore's default."""
+
+    def make_model(self, tree: Tree) -> Model:
+        model = super().make_model(tree)
+        for _, op in model.chain.ops():
+            if isinstance(op, layers.Gelu):
+                op.__class__ = _Tanh
+        return model
+
+
+class _Tanh(layers.Gelu):
+    f = staticmethod(lambda x: x * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))

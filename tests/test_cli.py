@@ -1,0 +1,227 @@
+"""The command line as a person meets it: real processes, real signals, from an empty folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SCRIPT = str(Path(sys.executable).with_name("layerwise-lr"))
+LONG = ("epochs=20000", "eval_every=20000 epochs")  # some minutes: never ends by itself in a test
+SHORT = ("epochs=1", "eval_every=1 epoch")
+
+
+def layerwise_lr(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([SCRIPT, *words], capture_output=True, text=True, env={**os.environ, **env}, timeout=100)
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    """In a process group of its own, as a shell starts it."""
+    return subprocess.Popen(
+        [SCRIPT, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def until(true: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def states(sweep: Path) -> dict[str, str]:
+    return {p.parent.name: read(p)["state"] for p in sweep.glob("*/status.json")}
+
+
+def steps(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()[1:]]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_help_and_config_import_no_framework(here: Path) -> None:
+    code = (
+        "import sys\nfrom layerwise_lr import cli\n"
+        "try: cli.main(sys.argv[1:])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "print([m for m in ('torch', 'matplotlib') if m in sys.modules])\n"
+    )
+    for words in ([], ["train", "--help"], ["train", "--cfg", "job"], ["plan", "--help"]):
+        ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+        assert (ended.stderr, ended.stdout.splitlines()[-1]) == ("", "[]")
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "offers", "lacks"),
+    [
+        ("tr", "train", "plan"),
+        ("train mod", "model=", "data="),
+        ("plan grouping=by_n", "grouping=by_name", "grouping=flat"),
+        ("train seed=1 grouping.layer", "grouping.layer_decay=", "seed="),
+        ("report ", "", "model="),
+        ("fetch ", "elpv", "model="),
+    ],
+)
+def test_completion(line: str, offers: str, lacks: str, here: Path) -> None:
+    typed = f"layerwise-lr {line}"
+    ended = layerwise_lr("-sc", "query=bash", COMP_LINE=typed, COMP_POINT=str(len(typed)))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert not offers or offers in ended.stdout.split()
+    assert lacks not in ended.stdout.split()
+
+
+def test_completion_in_a_real_bash() -> None:
+    typed = "layerwise-lr train model=resnet1"
+    script = (
+        f'PATH="{Path(SCRIPT).parent}:$PATH"; eval "$(layerwise-lr train -sc install=bash)"; '
+        f'COMP_LINE="{typed}"; COMP_POINT={len(typed)}; COMP_WORDS=({typed}); COMP_CWORD=2; '
+        'hydra_bash_completion; echo "${COMPREPLY[@]}"'
+    )
+    ended = subprocess.run(["bash", "--norc", "-c", script], capture_output=True, text=True)
+    assert ended.stdout.split() == ["model=resnet18"]
+
+
+def test_a_run_to_a_pipe_is_plain_lines_in_this_folder(here: Path) -> None:
+    ended = subprocess.run([sys.executable, "-m", "layerwise_lr", "train", *SHORT], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "\x1b" not in ended.stdout and "\r" not in ended.stdout
+    told = next(line for line in ended.stdout.splitlines() if line.startswith("run folder: "))
+    assert (here / told.removeprefix("run folder: ") / "summary.json").exists()
+    assert [p.name for p in here.iterdir()] == ["outputs"]
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    ended = subprocess.run(
+        f"set -o pipefail; '{SCRIPT}' plan model=resnet50 weights=none | head -1",
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+    )
+    assert ended.stderr == ""
+    assert len(ended.stdout.splitlines()) == 1
+
+
+def test_interrupted_run(here: Path) -> None:
+    run = here / "r"
+    process = start("train", "hydra.run.dir=r", *LONG)
+    until(lambda: (run / "metrics.jsonl").exists() and len(steps(run)) > 3)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert len(err.splitlines()) == 1 and "interrupted" in err
+    assert read(run / "status.json")["state"] == "interrupted"
+    assert [record["step"] for record in steps(run)] == list(range(len(steps(run))))
+    again = layerwise_lr("train", "hydra.run.dir=r", *SHORT)
+    assert again.returncode == 2 and "holds a run already" in again.stderr
+
+
+def test_interrupted_sweep_continues(here: Path) -> None:
+    """The first job ends, the second is interrupted; the rerun leaves the first alone."""
+    words = (
+        "train",
+        "-m",
+        "hydra.sweep.dir=s",
+        "hydra.launcher.n_jobs=1",
+        "eval_every=50%",
+        "data.val_size=10",
+        "data.test_size=10",
+    )
+    process = start(*words, "epochs=1,20000")
+    until(lambda: "running" in states(here / "s").values() and "completed" in states(here / "s").values())
+    assert len(read(here / "s" / "sweep.json")["jobs"]) == 2
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert len(err.splitlines()) == 1 and "the same command continues" in err
+    assert sorted(states(here / "s").values()) == ["completed", "interrupted"]
+    done = next((here / "s").glob("*epochs-1_*/summary.json"))
+    before = (done.read_bytes(), done.stat().st_mtime_ns)
+    again = layerwise_lr(*words, "epochs=1,2")
+    assert again.returncode == 0, again.stderr
+    assert "1 of 2 jobs are done" in again.stdout
+    assert (done.read_bytes(), done.stat().st_mtime_ns) == before
+    assert len(read(here / "s" / "sweep.json")["jobs"]) == 3
+
+
+def test_the_same_sweep_again_runs_what_was_interrupted(here: Path) -> None:
+    words = ("train", "-m", "hydra.sweep.dir=s", "hydra.launcher.n_jobs=1", "seed=0,1", "epochs=300")
+    process = start(*words)
+    until(lambda: "running" in states(here / "s").values())
+    assert len(read(here / "s" / "sweep.json")["jobs"]) == 2
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "completed" not in states(here / "s").values()
+    again = layerwise_lr(*words)
+    assert again.returncode == 0, again.stderr
+    assert list(states(here / "s").values()) == ["completed", "completed"]
+
+
+def test_a_killed_job_harms_no_other(here: Path) -> None:
+    process = start(
+        "train", "-m", "hydra.sweep.dir=s", "hydra.launcher.n_jobs=2", "eval_every=100%", "epochs=20000,1,2"
+    )
+
+    def victim() -> Path | None:
+        return next((p for p in (here / "s").glob("*epochs-20000_*/metrics.jsonl")), None)
+
+    until(victim)
+    os.kill(read(victim().with_name("status.json"))["pid"], signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert len(err.splitlines()) == 1 and "SIGKILL" in err and "log.txt" in err
+    assert sorted(states(here / "s").values()) == ["completed", "completed", "failed"]
+    assert victim().with_name("log.txt").exists()
+
+
+def test_a_job_out_of_time_harms_no_other(here: Path) -> None:
+    ended = layerwise_lr(
+        "train",
+        "-m",
+        "hydra.sweep.dir=s",
+        "hydra.launcher.timeout=6",
+        "hydra.launcher.n_jobs=1",
+        "verify=false",
+        "data.val_size=10",
+        "data.test_size=10",
+        "eval_every=100%",
+        "epochs=20000,1",
+    )
+    assert ended.returncode == 1
+    assert len(ended.stderr.splitlines()) == 1
+    assert "stopped after 6 seconds (hydra.launcher.timeout)" in ended.stderr and "log.txt" in ended.stderr
+    assert sorted(states(here / "s").values()) == ["completed", "failed"]
+
+
+def test_fork_or_not_the_numbers_are_the_same(here: Path) -> None:
+    for fork in ("auto", "never"):
+        ended = layerwise_lr(
+            "train",
+            "-m",
+            f"hydra.sweep.dir={fork}",
+            f"hydra.launcher.fork={fork}",
+            "seed=0,1",
+            "epochs=2",
+            "data.val_size=10",
+            "data.test_size=10",
+        )
+        assert ended.returncode == 0, ended.stderr
+    forked = {p.name: steps(p) for p in (here / "auto").iterdir() if p.is_dir()}
+    assert len(forked) == 2
+    assert forked == {p.name: steps(p) for p in (here / "never").iterdir() if p.is_dir()}

@@ -1,0 +1,81 @@
+"""Every command that the README, the plugins' README and the YAML files print can be composed and planned as written."""
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from layerwise_lr import cli, data, fetch, registry
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def documented() -> Iterator[str]:
+    """Lines that begin with layerwise-lr, in code blocks and in the heads of YAML files."""
+    for name in ("README.md", "plugins/README.md"):
+        for block in re.findall(r"```\n(.*?)```", (ROOT / name).read_text(), flags=re.DOTALL):
+            lines = block.replace("\\\n", " ").splitlines()
+            yield from (line.partition(" # ")[0].strip() for line in lines if line.startswith("layerwise-lr "))
+    for path in sorted((ROOT / "conf").rglob("*.yaml")):
+        found = re.findall(r"^# (layerwise-lr .*)$", path.read_text(), flags=re.MULTILINE)
+        assert found, f"{path} does not say which command uses it"
+        yield from found
+
+
+COMMANDS = sorted(set(documented()))
+
+
+def as_plan(words: list[str]) -> list[str]:
+    """The dry run of the same words: of a sweep, its first job."""
+    overrides = [w for w in words[2:] if w not in ("-m", "--multirun") and not w.startswith("hydra.sweep.dir=")]
+    firsts = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        firsts.append(override if value.startswith(("{", "[")) else f"{key}={value.partition(',')[0]}")
+    return ["plan", *firsts]
+
+
+@pytest.fixture
+def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder with the files that the commands speak of."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "mine.npz", x=rng.integers(0, 255, (700, 8, 8), np.uint8), y=np.arange(700) % 3)
+    for index in range(700):
+        folder = tmp_path / "pictures" / f"class{index % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(folder / f"{index}.png")
+    before, argv = dict(os.environ), list(sys.argv)
+    data._read.cache_clear()
+    yield tmp_path
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
+    cli.sweep_folder = cli.made_folder = None
+    sys.argv = argv
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_documented_command_can_be_planned(command: str, somewhere: Path) -> None:
+    words = shlex.split(command)
+    if words[1] == "fetch":
+        assert set(words[2:]) <= set(fetch.SOURCES) | {"NAME"}
+    elif words[1] in ("train", "plan", "verify", "compare"):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(as_plan(words))
+        assert ended.value.code == 0
+        assert list(somewhere.rglob("lr_heatmap.png"))
+    else:
+        assert words[1] in cli.COMMANDS
+
+
+def test_every_framework_has_a_config() -> None:
+    assert {p.stem for p in (ROOT / "conf/framework").glob("*.yaml")} >= set(registry.BUILT_INS)

@@ -1,0 +1,268 @@
+"""DESIGN, section 4, as a test: who may import whom, who writes files, who starts processes."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CORE = sorted((ROOT / "layerwise_lr").glob("*.py"))
+PLUGINS = sorted(p for p in (ROOT / "plugins").glob("*/*.py") if p.parent.name != "_hydra")
+HYDRA_DOOR = sorted((ROOT / "plugins" / "_hydra").glob("*.py"))
+ALL = [*CORE, *PLUGINS, *HYDRA_DOOR]
+FRAMEWORKS = {
+    "torch",
+    "torchvision",
+    "timm",
+    "oneflow",
+    "flowvision",
+    "mindspore",
+    "mindcv",
+    "megengine",
+    "jax",
+    "flax",
+    "tensorflow",
+    "keras",
+    "paddle",
+    "lightning",
+}
+HYDRA = {"hydra", "hydra_plugins"}
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def tree_of(path):
+    return ast.parse(path.read_text())
+
+
+def package_of(path):
+    if path.parent.name == "layerwise_lr":
+        return ["layerwise_lr"]
+    return ["layerwise_lr", "plugins", path.parent.name]
+
+
+def imported(path, nodes=None):
+    """Absolute dotted names of everything that a file imports, lazily or not."""
+    found = set()
+    for node in nodes if nodes is not None else ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package_of(path)[: len(package_of(path)) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def tops(path):
+    return {name.partition(".")[0] for name in imported(path)}
+
+
+def core_modules(path):
+    """Modules of the core that a file imports."""
+    known = {p.stem for p in CORE}
+    parts = [n.split(".") for n in imported(path)]
+    return {p[1] for p in parts if p[0] == "layerwise_lr" and len(p) > 1 and p[1] in known}
+
+
+def test_the_files_are_found():
+    assert {"cli.py", "run.py", "verify.py", "config.py"} <= {p.name for p in CORE}
+    assert {p.parent.name for p in PLUGINS} >= {"torch_plugin"}
+    assert HYDRA_DOOR
+
+
+def test_hydra_is_known_to_the_command_line_and_its_side_door_only():
+    users = {name_of(p) for p in ALL if tops(p) & HYDRA}
+    assert users <= {"layerwise_lr/cli.py", *map(name_of, HYDRA_DOOR)}
+    assert "layerwise_lr/cli.py" in users
+
+
+def test_omegaconf_is_known_to_three():
+    users = {name_of(p) for p in ALL if "omegaconf" in tops(p)}
+    assert users <= {"layerwise_lr/cli.py", "layerwise_lr/config.py", *map(name_of, HYDRA_DOOR)}
+    assert "layerwise_lr/config.py" in users
+
+
+@pytest.mark.parametrize("path", [*CORE, *HYDRA_DOOR], ids=name_of)
+def test_the_core_imports_no_framework(path):
+    assert not tops(path) & FRAMEWORKS
+
+
+@pytest.mark.parametrize("path", CORE, ids=name_of)
+def test_the_core_imports_no_plugin(path):
+    names = imported(path)
+    assert not [n for n in names if n.startswith("layerwise_lr.plugins")]
+    assert path.name == "cli.py" or not [n for n in names if n.startswith("hydra_plugins")]
+
+
+def test_only_the_registry_imports_by_name():
+    users = {name_of(p) for p in ALL if "importlib.import_module" in p.read_text() or "__import__" in p.read_text()}
+    assert users == {"layerwise_lr/registry.py"}
+
+
+@pytest.mark.parametrize("folder", sorted({p.parent for p in PLUGINS}), ids=name_of)
+def test_a_plugin_imports_its_framework_and_the_contract_and_nothing_else_of_ours(folder):
+    used, frameworks = set(), set()
+    for path in folder.glob("*.py"):
+        used |= core_modules(path)
+        frameworks |= tops(path) & FRAMEWORKS
+        others = [n for n in imported(path) if n.startswith("layerwise_lr.plugins.") and n.split(".")[2] != folder.name]
+        assert not others
+        assert not tops(path) & (HYDRA | {"omegaconf"})
+    assert used <= {"framework", "plan", "layers", "params", "errors"}
+    assert len(frameworks) <= 1  # the reference plugin is NumPy alone
+    assert frameworks or folder.name == "reference_plugin"
+
+
+def calls(path):
+    """Dotted names of everything that a file calls; a method on anything but a name is ".name"."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Call):
+            f = node.func
+            if isinstance(f, ast.Attribute):
+                yield (f"{f.value.id}.{f.attr}" if isinstance(f.value, ast.Name) else f".{f.attr}"), node
+            elif isinstance(f, ast.Name):
+                yield f.id, node
+
+
+STARTERS = re.compile(
+    r"^(subprocess\.\w+|os\.(fork\w*|spawn\w*|exec\w*|system|popen|posix_spawn\w*)|multiprocessing\..*"
+    r"|Popen|fork|system)$"
+)
+
+
+def test_processes_are_started_where_it_is_said():
+    users = {
+        name_of(p)
+        for p in ALL
+        if any(STARTERS.match(n) for n, _ in calls(p)) or tops(p) & {"multiprocessing", "concurrent"}
+    }
+    assert users <= {f"layerwise_lr/{n}.py" for n in ("commands", "jobs", "fetch", "provenance")}
+    assert "layerwise_lr/jobs.py" in users
+
+
+def writes(path):
+    for name, call in calls(path):
+        last = name.rpartition(".")[2]
+        if last in (
+            "write_text",
+            "write_bytes",
+            "savefig",
+            "savez",
+            "savez_compressed",
+            "save_file",
+            "to_csv",
+            "dump",
+        ):
+            # a RunFolder's own write_text and write_json are the way through folder.py
+            if (last == "write_text" and name.partition(".")[0] in ("folder", "home")) or (
+                name == ".write_text"
+                and isinstance(call.func.value, ast.Attribute)
+                and call.func.value.attr == "folder"
+            ):
+                continue
+            yield name
+        if name in ("np.save", "torch.save", "Image.save", "shutil.copy", "shutil.copyfile", "os.open"):
+            yield name
+        if last == "open":
+            constants = [
+                a.value
+                for a in (*call.args, *(k.value for k in call.keywords if k.arg == "mode"))
+                if isinstance(a, ast.Constant) and isinstance(a.value, str)
+            ]
+            if any(re.fullmatch(r"[rwaxbt+]+", c) and set(c) & set("wax+") for c in constants):
+                yield name
+
+
+def test_files_are_written_where_it_is_said():
+    writers = {p.stem: sorted(set(writes(p))) for p in ALL if list(writes(p))}
+    strangers = {
+        stem: what
+        for stem, what in writers.items()
+        if stem not in ("folder", "fetch", "jobs") and not stem.startswith("report")
+    }
+    assert not strangers
+    assert {"folder", "fetch", "jobs"} <= set(writers)
+
+
+def test_nothing_asks_for_a_framework_by_name():
+    quoted = r"[\"']"
+    pattern = re.compile(rf"framework(\.name)?\s*(==|!=)\s*{quoted}|framework\S* in [(\[{{]{quoted}")
+    assert pattern.search('if framework == "torch"')
+    assert pattern.search("if config.framework.name in ('torch', 'mindspore')")
+    assert not [name_of(p) for p in ALL if pattern.search(p.read_text())]
+
+
+def test_the_modules_form_no_cycle():
+    edges = {p.stem: core_modules(p) - {p.stem} for p in CORE if p.stem not in ("__init__", "__main__")}
+    edges = {name: {e for e in used if e in edges} for name, used in edges.items()}
+    order = []
+    while edges:
+        free = sorted(name for name, used in edges.items() if not used & set(edges))
+        assert free, f"a cycle among {sorted(edges)}"
+        order += free
+        edges = {name: used for name, used in edges.items() if name not in free}
+    chain = (
+        ["params", "layers", "models"],
+        ["params", "depth", "groups", "plan", "framework", "registry"],
+        ["plan", "verify", "run"],
+        ["framework", "verify"],
+        ["run", "jobs", "cli"],
+        ["schedules", "plan"],
+    )
+    for names in chain:
+        assert [order.index(n) for n in names] == sorted(order.index(n) for n in names)
+
+
+def test_the_import_has_no_side_effect_and_brings_no_stranger():
+    code = """
+import json, os, sys, time
+before = set(sys.modules)
+environment = dict(os.environ)
+begin = time.perf_counter()
+import layerwise_lr
+took = time.perf_counter() - begin
+added = sorted({m.partition(".")[0] for m in set(sys.modules) - before})
+print(json.dumps([added, took, environment == dict(os.environ)]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    added, took, same_environment = json.loads(done.stdout)
+    assert added == ["layerwise_lr"]
+    assert took < 1
+    assert same_environment
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("module", ["plan", "registry", "verify", "data", "weights", "run", "sweep", "config"])
+def test_no_module_of_the_core_brings_a_framework_or_hydra(module):
+    code = f"import sys, layerwise_lr.{module}; print(*sorted({{m.partition('.')[0] for m in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert not loaded & (FRAMEWORKS | HYDRA)
+    assert "layerwise_lr" in loaded
+
+
+YAMLS = sorted((ROOT / "conf").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=name_of)
+def test_a_config_names_a_command_and_no_code(path):
+    text = path.read_text()
+    assert re.search(r"^# .*layerwise-lr \w+", "\n".join(text.splitlines()[:2]), re.MULTILINE)
+    assert "_target_" not in text
+    assert "!!python" not in text
+
+
+def test_no_module_has_a_name_that_says_nothing():
+    assert not {p.stem for p in ALL} & {"utils", "util", "common", "helpers", "base", "misc"}
+
+
+@pytest.mark.parametrize("path", [*ALL, *YAMLS], ids=name_of)
+def test_no_path_of_a_machine_is_in_the_product(path):
+    assert not re.search(r"/(work|root|home|tmp)/\w|\.\./shared", path.read_text())
