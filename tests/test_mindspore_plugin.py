@@ -34,7 +34,13 @@ CURVES = {  # case -> model, optimizer, steps, batch, progressive freezing
     "vit momentum": ("vit", "momentum", 20, 16, False), "resnet momentum": ("resnet", "gentle", 10, 32, False),
     "several": ("lenet", "several", 12, 16, False), "mobilenet": ("mobilenet", "gentle", 2, 16, False),
 }  # fmt: skip
-ONE_MODE = ("mobilenet", "lenet adam", "lenet sgd", "lenet nesterov", "vit momentum")  # compiled whole they would only cost time
+ONE_MODE = (
+    "mobilenet",
+    "lenet adam",
+    "lenet sgd",
+    "lenet nesterov",
+    "vit momentum",
+)  # compiled whole they would only cost time
 TREES = {
     "lenet": ("lenet", 1, 16, {}), "vit": ("vit_tiny", 3, 16, {"embed_dim": 32, "num_heads": 4, "depth": 2,
                                                               "patch_size": 4}),
