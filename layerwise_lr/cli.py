@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def _main(words: list[str]) -> NoReturn:
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does, also under nohup
     full_error = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise, not print
     try:

@@ -272,7 +272,7 @@ def _kill(process: Process) -> None:
 
 def _end(processes: Sequence[Process]) -> None:
     """Ctrl-C reaches every process of a terminal by itself; tell those that it did not reach, then insist."""
-    for send, seconds in ((None, 2), (signal.SIGINT, 10), (signal.SIGKILL, 10)):
+    for send, seconds in ((None, 2), (signal.SIGTERM, 10), (signal.SIGKILL, 10)):
         for process in processes:
             if send and process.poll() is None:
                 os.kill(process.pid, send)

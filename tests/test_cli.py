@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,10 +21,15 @@ def layerwise_lr(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([SCRIPT, *words], capture_output=True, text=True, env={**os.environ, **env}, timeout=100)
 
 
-def start(*words: str) -> subprocess.Popen[str]:
-    """In a process group of its own, as a shell starts it."""
+def start(*words: str, on_interrupt: Any = signal.default_int_handler) -> subprocess.Popen[str]:
+    """In a process group of its own, as a shell starts it: Ctrl-C is heard, even where these tests run under nohup."""
     return subprocess.Popen(
-        [SCRIPT, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [SCRIPT, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, on_interrupt),
     )
 
 
@@ -128,6 +134,18 @@ def test_interrupted_run(here: Path) -> None:
     assert [record["step"] for record in steps(run)] == list(range(len(steps(run))))
     again = layerwise_lr("train", "hydra.run.dir=r", *SHORT)
     assert again.returncode == 2 and "holds a run already" in again.stderr
+
+
+@pytest.mark.parametrize("words", [(), ("-m", "seed=0,1", "hydra.sweep.dir=s")], ids=["run", "sweep"])
+def test_terminated_where_ctrl_c_is_ignored(words: tuple[str, ...], here: Path) -> None:
+    """Under nohup or a batch system, SIGTERM to the first process alone stops all, and says so in every folder."""
+    process = start("train", *words, "hydra.run.dir=s/one", *LONG, on_interrupt=signal.SIG_IGN)
+    until(lambda: "running" in states(here / "s").values())
+    until(lambda: any(len(steps(p.parent)) > 3 for p in (here / "s").glob("*/metrics.jsonl")))
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert set(states(here / "s").values()) == {"interrupted"}
 
 
 def test_interrupted_sweep_continues(here: Path) -> None:
