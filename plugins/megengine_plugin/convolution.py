@@ -8,6 +8,7 @@ Results differ from the native ones by the order of summation only (1e-6).
 x: float32 [B, C, H, W]; y: float32 [B, O, H', W'].
 """
 
+from abc import abstractmethod
 from math import prod
 
 import megengine.functional as F
@@ -45,9 +46,9 @@ class Convolution(Function):
         turned = _swap(self.w)[..., ::-1, ::-1] * 1.0  # the kernels want a contiguous filter
         return F.conv2d(dy, turned, None, 1, self.kernel - 1 - self.padding, 1, _groups(self.w), "cross_correlation")
 
+    @abstractmethod
     def weight_gradient(self, dy: Tensor) -> Tensor:
-        """Gradient of w."""
-        raise NotImplementedError
+        """Gradient of w: what the cases below differ in."""
 
 
 class Dense(Convolution):
