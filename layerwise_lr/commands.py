@@ -8,14 +8,14 @@ import os
 import subprocess
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import config as configs
 from . import conformance, console, data, fetch, jobs, provenance, registry, sweep, verify, weights
 from . import run as runs
-from .compare import HEADINGS, LEGEND, Comparison
+from .compare import LEGEND, LEGEND_NOISE, Comparison
 from .config import Config
 from .errors import UserError
 from .folder import CONFIG, RunFolder
@@ -68,15 +68,27 @@ def claim(path: Path, config: Config, overrides: Sequence[str]) -> RunFolder:
 
 
 def train(config: Config, path: Path, overrides: Sequence[str]) -> None:
-    """One run, in this process."""
+    """One run, in this process; in one of its own where the framework may crash it and it shall be started again."""
     preflight(config, device=True)
     claim(path, config, overrides)
     try:
-        summary = runs.run(path, console.say, console.track)
+        summary = _run_apart(path, config) if runs.may_crash(config) else runs.run(path, console.say, console.track)
     finally:
         console.say(f"run folder: {console.relative(path)}")
     shown = "  ".join(f"{name} {value:.4f}" for name, value in summary["test"].items())
     console.say(f"test: {shown}  ({summary['seconds']:.1f} s)")
+
+
+def _run_apart(path: Path, config: Config) -> Mapping[str, Any]:
+    """As a sweep of one job: summary.json, or what went wrong raised."""
+    console.say(f"{config.framework.name} {config.framework.mode} trains in a process of its own, which is started "
+                "again should the framework crash it")  # fmt: skip
+    jobs.run_jobs({path: config}, jobs.Options(n_jobs=1, fork="never"), lambda _: None)
+    console.say((path / "log.txt").read_text().rstrip())
+    outcome = _outcome(RunFolder(path), config.metric)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return RunFolder(path).read_json("summary.json") or {}
 
 
 def plan(config: Config, path: Path, overrides: Sequence[str]) -> None:
@@ -248,8 +260,9 @@ def compare(folder: Path) -> None:
 
     jobs_of = RunFolder(folder).read_json("sweep.json")["jobs"]
     made = Comparison.read([folder / name for name in jobs_of])
-    console.table(HEADINGS, made.rows(), right=range(1, len(HEADINGS)))
-    console.text(LEGEND)
+    headings, rows = made.table()
+    console.table(headings, rows, right=range(1, len(headings)))
+    console.text(f"{made.plans()}. {LEGEND}{LEGEND_NOISE if made.noise() else ''}")
     compare_plot(made, folder / "compare.png")
     RunFolder(folder).write_json("compare.json", {d.label: d._asdict() for d in made.differences()})
     console.say(f"compare.json compare.png in {console.relative(folder)}")

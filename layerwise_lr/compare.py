@@ -19,6 +19,7 @@ from .folder import CONFIG, RunFolder, read_metrics
 FIRST_STEPS = 10
 DIFFERS = 1e-5
 """A loss that is further off than this differs."""
+RESOLUTION = 1.2e-7  # float32's
 
 
 class RunFacts(NamedTuple):
@@ -118,36 +119,50 @@ class Comparison:
         """Every run against the first."""
         return [difference(run, self.runs[0]) for run in self.runs[1:]]
 
-    def rows(self) -> list[list[str]]:
-        """For a table of 80 columns."""
+    def noise(self) -> Difference | None:
+        """The first run against its own twin in float64: what rounding alone makes of this experiment."""
+        first = self.runs[0].config.framework
+        twin = next((r for r in self.runs[1:] if r.config.framework.precision == "fp64"
+                     and (r.config.framework.name, r.config.framework.mode) == (first.name, first.mode)), None)  # fmt: skip
+        return difference(twin, self.runs[0]) if twin else None
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Headings and rows for 80 columns; with the float64 twin, each loss also as a multiple of its difference."""
+        noise = self.noise()
+        rows = [_row(d, noise) for d in self.differences()]
         base = self.runs[0]
-        first = [
-            base.label,
-            "-",
-            "-",
-            _exp(base.lr_error),
-            "-",
-            "-",
-            "-",
-            "-",
-            f"{base.accuracy:.3f}",
-            f"{base.seconds:.1f}",
-        ]
-        return [first] + [
-            [d.label, "same" if d.same_table else "OTHER", _exp(d.lr), _exp(d.lr_error), _exp(d.loss_first),
-             _exp(d.loss_all), "never" if d.first_step is None else str(d.first_step), _exp(d.weights),
-             f"{d.accuracy:.3f}", f"{d.seconds:.1f}"]
-            for d in self.differences()
-        ]  # fmt: skip
+        ends = [f"{base.accuracy:.3f}", f"{base.seconds:.1f}"]
+        first = [base.label, "-", _exp(base.lr_error), *["-"] * (len(rows[0]) - 5), *ends]
+        times = ["x64"] if noise else []
+        return (["framework", "lr", "proof", f"loss {FIRST_STEPS}", *times, "loss", *times, "from", "end", "test", "s"],
+                [first, *rows])  # fmt: skip
+
+    def plans(self) -> str:
+        """Whether all parameters, groups and scales are the first run's."""
+        other = [d.label for d in self.differences() if not d.same_table]
+        return f"ANOTHER parameter table: {', '.join(other)}" if other else "parameter tables: identical"
 
 
-HEADINGS = ("framework", "plan", "lr", "proof", f"loss {FIRST_STEPS}", "loss", "from", "weights", "test", "s")
 LEGEND = (
     f"Against the first. lr: largest relative difference of the lrs read back; proof: largest error of the measured lr; "
     f"loss {FIRST_STEPS}, loss: largest relative difference of the training loss over the first {FIRST_STEPS} and over "
-    f"all steps; from: first step that differs by more than {DIFFERS:g}; weights: median over the arrays of the distance "
-    "at the end; test: accuracy; s: seconds of training steps."
+    f"all steps; from: first step that differs by more than {DIFFERS:g}; end: median over the arrays of the distance "
+    "of the final weights; test: accuracy; s: seconds of training steps."
 )
+LEGEND_NOISE = (
+    " x64: that difference over the one between the first run and its float64 twin, which is rounding alone "
+    "(but at least float32's own 1e-7)."
+)
+
+
+def _row(d: Difference, noise: Difference | None) -> list[str]:
+    def times(value: float, rounding: float) -> list[str]:
+        return [f"{value / max(rounding, RESOLUTION):.1f}"] if noise else []
+
+    first, whole = (noise.loss_first, noise.loss_all) if noise else (0.0, 0.0)
+    return [d.label, _exp(d.lr), _exp(d.lr_error), _exp(d.loss_first), *times(d.loss_first, first), _exp(d.loss_all),
+            *times(d.loss_all, whole), "never" if d.first_step is None else str(d.first_step), _exp(d.weights),
+            f"{d.accuracy:.3f}", f"{d.seconds:.1f}"]  # fmt: skip
 
 
 def _exp(value: float | None) -> str:

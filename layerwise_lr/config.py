@@ -243,6 +243,7 @@ def resolve(config: Config) -> Config:
             raise UserError(f"{key}.warmup={spec.warmup} is longer than the run of {total} steps")
         return replace(
             spec, warmup=steps(spec.warmup, f"{key}.warmup"), every=every,
+            interval=max(steps(spec.interval, f"{key}.interval"), 1),
             milestones=[steps(m, f"{key}.milestones") for m in spec.milestones],
             starts=[steps(m, f"{key}.starts") for m in spec.starts],
         )  # fmt: skip
@@ -351,7 +352,8 @@ def _check_optimizer(spec: OptimizerSpec, at: str, need: Any) -> None:
 def _check_schedule(spec: ScheduleSpec, at: str, need: Any) -> None:
     need(0 <= spec.floor <= 1, f"{at}.floor", spec.floor, "from 0 to 1: a fraction of the group's lr")
     need(0 <= spec.warmup_start <= 1, f"{at}.warmup_start", spec.warmup_start, "from 0 to 1: a fraction")
-    need(spec.gamma > 0, f"{at}.gamma", spec.gamma, "above 0")
+    event = spec.name == "multistep"  # a milestone may set the lr to zero
+    need(spec.gamma > 0 or (event and spec.gamma == 0), f"{at}.gamma", spec.gamma, "0 or more" if event else "above 0")
     need(spec.power > 0, f"{at}.power", spec.power, "above 0")
     need(0 < spec.pct_start < 1, f"{at}.pct_start", spec.pct_start, "between 0 and 1")
     need(spec.div_factor >= 1, f"{at}.div_factor", spec.div_factor, "at least 1")

@@ -43,7 +43,8 @@ class GroupSpec:
 
     Args:
         match: patterns; for by_name and on top of another strategy a glob over the canonical name, or a regex
-            after "re:"; for by_module a prefix ("features"); for by_layer_type a layer type ("conv"). "*": the rest.
+            after "re:"; for by_module a prefix ("features"); for by_layer_type a layer type ("conv") or one role of it
+            ("linear.weight"). "*": the rest.
         lr: absolute lr; `lr_scale` instead multiplies the strategy's own scale. At most one of the two.
         weight_decay, schedule, optimizer: default to the run's; the latter two are names under `schedules:` and
             `optimizers:`.
@@ -136,7 +137,7 @@ def matches(pattern: str, row: ParamInfo, strategy: str) -> bool:
     if pattern == "*":
         return True
     if strategy == "by_layer_type":
-        return row.layer_type == pattern
+        return pattern in (row.layer_type, f"{row.layer_type}.{row.role}")
     if strategy == "by_module":
         return row.name == pattern or row.name.startswith(pattern + ".")
     if pattern.startswith("re:"):
@@ -206,7 +207,7 @@ def _check_rules(spec: GroupingSpec, used: set[tuple[str, str]], uncovered: list
 def _words(strategy: str, table: ParamTable) -> list[str]:
     """What a pattern could have meant."""
     if strategy == "by_layer_type":
-        return sorted({row.layer_type for row in table.trainable})
+        return sorted({word for row in table.trainable for word in (row.layer_type, f"{row.layer_type}.{row.role}")})
     if strategy == "by_module":
         parts = [row.name.split(".") for row in table.trainable]
         return sorted({".".join(p[:i]) for p in parts for i in range(1, len(p))})

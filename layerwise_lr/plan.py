@@ -54,10 +54,11 @@ class FreezeSpec:
 
     Args:
         strategy: none | head_first (the head alone for `every`, then all) | progressive (a stage more every
-            `every`, from the head down) | after (what `match` names stops at `at`).
+            `every`, from the head down) | after (what `match` names stops at `at`) | only (what `match` names trains,
+            the rest never: a linear probe).
         every: length of a stage; null (progressive): such that all train in the second half of the run.
         stages: module prefixes below the head in the order in which they thaw; empty: depth by depth.
-        match: module prefixes that stop (after).
+        match: module prefixes that stop (after) or train (only).
         at: when they stop (after).
     """
 
@@ -233,12 +234,15 @@ def _windows(table: ParamTable, spec: FreezeSpec, total_steps: int) -> dict[str,
         last = max(stage for stage in stages.values() if stage < FOREVER)
         every = max(total_steps // (2 * max(last, 1)), 1) if spec.every is None else spec.every
         return {name: (min(stage * every, FOREVER), FOREVER) for name, stage in stages.items()}
-    if spec.strategy == "after":
+    if spec.strategy in ("after", "only"):
         if not spec.match:
-            raise UserError("freeze.match is empty: name the modules that stop at freeze.at")
-        stops = {row.name: any(_below(row.name, p) for p in spec.match) for row in rows}
-        return {row.name: (0, spec.at if stops[row.name] else FOREVER) for row in rows}
-    names = ["none", "head_first", "progressive", "after"]
+            raise UserError("freeze.match is empty: name the modules that " + (
+                "stop at freeze.at" if spec.strategy == "after" else "train"))  # fmt: skip
+        named = {row.name: any(_below(row.name, p) for p in spec.match) for row in rows}
+        if spec.strategy == "only":
+            return {name: (0 if trains else FOREVER, FOREVER) for name, trains in named.items()}
+        return {name: (0, spec.at if stops else FOREVER) for name, stops in named.items()}
+    names = ["none", "head_first", "progressive", "after", "only"]
     raise UserError(f"freeze.strategy={spec.strategy!r} is unknown; there are: {', '.join(names)}"
                     + did_you_mean(spec.strategy, names))  # fmt: skip
 

@@ -48,7 +48,7 @@ def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps)
         folder.write_json("env.json", {**provenance.environment(), "framework": config.framework.name,
                                        "framework_version": framework.version(), "device": config.framework.device,
                                        "devices": framework.devices(), "threads": config.framework.threads,
-                                       "retry_on_signal": _may_crash(framework, config.framework.mode)})  # fmt: skip
+                                       "retry_on_signal": may_crash(config)})  # fmt: skip
         start, notes = weights.start_weights(tree, config.weights, streams["init"])
         model = framework.make_model(tree)
         framework.set_weights(model, start)
@@ -108,9 +108,9 @@ def make_framework(config: Config) -> Framework:
     return found(spec.device, spec.mode, seed, spec.precision, spec.threads, spec.deterministic)
 
 
-def _may_crash(framework: Framework, mode: str) -> bool:
+def may_crash(config: Config) -> bool:
     """Whether a crash in this mode is the framework's own, and worth another try (see jobs.py)."""
-    return mode in getattr(framework, "retry_on_signal", ())
+    return config.framework.mode in getattr(registry.load(config.framework.name), "retry_on_signal", ())
 
 
 def prove(folder: RunFolder, framework: Framework, model: Any, plan: Plan, start: Weights,

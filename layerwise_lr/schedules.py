@@ -7,7 +7,7 @@ knows a framework: eager code evaluates a schedule, a graph tabulates it.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import cos, pi
+from math import cos, pi, prod
 from typing import Any
 
 from .errors import UserError, did_you_mean
@@ -22,7 +22,7 @@ class ScheduleSpec:
     """One schedule as data.
 
     Args:
-        name: constant | linear | step | multistep | exponential | cosine | polynomial | one_cycle | join.
+        name: constant | linear | step | multistep | exponential | cosine | polynomial | one_cycle | join | product.
         warmup: rise from `warmup_start` to 1 over this long; the schedule's own clock starts after it.
         warmup_start: fraction of the group's lr at step 0.
         floor: fraction of the group's lr at the end (linear, cosine, polynomial).
@@ -33,8 +33,10 @@ class ScheduleSpec:
         pct_start: share of the rise (one_cycle).
         div_factor: start = 1 / div_factor (one_cycle).
         final_div_factor: end = start / final_div_factor (one_cycle).
-        parts: names of other schedules (join), each on its own clock.
+        parts: names of other schedules, one after the other, each on its own clock (join), or multiplied step by step
+            (product); "default" is the run's scheduler, so a product keeps a group's own decay under any scheduler.
         starts: when the second, third, ... part begins (join).
+        interval: how often the factor changes: "1 epoch" holds it for the epoch, as a scheduler stepped per epoch.
     """
 
     name: str = "constant"
@@ -50,6 +52,7 @@ class ScheduleSpec:
     final_div_factor: float = 1e4
     parts: list[str] = field(default_factory=list)
     starts: list[Duration] = field(default_factory=list)
+    interval: Duration = 1
 
 
 def constant() -> Schedule:
@@ -106,8 +109,18 @@ def join(parts: list[Schedule], starts: list[int]) -> Schedule:
     return factor
 
 
+def product(parts: list[Schedule]) -> Schedule:
+    """All parts multiplied, every one on the run's clock."""
+    return lambda step: prod(part(step) for part in parts)
+
+
+def held(schedule: Schedule, interval: int) -> Schedule:
+    """`schedule` as it was at the last multiple of `interval`."""
+    return lambda step: schedule(step - step % interval)
+
+
 def make(spec: ScheduleSpec, total_steps: int, named: Mapping[str, ScheduleSpec] | None = None) -> Schedule:
-    """The function that `spec` describes, for a run of `total_steps`; `named` holds the parts of a join."""
+    """The function that `spec` describes, for a run of `total_steps`; `named` holds the parts."""
     steps = max(total_steps - spec.warmup, 1)
     if spec.name == "constant":
         schedule = constant()
@@ -125,13 +138,28 @@ def make(spec: ScheduleSpec, total_steps: int, named: Mapping[str, ScheduleSpec]
         schedule = one_cycle(steps, spec.pct_start, spec.div_factor, spec.final_div_factor)
     elif spec.name == "join":
         schedule = _join(spec, steps, named or {})
+    elif spec.name == "product":
+        schedule = _product(spec, steps, named or {})
     else:
         raise UserError(f"scheduler.name={spec.name!r} is unknown; there are: {', '.join(NAMES)}"
                         + did_you_mean(spec.name, list(NAMES)))  # fmt: skip
-    return warmup(spec.warmup, schedule, spec.warmup_start) if spec.warmup else schedule
+    schedule = warmup(spec.warmup, schedule, spec.warmup_start) if spec.warmup else schedule
+    return held(schedule, spec.interval) if spec.interval > 1 else schedule
 
 
-NAMES = ("constant", "linear", "step", "multistep", "exponential", "cosine", "polynomial", "one_cycle", "join")
+NAMES = ("constant", "linear", "step", "multistep", "exponential", "cosine", "polynomial", "one_cycle", "join",
+         "product")  # fmt: skip
+_COMPOUND = ("join", "product")
+
+
+def _product(spec: ScheduleSpec, steps: int, named: Mapping[str, ScheduleSpec]) -> Schedule:
+    if not spec.parts:
+        raise UserError("schedules: a product needs parts=[a,b]: names under 'schedules:', 'default' for the run's own")
+    missing = [name for name in spec.parts if name not in named or named[name].name == "product"]
+    if missing:
+        raise UserError(f"schedules: the product's parts {missing} are no other schedules; there are: "
+                        f"{', '.join(n for n, s in named.items() if s.name != 'product')}")  # fmt: skip
+    return product([make(named[name], steps, named) for name in spec.parts])
 
 
 def _join(spec: ScheduleSpec, steps: int, named: Mapping[str, ScheduleSpec]) -> Schedule:
@@ -143,7 +171,7 @@ def _join(spec: ScheduleSpec, steps: int, named: Mapping[str, ScheduleSpec]) -> 
     if len(spec.parts) != len(spec.starts) + 1 or sorted(spec.starts) != list(spec.starts):
         raise UserError("scheduler join: starts must be rising and one fewer than parts, "
                         f"got {len(spec.parts)} parts and starts {list(spec.starts)}")  # fmt: skip
-    missing = [name for name in spec.parts if name not in named or named[name].name == "join"]
+    missing = [name for name in spec.parts if name not in named or named[name].name in _COMPOUND]
     if missing:
         raise UserError(f"scheduler join: parts {missing} are no plain schedules under 'schedules:'; "
                         f"there are: {', '.join(named)}")  # fmt: skip

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from layerwise_lr import config as configs
 from layerwise_lr.config import Config, from_data, from_omegaconf, resolve, steps_of
 from layerwise_lr.errors import UserError
+from layerwise_lr.schedules import ScheduleSpec
 
 
 def rich():
@@ -103,6 +104,7 @@ def test_every_duration_of_a_config_becomes_steps():
     assert final.steps == 30
     assert final.eval_every == 15
     assert (final.scheduler.warmup, final.schedules["s"].every) == (3, 20)
+    assert resolve(replace(rich(), scheduler=ScheduleSpec(interval="1 epoch"))).scheduler.interval == 10
     assert final.schedules["m"].milestones == [15, 25]
     assert final.schedules["j"].starts == [10]
     assert (final.grouping.groups["stem"].start, final.grouping.groups["stem"].stop) == (10, 24)
@@ -275,7 +277,8 @@ def test_nan_and_infinity_are_refused_anywhere(data):
         ({"optimizers": {"o": {"lr": 0}}}, "optimizers.o.lr"),
         ({"scheduler": {"floor": 1.1}}, "scheduler.floor"),
         ({"scheduler": {"warmup_start": -0.1}}, "scheduler.warmup_start"),
-        ({"scheduler": {"gamma": 0}}, "scheduler.gamma"),
+        ({"scheduler": {"name": "step", "gamma": 0}}, "scheduler.gamma"),
+        ({"scheduler": {"name": "multistep", "gamma": -1}}, "scheduler.gamma"),
         ({"scheduler": {"power": 0}}, "scheduler.power"),
         ({"scheduler": {"pct_start": 1}}, "scheduler.pct_start"),
         ({"scheduler": {"div_factor": 0.5}}, "scheduler.div_factor"),

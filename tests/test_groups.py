@@ -200,6 +200,12 @@ def test_by_module_takes_a_prefix_up_to_a_dot():
     assert len(by_name["first"]) == 12
 
 
+def test_by_layer_type_takes_one_role_of_a_type():
+    groups = {"weights": GroupSpec(["linear.weight"]), "rest": GroupSpec(["*"])}
+    given = group_table(LENET, GroupingSpec("by_layer_type", groups=groups), 1.0, 0.0)[1]
+    assert {n for n, a in given.items() if a.label == "weights"} == {"fc1.weight", "fc2.weight", "classifier.weight"}
+
+
 def test_by_layer_type_takes_every_type():
     table = param_table(make_tree("resnet18", 10, 3, 32))
     found = groups_of(

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -581,6 +582,25 @@ def test_a_crashed_graph_job_is_started_again(tmp_path, capfd):
     assert states == {"known": "completed", "other": "failed", "always": "failed"}
     assert "died of SIGSEGV" in (folders["known"].path / "log.txt").read_text()
     assert "started again (2 of 5)" in capfd.readouterr().err
+
+
+def test_a_single_graph_run_that_crashes_is_started_again(tmp_path):
+    """`train` without -m: its process is killed by SIGSEGV in the middle of its steps, once."""
+    words = ["train", "framework=oneflow_graph", "epochs=40", "eval_every=40 epochs", "hydra.run.dir=one"]
+    run = subprocess.Popen([sys.executable, "-m", "layerwise_lr", *words], cwd=tmp_path, env=ENVIRONMENT, text=True,
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    status, metrics = tmp_path / "one" / "status.json", tmp_path / "one" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("loss") > 3):
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.02)
+    os.kill(json.loads(status.read_text())["pid"], signal.SIGSEGV)
+    out, err = run.communicate(timeout=300)
+    assert run.returncode == 0, out + err
+    assert "started again (2 of 5)" in err
+    assert "test: loss" in out
+    assert "died of SIGSEGV" in (tmp_path / "one" / "log.txt").read_text()
+    assert json.loads(status.read_text())["state"] == "completed"
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines() if "loss" in line][:3] == [0, 1, 2]
 
 
 def test_config_files_choose_the_modes():

@@ -110,10 +110,20 @@ def test_after_stops_what_it_names():
     )
 
 
+def test_only_what_is_named_trains():
+    plan = planned(freeze=FreezeSpec("only", match=["fc1", "classifier"]))
+    trains = {n for g, on in zip(plan.groups, plan.active(0), strict=True) if on for n in g.params}
+    assert trains == {"fc1.weight", "fc1.bias", "classifier.weight", "classifier.bias"}
+    assert plan.active(0) == plan.active(19)
+    assert all((lr > 0) == on for lr, on in zip(plan.lrs(3), plan.active(3), strict=True))
+
+
 @pytest.mark.parametrize(
     ("spec", "word"),
     [
         (FreezeSpec("after", at=3), "freeze.match is empty"),
+        (FreezeSpec("only"), "freeze.match is empty"),
+        (FreezeSpec("only", match=["conv9"]), "'conv9' names no module"),
         (FreezeSpec("after", match=["conv9"], at=3), "'conv9'"),
         (FreezeSpec("progresive", every=1), "did you mean 'progressive'"),
         (FreezeSpec("after", match=["conv1"], at=0), "window is empty.*layer_0"),

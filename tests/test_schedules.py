@@ -127,9 +127,45 @@ def test_join_as_torch_s_sequential():
         assert row == pytest.approx([schedule(step)] * 2), step
 
 
+def test_a_product_multiplies_its_parts_and_default_is_the_runs_own():
+    named = {"default": ScheduleSpec("cosine", warmup=4), "stairs": ScheduleSpec("exponential", gamma=0.9, every=10)}
+    schedule = make(ScheduleSpec("product", parts=["default", "stairs"]), 40, named)
+    cosine = make(named["default"], 40)
+    assert [schedule(s) for s in range(40)] == pytest.approx([cosine(s) * 0.9 ** (s // 10) for s in range(40)])
+
+
+def test_interval_holds_any_schedule_as_a_scheduler_stepped_per_epoch():
+    per_epoch = 5
+
+    def build(optimizer):
+        inner = torch_lr.CosineAnnealingLR(optimizer, 6)
+
+        class PerEpoch:
+            steps = 0
+
+            def step(self):
+                self.steps += 1
+                if self.steps % per_epoch == 0:
+                    inner.step()
+
+        return PerEpoch()
+
+    schedule = make(ScheduleSpec("cosine", interval=per_epoch), 6 * per_epoch)
+    for step, row in enumerate(torch_factors(build, 6 * per_epoch)):
+        assert row == pytest.approx([schedule(step)] * 2, abs=1e-12), step
+
+
+def test_a_milestone_may_set_the_lr_to_zero():
+    schedule = make(ScheduleSpec("multistep", gamma=0.0, milestones=[3]), 6)
+    assert [schedule(s) for s in range(6)] == [1, 1, 1, 0, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("spec", "word"),
     [
+        (ScheduleSpec("product"), "needs parts"),
+        (ScheduleSpec("product", parts=["a", "zz"]), "'zz'"),
+        (ScheduleSpec("product", parts=["a", "self"]), "'self'"),
         (ScheduleSpec("cosin"), "did you mean 'cosine'"),
         (ScheduleSpec(""), "unknown"),
         (ScheduleSpec("join", parts=["a", "b"], starts=[]), "one fewer than parts"),
