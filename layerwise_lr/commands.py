@@ -54,6 +54,12 @@ def preflight(config: Config, device: bool) -> None:
         runs.make_framework(config)
 
 
+def tell(all_configs: Iterable[Config]) -> None:
+    """What a run itself would say of its data, once: which others stand in for them."""
+    for note in dict.fromkeys(note for config in all_configs for note in data.notes(config.data)):
+        console.say(note)
+
+
 def claim(path: Path, config: Config, overrides: Sequence[str]) -> RunFolder:
     """A run folder with everything in it that the run reads or that only its starter knows."""
     folder = RunFolder.claim(path)
@@ -95,6 +101,7 @@ def plan(config: Config, path: Path, overrides: Sequence[str]) -> None:
     """The dry run."""
     from .report import lr_heatmap  # matplotlib takes half a second: only who draws pays
 
+    tell([config])
     tree, table, planned = runs.plan_of(config)
     runs.write_plan(RunFolder(path), table, planned)
     lr_heatmap(planned, path / "lr_heatmap.png")
@@ -113,6 +120,7 @@ def plan(config: Config, path: Path, overrides: Sequence[str]) -> None:
 def prove(config: Config, path: Path, overrides: Sequence[str]) -> None:
     """The proof alone."""
     preflight(config, device=True)
+    tell([config])
     folder, (tree, _, planned) = RunFolder(path), runs.plan_of(config)
     streams = runs.seed_streams(config.seed)
     framework = runs.make_framework(config)
@@ -131,6 +139,7 @@ def run_sweep(folder: Path, composed: Sequence[tuple[Config, Sequence[str]]],
     """
     for config, _ in composed:
         preflight(config, device=False)
+    tell(config for config, _ in composed)
     jobs.ask_frameworks([config for config, _ in composed])
     planned = sweep.plan_jobs(folder, composed)
     sweep.write_sweep(folder, planned)

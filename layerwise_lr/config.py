@@ -18,7 +18,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .data import DataSpec, facts, train_count
+from .data import READERS, DataSpec, available, facts, train_count
 from .errors import UserError, did_you_mean
 from .groups import GroupingSpec, GroupSpec
 from .layers import Tree
@@ -219,13 +219,14 @@ def check_keys(data: Any, schema: Any = Config, at: str = "") -> None:
 
 
 def resolve(config: Config) -> Config:
-    """Fill in sizes, turn durations into steps, check every range.
+    """Fill in sizes, turn durations into steps, check every range; absent data give way to their stand-in.
 
     Raises:
         UserError: the first fault found, with its key.
     """
     _check_numbers(asdict(config), "")
     _check_ranges(config)
+    config = replace(config, data=available(config.data))
     known = facts(config.data)
     model = _fill(config, known.classes)
     per_epoch = train_count(config.data) // config.batch_size
@@ -323,6 +324,9 @@ def _check_ranges(config: Config) -> None:
     need(len(data.mean) in (1, data.channels), "data.mean", data.mean, f"1 or {data.channels} numbers")
     need(len(data.std) in (1, data.channels) and min(data.std) > 0, "data.std", data.std,
          f"1 or {data.channels} numbers above 0")  # fmt: skip
+    need(data.stand_in in (None, "digits"), "data.stand_in", data.stand_in, "digits or null")
+    need(data.stands_for is None or (data.name == "digits" and data.stands_for in READERS), "data.stands_for",
+         data.stands_for, "null: it is filled in where data.stand_in takes effect")  # fmt: skip
     need(grouping.layer_decay > 0, "grouping.layer_decay", grouping.layer_decay, "above 0 and at most 1")
     need(grouping.stem_scale is None or 0 < grouping.stem_scale <= 1, "grouping.stem_scale", grouping.stem_scale,
          "above 0 and at most 1")  # fmt: skip

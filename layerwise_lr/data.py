@@ -8,7 +8,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +18,8 @@ from zipfile import BadZipFile
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .errors import UserError, did_you_mean
+from . import archives
+from .errors import Absent, UserError, did_you_mean
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
@@ -28,8 +29,9 @@ class DataSpec:
     """The data as data.
 
     Args:
-        name: digits | elpv | mnist | npz | image_folder.
-        path: of the .npz file (arrays x, y) or of the folder with one sub-folder per class.
+        name: digits | elpv | mnist | cifar10 | idx | npz | image_folder.
+        path: of the .npz file (arrays x, y), of the folder with one sub-folder per class, with the IDX files, or with
+            CIFAR-10's archive (null: the cache folder's cifar10).
         image_size: pixels a side; pictures are resized to it.
         channels: 1 (grey) or 3.
         train_size: training pictures, drawn by the run's seed, the same share of each class; null: all.
@@ -37,6 +39,9 @@ class DataSpec:
         split_seed: of the fixed parts.
         mean, std: per channel (or one for all), of pixels in [0, 1].
         flip: mirror each training picture left to right with probability 1/2.
+        checksum: refuse a CIFAR-10 that is not the published one.
+        stand_in: "digits" where the data are not on this machine; null: that is an error.
+        stands_for: of a stand-in, the data that were not there; filled in by `available`.
     """
 
     name: str = "digits"
@@ -50,6 +55,9 @@ class DataSpec:
     mean: list[float] = field(default_factory=lambda: [0.5])
     std: list[float] = field(default_factory=lambda: [0.5])
     flip: bool = False
+    checksum: bool = True
+    stand_in: Optional[str] = None  # noqa: UP045
+    stands_for: Optional[str] = None  # noqa: UP045
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +138,15 @@ def _resize(image: Image.Image, spec: DataSpec) -> np.ndarray:
 
 def _from_arrays(x: np.ndarray, y: np.ndarray, spec: DataSpec, test: int = 0) -> Pool:
     """x uint8 [N, H, W] or [N, C, H, W]."""
+    planes = x[:, None] if x.ndim == 3 else x
+    if planes.shape[1:] == (spec.channels, spec.image_size, spec.image_size):  # nothing to resize: 5 s less for 60000
+        return Pool(np.ascontiguousarray(planes), y.astype(np.int64), test)
     pictures = [Image.fromarray(p if p.ndim == 2 else np.moveaxis(p, 0, -1).squeeze()) for p in x]
     return Pool(np.stack([_resize(p, spec) for p in pictures]), y.astype(np.int64), test)
+
+
+def _resized(held: archives.Pictures, spec: DataSpec) -> Pool:
+    return _from_arrays(held.x, held.y, spec, held.test)
 
 
 def _digits(spec: DataSpec) -> Pool:
@@ -148,10 +163,15 @@ def _digits(spec: DataSpec) -> Pool:
     return Pool(np.repeat(padded, spec.channels, axis=1), y.astype(np.int64))
 
 
-def _cached(name: str) -> tuple[np.ndarray, np.ndarray]:
+def _cache_of(name: str) -> Path:
     folder = cache_folder() / name
     if not (folder / "labels.npy").exists():
-        raise UserError(f"data {name!r} is not on this machine (looked in {folder}): layerwise-lr fetch {name}")
+        raise Absent(f"data {name!r} is not on this machine (looked in {folder}): layerwise-lr fetch {name}")
+    return folder
+
+
+def _cached(name: str) -> tuple[np.ndarray, np.ndarray]:
+    folder = _cache_of(name)
     return np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy")
 
 
@@ -180,6 +200,12 @@ def _npz(spec: DataSpec) -> tuple[np.ndarray, np.ndarray]:
                         f"it is {x.dtype} {list(x.shape)}")  # fmt: skip
     if y.shape != x.shape[:1] or y.dtype.kind not in "iu" or (len(y) and y.min() < 0):
         raise UserError(f"data.path={path}: y must be {len(x)} labels from 0, it is {y.dtype} {list(y.shape)}")
+    _check_classes(path, y)
+    return x, y
+
+
+def _check_classes(path: Path, y: np.ndarray) -> None:
+    """At least two, without a gap."""
     if len(y) == 0:
         raise UserError(f"data.path={path}: holds no pictures")
     without = sorted(set(range(int(y.max()) + 1)) - set(y.tolist())) if y.max() < len(y) else ["..."]
@@ -187,7 +213,6 @@ def _npz(spec: DataSpec) -> tuple[np.ndarray, np.ndarray]:
         gap = f", no picture is of class {without[0]}" if without else ""
         raise UserError(f"data.path={path}: needs at least two classes, numbered 0, 1, 2, ... without a gap; "
                         f"the highest label is {y.max()}{gap}")  # fmt: skip
-    return x, y
 
 
 def _folder_files(spec: DataSpec) -> list[tuple[Path, int]]:
@@ -201,12 +226,16 @@ def _folder_files(spec: DataSpec) -> list[tuple[Path, int]]:
     return found
 
 
-def _existing(spec: DataSpec) -> Path:
+def _path(spec: DataSpec) -> Path:
     if not spec.path:
         raise UserError(f"data.path is missing: data={spec.name} needs data.path=...")
-    if not Path(spec.path).exists():
-        raise UserError(f"data.path={spec.path}: no such file or folder")
     return Path(spec.path)
+
+
+def _existing(spec: DataSpec) -> Path:
+    if not _path(spec).exists():
+        raise Absent(f"data.path={spec.path}: no such file or folder")
+    return _path(spec)
 
 
 def _image_folder(spec: DataSpec) -> Pool:
@@ -231,22 +260,95 @@ def _folder_facts(spec: DataSpec) -> Facts:
     return Facts(len(found), found[-1][1] + 1, 0)
 
 
-READERS: Mapping[str, tuple[Callable[[DataSpec], Facts], Callable[[DataSpec], Pool]]] = {
-    "digits": (lambda spec: Facts(1797, 10, 0), _digits),
-    "elpv": (lambda spec: Facts(2624, 2, 0), lambda spec: _from_arrays(*_cached("elpv"), spec)),
-    "mnist": (lambda spec: Facts(70000, 10, 10000), lambda spec: _from_arrays(*_cached("mnist"), spec, 10000)),
-    "npz": (_npz_facts, lambda spec: _from_arrays(*_npz(spec), spec)),
-    "image_folder": (_folder_facts, _image_folder),
-}
-"""name -> (what is known of it without reading the pictures, the pictures)."""
+def _cifar10_at(spec: DataSpec) -> Path:
+    return Path(spec.path) if spec.path else cache_folder() / "cifar10"
+
+
+def _cifar10_facts(spec: DataSpec) -> Facts:
+    """The published set's are known; any other (data.checksum=false) must be read."""
+    if spec.checksum:
+        return Facts(60000, 10, 10000)
+    pool = _pool(spec)
+    return Facts(len(pool.y), 10, pool.test)
+
+
+def _idx_facts(spec: DataSpec) -> Facts:
+    y, test = archives.read_idx_labels(_path(spec))
+    _check_classes(_path(spec), y)
+    return Facts(len(y), int(y.max()) + 1, test)
+
+
+class Reader(NamedTuple):
+    """How a data set is read.
+
+    Args:
+        find: raises Absent where its files are not on this machine.
+        facts: what is known of it without reading the pictures.
+        pool: the pictures.
+    """
+
+    find: Callable[[DataSpec], object]
+    facts: Callable[[DataSpec], Facts]
+    pool: Callable[[DataSpec], Pool]
+
+
+READERS: Mapping[str, Reader] = {
+    "digits": Reader(lambda spec: None, lambda spec: Facts(1797, 10, 0), _digits),
+    "elpv": Reader(lambda spec: _cache_of("elpv"), lambda spec: Facts(2624, 2, 0),
+                   lambda spec: _from_arrays(*_cached("elpv"), spec)),
+    "mnist": Reader(lambda spec: _cache_of("mnist"), lambda spec: Facts(70000, 10, 10000),
+                    lambda spec: _from_arrays(*_cached("mnist"), spec, 10000)),
+    "cifar10": Reader(lambda spec: archives.find_cifar10(_cifar10_at(spec)), _cifar10_facts,
+                      lambda spec: _resized(archives.read_cifar10(_cifar10_at(spec), spec.checksum), spec)),
+    "idx": Reader(lambda spec: archives.find_idx(_path(spec)), _idx_facts,
+                  lambda spec: _resized(archives.read_idx(_path(spec)), spec)),
+    "npz": Reader(_existing, _npz_facts, lambda spec: _from_arrays(*_npz(spec), spec)),
+    "image_folder": Reader(_existing, _folder_facts, _image_folder),
+}  # fmt: skip
+
+
+def _reader(name: str) -> Reader:
+    if name not in READERS:
+        raise UserError(f"data.name={name!r} is unknown; there are: {', '.join(READERS)}"
+                        + did_you_mean(name, list(READERS)))  # fmt: skip
+    return READERS[name]
 
 
 def facts(spec: DataSpec) -> Facts:
     """Number of pictures and classes; enough for a plan."""
-    if spec.name not in READERS:
-        raise UserError(f"data.name={spec.name!r} is unknown; there are: {', '.join(READERS)}"
-                        + did_you_mean(spec.name, list(READERS)))  # fmt: skip
-    return READERS[spec.name][0](spec)
+    return _reader(spec.name).facts(spec)
+
+
+def available(spec: DataSpec) -> DataSpec:
+    """`spec`, or the stand-in it allows where its files are absent; what comes out allows none.
+
+    The stand-in keeps the shape of the pictures and their normalisation; sizes are cut to what the digits have.
+    """
+    if spec.stand_in is None or _absence(spec) is None:
+        return replace(spec, stand_in=None)
+    cut = replace(spec, name=spec.stand_in, stand_in=None, stands_for=spec.name,
+                  val_size=min(spec.val_size, 300), test_size=min(spec.test_size, 500))  # fmt: skip
+    fits = spec.train_size is not None and spec.train_size <= train_count(replace(cut, train_size=None))
+    return replace(cut, train_size=spec.train_size if fits else None)
+
+
+def _absence(spec: DataSpec) -> str | None:
+    """Where the files were looked for and how to get them; None: they are here."""
+    try:
+        _reader(spec.name).find(spec)
+    except Absent as absent:
+        return str(absent)
+    return None
+
+
+def notes(spec: DataSpec) -> list[str]:
+    """What must be told about a final spec: that others stand in for the data."""
+    if spec.stands_for is None:
+        return []
+    why = (
+        _absence(replace(spec, name=spec.stands_for)) or f"data {spec.stands_for!r} was not here when this was planned"
+    )
+    return [f"{why}; the shipped {spec.name} stand in for it"]
 
 
 def train_count(spec: DataSpec) -> int:
@@ -263,12 +365,17 @@ def train_count(spec: DataSpec) -> int:
 def load_pool(spec: DataSpec) -> Pool:
     """Every picture at the size asked for; a second call in one process (or its forks) costs nothing."""
     facts(spec)
-    return _read(spec.name, spec.path, spec.image_size, spec.channels)
+    return _pool(spec)
+
+
+def _pool(spec: DataSpec) -> Pool:
+    return _read(spec.name, spec.path, spec.image_size, spec.channels, spec.checksum)
 
 
 @lru_cache(maxsize=4)
-def _read(name: str, path: str | None, image_size: int, channels: int) -> Pool:
-    return READERS[name][1](DataSpec(name=name, path=path, image_size=image_size, channels=channels))
+def _read(name: str, path: str | None, image_size: int, channels: int, checksum: bool) -> Pool:
+    spec = DataSpec(name=name, path=path, image_size=image_size, channels=channels, checksum=checksum)
+    return _reader(name).pool(spec)
 
 
 def load(spec: DataSpec, seed: int) -> Dataset:

@@ -7,6 +7,10 @@ class UserError(Exception):
     """A mistake in the input. The command line prints it as one line and exits with code 2."""
 
 
+class Absent(UserError):
+    """Data that are not on this machine: where data.stand_in allows it, others take their place."""
+
+
 def did_you_mean(word: str, options: list[str]) -> str:
     """`"; did you mean 'layer_decay'?"` where one of `options` is close to `word`, else an empty string."""
     close = difflib.get_close_matches(word, options, n=1)

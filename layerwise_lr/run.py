@@ -49,7 +49,8 @@ def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps)
                                        "framework_version": framework.version(), "device": config.framework.device,
                                        "devices": framework.devices(), "threads": config.framework.threads,
                                        "retry_on_signal": may_crash(config)})  # fmt: skip
-        start, notes = weights.start_weights(tree, config.weights, streams["init"])
+        start, told = weights.start_weights(tree, config.weights, streams["init"])
+        notes = [*data.notes(config.data), *told]
         model = framework.make_model(tree)
         framework.set_weights(model, start)
         for note in notes:

@@ -50,9 +50,10 @@ class Study:
         """What ran on what, in a line."""
         config, count = self.runs[0].config, len(self.runs)
         size = "all" if config.data.train_size is None else config.data.train_size
+        stands = f" (standing in for {config.data.stands_for})" if config.data.stands_for else ""
         start = "initial values" if config.weights.name == "none" else config.weights.name
         runs = f"{count} finished run{'s' if count > 1 else ''}"
-        return (f"{config.model.name} from {start} on {config.data.name} ({size} training pictures), "
+        return (f"{config.model.name} from {start} on {config.data.name}{stands} ({size} training pictures), "
                 f"{config.framework.name} {config.framework.mode}, {runs}")  # fmt: skip
 
     def verdicts(self) -> list[str]:

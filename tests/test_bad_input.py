@@ -4,6 +4,7 @@ Each case is a whole command line, run in an empty folder of its own.
 `says` are parts of the one line on stderr.
 """
 
+import gzip
 import os
 import pickle
 import shlex
@@ -87,6 +88,11 @@ def write(name: str, content: str | bytes) -> Callable[[], None]:
     return make
 
 
+def idx_of_floats() -> None:
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        write(f"idx/{name}-ubyte", bytes([0, 0, 13, int(name[-1]), *[0] * 16]))()
+
+
 def run_folder_with(text: str) -> Callable[[], None]:
     return write("job/config.resolved.yaml", text)
 
@@ -104,6 +110,7 @@ PICS = (
     "train data=image_folder data.path=pics data.train_size=6 data.val_size=4 data.test_size=4 "
     "data.image_size=32 model=resnet18 weights=none batch_size=3"
 )
+CIFAR = "train data=cifar10 data.path=cifar model=mlp weights=none"
 BY = "plan grouping=by_module +grouping.groups.a="
 JOIN = "plan scheduler=join '+schedules.up={name: linear}' '+schedules.down={name: cosine}' "
 
@@ -229,6 +236,37 @@ CASES = {
         ("layerwise-lr fetch elpv",),
         env={"LAYERWISE_LR_CACHE": "cache"},
     ),
+    "CIFAR-10 not downloaded": Case(
+        CIFAR, ("looked in cifar", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "data.path=...")
+    ),
+    "CIFAR-10 not downloaded, in a sweep": Case(CIFAR.replace("train", "train -m seed=0,1"), ("looked in cifar",)),
+    "CIFAR-10 altered": Case(
+        CIFAR, ("cifar/cifar-10-python.tar.gz", "data.checksum=false"), write("cifar/cifar-10-python.tar.gz", b"x")
+    ),
+    "CIFAR-10 altered, a batch": Case(
+        CIFAR, ("data_batch_2.bin", "data.checksum=false"), write("cifar/data_batch_2.bin", b"x")
+    ),
+    "CIFAR-10 truncated": Case(
+        CIFAR + " data.checksum=false",
+        ("cifar/cifar-10-binary.tar.gz", "cut short"),
+        write("cifar/cifar-10-binary.tar.gz", gzip.compress(b"x" * 9999)[:20]),
+    ),
+    "CIFAR-10 with a batch missing": Case(
+        CIFAR + " data.checksum=false", ("cifar: lacks data_batch_1.bin",), write("cifar/test_batch.bin", bytes(3073))
+    ),
+    "CIFAR-10 of code": Case(
+        CIFAR + " data.checksum=false",
+        ("data_batch_1", "system is no array"),
+        write("cifar/data_batch_1", pickle.dumps(Evil(), 2)),
+    ),
+    "IDX without path": Case("train data=idx", ("data.path", "missing")),
+    "IDX absent": Case("train data=idx data.path=idx", ("data.path=idx", "apt install dataset-fashion-mnist")),
+    "IDX of floats": Case("train data=idx data.path=idx", ("train-images-idx3-ubyte", "00000d03"), idx_of_floats),
+    "IDX with a file missing": Case(
+        "train data=idx data.path=idx", ("lacks train-labels",), write("idx/train-images-idx3-ubyte", b"x")
+    ),
+    "unknown stand-in": Case("train data=cifar10 data.stand_in=mnist", ("data.stand_in=mnist", "digits or null")),
+    "stands_for by hand": Case("train data.stands_for=imagenet", ("data.stands_for=imagenet", "data.stand_in")),
     "unknown data": Case("train data.name=digit", ("data.name='digit'", "did you mean 'digits'")),
     "npz without path": Case("train data=npz", ("data.path", "missing")),
     "npz absent": Case(NPZ, ("data.path=d.npz", "no such file")),

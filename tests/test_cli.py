@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 SCRIPT = str(Path(sys.executable).with_name("layerwise-lr"))
 LONG = ("epochs=20000", "eval_every=20000 epochs")  # some minutes: never ends by itself in a test
@@ -243,3 +244,47 @@ def test_fork_or_not_the_numbers_are_the_same(here: Path) -> None:
     forked = {p.name: steps(p) for p in (here / "auto").iterdir() if p.is_dir()}
     assert len(forked) == 2
     assert forked == {p.name: steps(p) for p in (here / "never").iterdir() if p.is_dir()}
+
+
+NOTE = "data 'cifar10' is not on this machine (looked in nowhere"
+STAND_IN = ("data=cifar10", "data.path=nowhere", "data.stand_in=digits", "model=mlp", "weights=none", "+size=test")
+
+
+def test_a_stand_in_is_told_and_kept(here: Path) -> None:
+    """On the terminal and in summary.json; the folder says what was trained on and runs again from there."""
+    ended = layerwise_lr("train", *STAND_IN, "hydra.run.dir=run")
+    told = [line for line in ended.stdout.splitlines() if line.startswith(NOTE)]
+    assert len(told) == 1
+    assert told[0].endswith("the shipped digits stand in for it")
+    assert "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz" in told[0]
+    assert told[0] in read(here / "run/summary.json")["notes"]
+    final = yaml.safe_load((here / "run/config.resolved.yaml").read_text())["data"]
+    assert (final["name"], final["stands_for"], final["stand_in"]) == ("digits", "cifar10", None)
+    assert read(here / "run/data.json")["train"]["n"] == 200
+    assert read(here / "run/data.json")["shape"] == [3, 32, 32]
+
+    (here / "again").mkdir()
+    (here / "again/config.resolved.yaml").write_text((here / "run/config.resolved.yaml").read_text())
+    again = layerwise_lr("run", "again")
+    assert again.returncode == 0, again.stderr
+    assert read(here / "again/summary.json")["val"] == read(here / "run/summary.json")["val"]
+    assert "mlp from initial values on digits (standing in for cifar10)" in layerwise_lr("report", "run").stdout
+
+
+@pytest.mark.parametrize(
+    "words", [("plan",), ("verify",), ("train", "-m", "seed=0,1"), ("compare", "framework=torch,reference")]
+)
+def test_every_command_tells_of_a_stand_in_once(words: tuple[str, ...]) -> None:
+    ended = layerwise_lr(*words, *STAND_IN)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count(NOTE) == 1
+
+
+@pytest.mark.parametrize("experiment", [(), ("experiment=solar_cells",), ("experiment=pretrain_lenet",)])
+@pytest.mark.parametrize("last", [False, True])
+def test_size_test_wins_over_any_experiment(experiment: tuple[str, ...], last: bool) -> None:
+    words = (*experiment, "+size=test") if last else ("+size=test", *experiment)
+    shown = yaml.safe_load(layerwise_lr("train", "--cfg", "job", *words).stdout)
+    assert [shown["data"][f"{part}_size"] for part in ("train", "val", "test")] == [200, 100, 200]
+    assert [shown[key] for key in ("epochs", "steps", "batch_size", "eval_every")] == [2, None, 20, "1 epoch"]
+    assert shown["name"] != "test"

@@ -1,5 +1,6 @@
 """Every command that the README, the plugins' README and the YAML files print can be composed and planned as written."""
 
+import math
 import os
 import re
 import shlex
@@ -33,6 +34,12 @@ def documented() -> Iterator[str]:
 COMMANDS = sorted(set(documented()))
 
 
+IDX = {
+    "train-images-idx3-ubyte": (2100, 4, 4), "train-labels-idx1-ubyte": (2100,),
+    "t10k-images-idx3-ubyte": (9, 4, 4), "t10k-labels-idx1-ubyte": (9,),
+}  # fmt: skip
+
+
 def as_plan(words: list[str]) -> list[str]:
     """The dry run of the same words: of a sweep, its first job."""
     overrides = [w for w in words[2:] if w not in ("-m", "--multirun") and not w.startswith("hydra.sweep.dir=")]
@@ -49,6 +56,10 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "mine.npz", x=rng.integers(0, 255, (700, 8, 8), np.uint8), y=np.arange(700) % 3)
+    (tmp_path / "idx").mkdir()
+    for name, shape in IDX.items():
+        head = bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)
+        (tmp_path / "idx" / name).write_bytes(head + bytes(i % 3 for i in range(math.prod(shape))))
     for index in range(700):
         folder = tmp_path / "pictures" / f"class{index % 2}"
         folder.mkdir(parents=True, exist_ok=True)
