@@ -461,7 +461,7 @@ class FreshOptimizer(ReferenceFramework):
         pass
 
 
-@caught_by("optimizer_state")
+@caught_by("optimizer_state", "resume_layer_adaptive")
 class OwnKeys(ReferenceFramework):
     """Calls the moments m and v."""
 
