@@ -25,6 +25,7 @@ BATCH, CLASSES = 8, 4
 SGD = OptimizerSpec("sgd", lr=0.1, weight_decay=0.0)
 MOMENTUM = OptimizerSpec("momentum", lr=0.05, weight_decay=0.01, momentum=0.9)
 ADAMW = OptimizerSpec("adamw", lr=3e-3, weight_decay=0.05)
+LAYER_ADAPTIVE = OptimizerSpec("layer_adaptive", lr=0.05, weight_decay=0.05)
 DECAY = GroupingSpec("layer_decay", layer_decay=0.5)
 CONSTANT, COSINE = ScheduleSpec("constant"), ScheduleSpec("cosine", warmup=3, warmup_start=0.25)
 NO_FREEZE = FreezeSpec("none")
@@ -290,9 +291,18 @@ def check_lrs_read_back(kit: Kit) -> None:
 
 
 def check_effective_lr(kit: Kit) -> None:
-    """Every parameter moves by its group's lr: measured by displacement, in every optimizer."""
+    """Every parameter moves by its group's lr: measured by displacement, in each of torch's optimizers."""
+    _effective_lr(kit, (SGD, MOMENTUM, replace(MOMENTUM, nesterov=True), replace(ADAMW, name="adam"), ADAMW))
+
+
+def check_effective_lr_layer_adaptive(kit: Kit) -> None:
+    """The same under layer_adaptive."""
+    _effective_lr(kit, (LAYER_ADAPTIVE,))
+
+
+def _effective_lr(kit: Kit, optimizers: Sequence[OptimizerSpec]) -> None:
     for name, tree in _trees():
-        for optimizer in (SGD, MOMENTUM, replace(MOMENTUM, nesterov=True), replace(ADAMW, name="adam"), ADAMW):
+        for optimizer in optimizers:
             plan = plan_for(tree, optimizer, schedule=COSINE)
             session = kit.session(tree, plan)
             try:
@@ -351,10 +361,10 @@ def check_weight_decay_per_group(kit: Kit) -> None:
         close(optimizer.name, mine.weights, theirs.weights, 1e-3)
 
 
-def _optimizer_check(label: str, spec: OptimizerSpec) -> Callable[[Kit], None]:
+def _optimizer_check(label: str, spec: OptimizerSpec, grouping: GroupingSpec = DECAY) -> Callable[[Kit], None]:
     def check(kit: Kit) -> None:
         tree = TREES["lenet"]()
-        mine, theirs = kit.both(tree, plan_for(tree, spec, schedule=COSINE), 5)
+        mine, theirs = kit.both(tree, plan_for(tree, spec, grouping, COSINE), 5)
         curve(label, mine.losses, theirs.losses, 1e-5)
         close(label, mine.weights, theirs.weights, 2e-4)
 
@@ -367,6 +377,9 @@ check_optimizer_momentum = _optimizer_check("momentum", MOMENTUM)
 check_optimizer_nesterov = _optimizer_check("nesterov", replace(MOMENTUM, nesterov=True))
 check_optimizer_adam = _optimizer_check("adam", replace(ADAMW, name="adam", eps=1e-4))
 check_optimizer_adamw = _optimizer_check("adamw", replace(ADAMW, eps=1e-4))
+check_optimizer_layer_adaptive = _optimizer_check(  # several parameters in a group: each has a step size of its own
+    "layer_adaptive", replace(LAYER_ADAPTIVE, eps=1e-4), GroupingSpec("backbone_head", backbone_scale=0.5)
+)
 
 
 def check_two_optimizers(kit: Kit) -> None:
@@ -401,7 +414,7 @@ def _stop_and_go(optimizer: OptimizerSpec) -> tuple[Tree, Plan]:
 
 def check_frozen_do_not_move(kit: Kit) -> None:
     """Outside its window a group does not move at all: no decay, no drift of momentum."""
-    for optimizer in (MOMENTUM, ADAMW):
+    for optimizer in (MOMENTUM, ADAMW, LAYER_ADAPTIVE):
         tree, plan = _stop_and_go(optimizer)
         session = kit.session(tree, plan)
         for step in range(9):
@@ -414,7 +427,7 @@ def check_frozen_do_not_move(kit: Kit) -> None:
 
 def check_frozen_keep_state(kit: Kit) -> None:
     """A frozen group's optimizer state stays as it was, bit by bit."""
-    for optimizer in (MOMENTUM, ADAMW):
+    for optimizer in (MOMENTUM, ADAMW, LAYER_ADAPTIVE):
         tree, plan = _stop_and_go(optimizer)
         session = kit.session(tree, plan)
         held = {k: a for k, a in session.train(3).state.items() if k.startswith(("block", "mid"))}
@@ -454,7 +467,19 @@ def check_late_start(kit: Kit) -> None:
 
 def check_resume_is_seamless(kit: Kit) -> None:
     """10 steps = 5 steps, weights and optimizer state into a fresh model, 5 steps."""
-    for optimizer in (MOMENTUM, ADAMW):
+    _resume(kit, (MOMENTUM, ADAMW))
+
+
+def check_resume_layer_adaptive(kit: Kit) -> None:
+    """The same under layer_adaptive, whose state comes under torch's keys and is exp_avg and exp_avg_sq alone."""
+    state = _resume(kit, (LAYER_ADAPTIVE,))
+    keys = {key.rpartition("/")[2] for key in state}
+    need(keys == {"exp_avg", "exp_avg_sq"}, "keys of the state", "exp_avg, exp_avg_sq", sorted(keys))
+
+
+def _resume(kit: Kit, optimizers: Sequence[OptimizerSpec]) -> Weights:
+    """State at the end, of the last optimizer."""
+    for optimizer in optimizers:
         tree = residual_net(dropout=0.3)
         plan = plan_for(tree, optimizer, schedule=COSINE)
         whole = kit.session(tree, plan).train(10)
@@ -465,6 +490,7 @@ def check_resume_is_seamless(kit: Kit) -> None:
         rest = second.train(10)
         curve(optimizer.name, rest.losses, whole.losses[5:], 1e-6)
         close(optimizer.name, rest.weights, whole.weights, 1e-5)
+    return rest.state
 
 
 def check_optimizer_state(kit: Kit) -> None:

@@ -117,7 +117,7 @@ class Framework(Protocol):
 
     def get_optimizer_state(self, state: TrainState) -> Weights:
         """Optimizer state as "parameter/key" -> array, under torch's keys in every framework: momentum_buffer;
-        exp_avg, exp_avg_sq, step. So a run can go on in another framework."""
+        exp_avg, exp_avg_sq, and step where the formula counts. So a run can go on in another framework."""
 
     def set_optimizer_state(self, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
         """What `get_optimizer_state` gave; parameters without an entry start fresh."""

@@ -23,7 +23,7 @@ class Group:
     """Parameters that move alike: lr(step) = base_lr * lr_scale * schedule(step) in `active`, no update outside.
 
     `active` is [start, stop) in steps; `rule` says which rule made the group; weight decay is the optimizer's
-    (L2 for sgd, momentum and adam; decoupled for adamw).
+    (decoupled for adamw, L2 for all others).
     """
 
     name: str

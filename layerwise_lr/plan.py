@@ -26,14 +26,14 @@ from .schedules import Duration, Schedule, ScheduleSpec
 
 @dataclass
 class OptimizerSpec:
-    """One optimizer as data; formulas are torch's.
+    """One optimizer as data; formulas are torch's, layer_adaptive's is in the reference plugin's optimizers.py.
 
     Args:
-        name: sgd | momentum | adam | adamw.
+        name: sgd | momentum | adam | adamw | layer_adaptive.
         lr: the base lr, per step (of the default optimizer; groups of others scale it or name their own).
-        weight_decay: default of the groups: L2 for sgd, momentum and adam, decoupled for adamw.
+        weight_decay: default of the groups: decoupled for adamw, L2 for all others.
         momentum, nesterov: of `momentum`.
-        betas, eps: of `adam` and `adamw`.
+        betas, eps: of `adam`, `adamw` and `layer_adaptive`.
     """
 
     name: str = "adamw"
@@ -45,7 +45,7 @@ class OptimizerSpec:
     eps: float = 1e-8
 
 
-OPTIMIZERS = ("sgd", "momentum", "adam", "adamw")
+OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "layer_adaptive")
 
 
 @dataclass

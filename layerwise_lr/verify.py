@@ -30,11 +30,18 @@ def _adam(spec: OptimizerSpec, gradient: np.ndarray) -> np.ndarray:
     return gradient / (np.abs(gradient) + spec.eps)
 
 
+def _layer_adaptive(spec: OptimizerSpec, gradient: np.ndarray) -> np.ndarray:
+    """First step of layer_adaptive, which corrects no bias: the betas stay in it."""
+    average = (1 - spec.betas[0]) * gradient
+    return np.abs(average / (np.sqrt(1 - spec.betas[1]) * np.abs(gradient) + spec.eps)).mean() * average
+
+
 UNIT_STEP: Mapping[str, UnitStep] = {
     "sgd": lambda s, g, w, wd: g + wd * w,
     "momentum": lambda s, g, w, wd: (g + wd * w) * (1 + s.momentum if s.nesterov else 1),
     "adam": lambda s, g, w, wd: _adam(s, g + wd * w),
     "adamw": lambda s, g, w, wd: _adam(s, g) + wd * w,
+    "layer_adaptive": lambda s, g, w, wd: _layer_adaptive(s, g + wd * w),
 }
 """What a fresh optimizer subtracts from a parameter per unit of lr: (spec, gradient, weight, weight decay)."""
 

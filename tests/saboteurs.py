@@ -309,6 +309,39 @@ class NoBiasCorrection(_Rules):
         return p * (1 - lr * wd) - lr * state["exp_avg"] / (np.sqrt(state["exp_avg_sq"]) + s.eps)
 
 
+@caught_by("optimizer_layer_adaptive", "effective_lr_layer_adaptive")
+class LayerAdaptiveWithoutDecay(_Rules):
+    """Takes weight_decay and ignores it (seed document 002's LayerAdaptiveLR)."""
+
+    layer_adaptive = staticmethod(lambda s, p, g, state, lr, wd: optimizers.layer_adaptive(s, p, g, state, lr, 0.0))
+
+
+@caught_by("optimizer_layer_adaptive")
+class OneStepSizePerGroup(ReferenceFramework):
+    """Averages over the whole group instead of the parameter."""
+
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray) -> float:
+        before, loss = self.get_weights(state.model), super().train_step(state, x, y)
+        for group in state.optimizer:
+            ratios = [np.abs(s["exp_avg"]) / (np.sqrt(s["exp_avg_sq"]) + group.spec.eps) for s in group.state.values()]
+            size = group.lr * np.concatenate([ratio.ravel() for ratio in ratios]).mean()
+            for name, (op, local) in zip(group.names, group.places, strict=True):
+                op.params[local] = (before[name] - size * group.state[name]["exp_avg"]).astype(np.float32)
+        return loss
+
+
+@caught_by("optimizer_layer_adaptive", "effective_lr_layer_adaptive")
+class LayerAdaptiveCorrected(_Rules):
+    """Corrects the bias as Adam does."""
+
+    @staticmethod
+    def layer_adaptive(s, p, g, state, lr, wd):  # type: ignore[no-untyped-def]
+        optimizers.adam(s, p, g, state, lr, wd)
+        t, (b1, b2) = float(state.pop("step")), s.betas
+        m, v = state["exp_avg"] / (1 - b1**t), state["exp_avg_sq"] / (1 - b2**t)
+        return p - lr * (np.abs(m) / (np.sqrt(v) + s.eps)).mean() * m
+
+
 @caught_by("weight_decay_per_group", "effective_lr")
 class DecaysEverything(ReferenceFramework):
     """One weight decay for all groups."""
@@ -420,7 +453,7 @@ class GlobalStep(_Rules):
         return optimizers.adamw(s, p, g, state, lr, wd)
 
 
-@caught_by("resume_is_seamless")
+@caught_by("resume_is_seamless", "resume_layer_adaptive")
 class FreshOptimizer(ReferenceFramework):
     """Starts again with an empty optimizer."""
 
@@ -428,7 +461,7 @@ class FreshOptimizer(ReferenceFramework):
         pass
 
 
-@caught_by("optimizer_state")
+@caught_by("optimizer_state", "resume_layer_adaptive")
 class OwnKeys(ReferenceFramework):
     """Calls the moments m and v."""
 

@@ -356,6 +356,7 @@ def test_nan_and_infinity_are_refused_anywhere(data):
         ({"optimizer": {"betas": [0.9]}}, "optimizer.betas"),
         ({"optimizer": {"betas": [0.9, 1.0]}}, "optimizer.betas"),
         ({"optimizer": {"eps": 0}}, "optimizer.eps"),
+        ({"optimizer": {"name": "layer_adaptive", "betas": [1.0, 0.9]}}, "optimizer.betas"),
         ({"optimizers": {"o": {"lr": 0}}}, "optimizers.o.lr"),
         ({"scheduler": {"floor": 1.1}}, "scheduler.floor"),
         ({"scheduler": {"warmup_start": -0.1}}, "scheduler.warmup_start"),

@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 
 from layerwise_lr import cli, data, fetch, registry
+from layerwise_lr.plan import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -91,3 +92,9 @@ def test_a_documented_command_can_be_planned(command: str, somewhere: Path) -> N
 
 def test_every_framework_has_a_config() -> None:
     assert {p.stem for p in (ROOT / "conf/framework").glob("*.yaml")} >= set(registry.BUILT_INS)
+
+
+def test_every_optimizer_has_a_config() -> None:
+    for name in OPTIMIZERS:
+        assert f"name: {name}\n" in (ROOT / f"conf/optimizer/{name}.yaml").read_text()
+    assert len(list((ROOT / "conf/optimizer").iterdir())) == len(OPTIMIZERS)

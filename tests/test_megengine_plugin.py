@@ -23,6 +23,7 @@ OPTIMIZERS = {
     "nesterov": OptimizerSpec("momentum", 0.02, 5e-4, nesterov=True),
     "adam": OptimizerSpec("adam", 1e-3, 1e-2),
     "adamw": OptimizerSpec("adamw", 1e-3, 0.05),
+    "layer_adaptive": OptimizerSpec("layer_adaptive", 0.1, 1e-2),
 }
 VIT = {"embed_dim": 32, "num_heads": 4, "patch_size": 7, "depth": 2}
 
@@ -90,7 +91,10 @@ CASES = {
 """Per case the layers and how many features reach the head."""
 
 CURVES = {  # model, its options, steps, optimizer, tolerance of the first ten losses and of all
-    **{f"lenet_{o}": (("lenet", 1, 28, {}), 50, OPTIMIZERS[o], 1e-5, 1e-4) for o in ("momentum", "adam")},
+    **{
+        f"lenet_{o}": (("lenet", 1, 28, {}), 50, OPTIMIZERS[o], 1e-5, 1e-4)
+        for o in ("momentum", "adam", "layer_adaptive")
+    },
     **{f"vit_{o}": (("vit_tiny", 1, 28, VIT), 50, OPTIMIZERS[o], 1e-5, 1e-4) for o in ("momentum", "adam")},
     "resnet18_momentum": (("resnet18", 3, 32, {}), 10, OptimizerSpec("momentum", 2e-4, 5e-4), 5e-5, 5e-5),
     "resnet18_adam": (("resnet18", 3, 32, {}), 10, OptimizerSpec("adam", 1e-5, 0.0), 5e-5, 5e-5),

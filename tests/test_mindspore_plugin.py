@@ -26,6 +26,7 @@ SPECS = {
     "sgd": OptimizerSpec("sgd", 0.05, 5e-4), "momentum": OptimizerSpec("momentum", 0.02, 5e-4),
     "nesterov": OptimizerSpec("momentum", 0.02, 5e-4, nesterov=True), "adam": OptimizerSpec("adam", 1e-3, 1e-3),
     "adamw": OptimizerSpec("adamw", 1e-3, 0.05), "gentle": OptimizerSpec("momentum", 2e-4, 5e-4),
+    "layer_adaptive": OptimizerSpec("layer_adaptive", 0.05, 1e-3),
 }  # fmt: skip
 CURVES = {  # case -> model, optimizer, steps, batch, progressive freezing
     "lenet sgd": ("lenet", "sgd", 8, 16, False), "lenet nesterov": ("lenet", "nesterov", 10, 16, True),
@@ -33,6 +34,7 @@ CURVES = {  # case -> model, optimizer, steps, batch, progressive freezing
     "lenet adamw": ("lenet", "adamw", 50, 16, True), "vit adamw": ("vit", "adamw", 20, 16, False),
     "vit momentum": ("vit", "momentum", 20, 16, False), "resnet momentum": ("resnet", "gentle", 10, 32, False),
     "several": ("lenet", "several", 12, 16, False), "mobilenet": ("mobilenet", "gentle", 2, 16, False),
+    "lenet layer_adaptive": ("lenet", "layer_adaptive", 12, 16, True),
 }  # fmt: skip
 ONE_MODE = (
     "mobilenet",

@@ -138,7 +138,7 @@ GROUPS = {
 }
 FREEZING = {
     f"{freeze} {optimizer}": ("lenet", {"optimizer": optimizer, "steps": 14, "freeze": freeze, "every": 3})
-    for freeze in ("head_first", "progressive") for optimizer in ("momentum", "adamw")
+    for freeze in ("head_first", "progressive") for optimizer in ("momentum", "adamw", "layer_adaptive")
 }  # fmt: skip
 
 
@@ -241,7 +241,14 @@ def test_freezing_is_torchs(results, mode, case):
 
 
 def test_graph_is_eager_bit_by_bit(results):
-    for case in ("lenet adamw", "vit adamw", "resnet18 momentum", "progressive adamw", "groups"):
+    for case in (
+        "lenet adamw",
+        "vit adamw",
+        "resnet18 momentum",
+        "progressive adamw",
+        "progressive layer_adaptive",
+        "groups",
+    ):
         eager, graph = results("oneflow", "eager", case), results("oneflow", "graph", case)
         assert np.array_equal(eager["losses"], graph["losses"]), case
 
@@ -343,6 +350,7 @@ PROOF = """
     weights = layers.initial_weights(tree, 0)
     small = model == "lenet" and mode != "graph_native"  # there every step of the proof compiles
     names = {"lenet": ["sgd", "momentum", "nesterov", "adam", "adamw"], "resnet18": ["momentum"]}
+    names["lenet"] += ["layer_adaptive"] if mode != "graph_native" else []  # there it is refused
     for optimizer in names.get(model, ["adamw"]):
         for freeze in ("none", "head_first") if small else ("none",):
             for wd in (0.0, 0.05) if small else (0.05,):
@@ -394,7 +402,7 @@ def test_lr_by_displacement_at_every_step(mode):
 RESUME = """
     mode = sys.argv[1]
     tree, worst, made = tree_of("lenet"), {}, load("oneflow", mode)
-    for optimizer in ("momentum", "adamw"):
+    for optimizer in ("momentum", "adamw", *(["layer_adaptive"] if mode != "graph_native" else [])):
         freeze = "none" if mode == "graph_native" else "progressive"
         plan = plan_of(tree, optimizer, 10, freeze=freeze, every=2)
         whole = Run(made, tree, plan).steps(0, 10)
@@ -485,6 +493,7 @@ REFUSALS = """
     made = framework("auto", "graph_native", 0, "fp32", 1, True)
     for freeze in ("head_first", "progressive"):
         tell(made.make_groups, made.make_model(tree), plan_of(tree, "adamw", 30, freeze=freeze))
+    tell(made.make_groups, made.make_model(tree), plan_of(tree, "layer_adaptive", 30))
     run = Run(made, tree, plan_of(tree, "sgd", 4)).steps(0, 1)
     tell(made.set_active, run.state, [False] + [True] * (len(run.state.groups) - 1))
     try:
@@ -497,9 +506,10 @@ REFUSALS = """
 
 def test_refusals_say_what_and_what_instead():
     told = answer(child(REFUSALS))
-    assert len(told) == 9
+    assert len(told) == 10
+    assert "layer_adaptive" in told[7]
     assert all("sees: cpu" in line for line in told[:4])
-    assert all("framework=oneflow or framework=oneflow_graph" in line for line in told[5:8])
+    assert all("framework=oneflow or framework=oneflow_graph" in line for line in told[5:9])
     assert all("\n" not in line for line in told)
 
 

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from layerwise_lr.plugins.reference_plugin import layers as reference
+from layerwise_lr.plugins.reference_plugin import optimizers
 from layerwise_lr.plugins.reference_plugin.plugin import ReferenceFramework
 from layerwise_lr.plugins.torch_plugin import layers as native
 
 from layerwise_lr.layers import KINDS, PLAIN_KINDS, Layer, Residual, Seq, Tree, initial_weights
 from layerwise_lr.models import make_tree
+from layerwise_lr.plan import OPTIMIZERS, OptimizerSpec
 
 IMAGE, SEQUENCE = (3, 4, 9, 9), (3, 6, 8)
 CASES: Mapping[str, tuple[tuple[int, ...], dict[str, Any]]] = {
@@ -97,6 +99,30 @@ def test_whole_models_equal_autograd_in_float64(name: str, size: int, options: d
         op, local = model.where[native.canonical(key)]
         scale = tensor.grad.abs().max().item()
         np.testing.assert_allclose(op.grads[local], tensor.grad.numpy(), rtol=1e-5, atol=1e-8 * scale + 1e-12)
+
+
+def test_every_optimizer_has_its_formula() -> None:
+    assert set(optimizers.UPDATES) == set(OPTIMIZERS)
+
+
+def test_layer_adaptive_worked_out() -> None:
+    """Two entries, a step with an L2 of 0.5 and one without, computed on paper."""
+    spec, state = OptimizerSpec("layer_adaptive", betas=[0.5, 0.75], eps=1.0), {}
+    p = optimizers.layer_adaptive(spec, np.array([2.0, -4.0]), np.array([3.0, 4.0]), state, 0.3, 0.5)
+    # g = (4, 2), m = (2, 1), v = (4, 1): ratios 2/3 and 1/2, their mean 7/12, the step size 0.175
+    np.testing.assert_allclose(p, [2 - 0.35, -4 - 0.175], rtol=1e-12)
+    p = optimizers.layer_adaptive(spec, np.array([2.0, -4.0]), np.array([-1.0, 2.0]), state, 0.6, 0.0)
+    # g = (-1, 2), m = (0.5, 1.5), v = (3.25, 1.75)
+    size = 0.6 * (0.5 / (3.25**0.5 + 1) + 1.5 / (1.75**0.5 + 1)) / 2
+    np.testing.assert_allclose(p, [2 - 0.5 * size, -4 - 1.5 * size], rtol=1e-12)
+    assert set(state) == {"exp_avg", "exp_avg_sq"}
+
+
+def test_layer_adaptive_without_a_gradient_stands_still() -> None:
+    p, state = np.array([1.0, -2.0]), {}
+    for _ in range(2):
+        p = optimizers.layer_adaptive(OptimizerSpec("layer_adaptive"), p, np.zeros(2), state, 0.1, 0.0)
+    assert np.array_equal(p, [1.0, -2.0])
 
 
 def test_dropout_keeps_its_share_and_repeats_with_the_seed() -> None:

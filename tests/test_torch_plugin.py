@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from layerwise_lr.plugins.torch_plugin.optimizers import LayerAdaptive
 from layerwise_lr.plugins.torch_plugin.plugin import TorchFramework
 from torch.nn import functional as F
 
@@ -302,6 +303,25 @@ def train(framework, state, plan, start, stop):
     return losses
 
 
+class LayerAdaptiveByHand(torch.optim.Optimizer):
+    """What seed document 002 means, in float64: betas 0.8 and 0.95, eps 1e-6."""
+
+    def __init__(self, groups):
+        super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0})
+        self.held = {}
+
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                w, g = (t.detach().double().numpy() for t in (p, p.grad))
+                g = g + group["weight_decay"] * w
+                m, v = self.held.get(p, (np.zeros_like(g), np.zeros_like(g)))
+                m, v = 0.8 * m + 0.2 * g, 0.95 * v + 0.05 * g**2
+                self.held[p] = m, v
+                size = group["lr"] * sum(abs(a) / (b**0.5 + 1e-6) for a, b in zip(m.flat, v.flat, strict=True)) / m.size
+                p.data.copy_(torch.from_numpy(w - size * m))
+
+
 BY_HAND = {
     "sgd": (OptimizerSpec("sgd", lr=0.05, weight_decay=0.01), lambda g: torch.optim.SGD(g)),
     "momentum": (
@@ -319,6 +339,10 @@ BY_HAND = {
     "adamw": (
         OptimizerSpec("adamw", lr=0.002, weight_decay=0.1, betas=[0.8, 0.95], eps=1e-6),
         lambda g: torch.optim.AdamW(g, betas=(0.8, 0.95), eps=1e-6),
+    ),
+    "layer_adaptive": (
+        OptimizerSpec("layer_adaptive", lr=0.1, weight_decay=0.1, betas=[0.8, 0.95], eps=1e-6),
+        LayerAdaptiveByHand,
     ),
 }
 
@@ -379,10 +403,120 @@ def test_five_steps_as_torch_used_by_hand(torch_framework, name):
         assert moved > 0, n
 
 
+class LayerAdaptiveLR(torch.optim.Adam):
+    """Seed document 002's class as printed."""
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0):
+        super().__init__(params, lr, betas, eps, weight_decay)
+        self.param_groups = sorted(self.param_groups, key=lambda x: id(x["params"][0]))
+
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            loss = closure()
+
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                grad = p.grad.data
+                state = self.state[p]
+
+                if len(state) == 0:
+                    state["step"] = 0
+                    state["exp_avg"] = torch.zeros_like(p.data)
+                    state["exp_avg_sq"] = torch.zeros_like(p.data)
+
+                exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
+                beta1, beta2 = group["betas"]
+
+                state["step"] += 1
+
+                exp_avg.mul_(beta1).add_(grad, alpha=1 - beta1)
+                exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+
+                denom = exp_avg_sq.sqrt().add_(group["eps"])
+
+                step_size = group["lr"] * (exp_avg.abs() / denom).mean().item()
+                p.data.add_(exp_avg, alpha=-step_size)
+
+        return loss
+
+
+def five_steps(make, weight_decay):
+    """LeNet in float64, one group per layer, each with its own lr; the weights after it and the optimizer."""
+    model = lenet_by_hand().double()
+    layers = [module for module in model if list(module.parameters())]
+    optimizer = make([{"params": list(module.named_parameters() if make is LayerAdaptive else module.parameters()),
+                       "lr": 0.1 * 0.6**i} for i, module in enumerate(layers)], weight_decay=weight_decay)  # fmt: skip
+    for step in range(5):
+        x, y = map(torch.from_numpy, batch(step))
+        optimizer.zero_grad()
+        F.cross_entropy(model(x.double()), y).backward()
+        optimizer.step()
+    return {n: a.numpy() for n, a in model.state_dict().items()}, optimizer
+
+
+def test_without_weight_decay_layer_adaptive_is_the_document_s_class():
+    (ours, _), (theirs, _) = five_steps(LayerAdaptive, 0.0), five_steps(LayerAdaptiveLR, 0.0)
+    start = initial_weights(LENET, 1)
+    for name, array in theirs.items():
+        assert np.abs(array - start[name]).max() > 1e-4, name
+        np.testing.assert_allclose(ours[name], array, rtol=1e-12, atol=1e-15, err_msg=name)
+
+
+def test_layer_adaptive_decays_where_the_document_s_class_does_not():
+    theirs = five_steps(LayerAdaptiveLR, 0.0)[0]
+    assert all(np.array_equal(a, theirs[n]) for n, a in five_steps(LayerAdaptiveLR, 0.1)[0].items())
+    decayed = five_steps(LayerAdaptive, 0.1)[0]
+    assert not any(np.allclose(a, theirs[n], rtol=1e-3, atol=0) for n, a in decayed.items())
+
+
+def test_layer_adaptive_keeps_its_groups_in_order():
+    _, optimizer = five_steps(LayerAdaptive, 0.0)
+    assert [g["lr"] for g in optimizer.param_groups] == [0.1 * 0.6**i for i in range(5)]
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": float(i)} for i in range(1, 9)]
+    groups.sort(key=lambda g: -id(g["params"][0]))
+    assert [g["lr"] for g in LayerAdaptive(groups).param_groups] == [g["lr"] for g in groups]
+    assert [g["lr"] for g in LayerAdaptiveLR(groups).param_groups] == [g["lr"] for g in groups][::-1]
+
+
+def test_layer_adaptive_waits_for_no_device():
+    """A tensor on torch's meta device has no value that one could wait for."""
+    for make, waits in ((LayerAdaptive, False), (LayerAdaptiveLR, True)):
+        param = torch.nn.Parameter(torch.zeros(3, 2, device="meta"))
+        param.grad = torch.zeros_like(param)
+        optimizer = make([param])
+        if waits:
+            with pytest.raises(RuntimeError, match="item"):
+                optimizer.step()
+        else:
+            optimizer.step()
+            assert set(optimizer.state[param]) == {"exp_avg", "exp_avg_sq"}
+
+
+def test_layer_adaptive_calls_a_closure_with_gradients_on():
+    param = torch.nn.Parameter(torch.tensor([3.0, -4.0]))
+    optimizer = LayerAdaptive([param], lr=0.5)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (param**2).sum()
+        loss.backward()
+        return loss
+
+    with torch.no_grad():
+        assert float(optimizer.step(closure)) == 25.0
+        assert float((param**2).sum()) < 25.0
+        with pytest.raises(RuntimeError, match="grad"):
+            LayerAdaptiveLR([param]).step(closure)
+
+
 RESUMED = {
     "adamw": (OptimizerSpec("adamw", lr=0.002), {}),
     "momentum": (OptimizerSpec("momentum", lr=0.02), {}),
     "sgd": (OptimizerSpec("sgd", lr=0.02), {}),
+    "layer_adaptive": (OptimizerSpec("layer_adaptive", lr=0.1), {}),
     "two": (
         OptimizerSpec("adam", lr=0.002),
         {"groups": {"stem": GroupSpec(match=["conv*"], optimizer="slow")}},

@@ -26,6 +26,8 @@ OPTIMIZERS = {
     "nesterov": OptimizerSpec("momentum", lr=0.1, momentum=0.7, nesterov=True),
     "adam": OptimizerSpec("adam", lr=1e-3),
     "adamw": OptimizerSpec("adamw", lr=1e-3, betas=[0.8, 0.95], eps=1e-6),
+    "layer_adaptive": OptimizerSpec("layer_adaptive", lr=0.1),
+    "layer_adaptive, large eps": OptimizerSpec("layer_adaptive", lr=0.1, betas=[0.8, 0.95], eps=1e-3),
 }
 SCHEDULES = {
     "constant": (ScheduleSpec(), FreezeSpec()),
@@ -337,6 +339,7 @@ SABOTEURS = {  # saboteur: (optimizer, schedule, other options, groups that must
     "decays everything, L2": (DecaysEverything, "sgd", "cosine", {"weight_decay": 0.1}, EVERY),
     "decays nothing": (DecaysNothing, "adamw", "cosine", {"weight_decay": 0.1}, EVERY),
     "decays nothing, L2": (DecaysNothing, "momentum", "cosine", {"weight_decay": 0.1}, EVERY),
+    "decays nothing, layer_adaptive": (DecaysNothing, "layer_adaptive", "cosine", {"weight_decay": 0.1}, EVERY),
     "moves the frozen": (MovesTheFrozen, "adamw", "freezing", {"weight_decay": 0.1}, ALL_BUT_HEAD),
     "moves the frozen by a hair": (MovesTheFrozenByAHair, "adamw", "late", {}, {"layer_0"}),
     "ignores the default lr": (IgnoresTheDefaultLr, "sgd", "cosine", {}, EVERY),

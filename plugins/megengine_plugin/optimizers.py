@@ -1,10 +1,11 @@
-"""Optimizer names as MegEngine's own classes, every number explicit; their state by canonical name."""
+"""Optimizer names as MegEngine's own classes (and the one that it lacks), every number explicit; state by canonical name."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from megengine import functional as F
 from megengine.core._imperative_rt.core2 import get_auto_format_convert, set_auto_format_convert, set_option
 from megengine.core.tensor.utils import set_convert_inputs
 from megengine.optimizer import SGD, Adam, AdamW, Optimizer
@@ -13,6 +14,38 @@ from megengine.tensor import Tensor
 from layerwise_lr.framework import Weights
 from layerwise_lr.plan import OptimizerSpec
 
+
+class LayerAdaptive(Optimizer):
+    """Seed document 002's LayerAdaptiveLR, its formula as in the reference plugin.
+
+    Args:
+        params: groups.
+        lr: per step.
+        betas, eps, weight_decay: as Adam's; weight decay is L2.
+    """
+
+    def __init__(self, params: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float,
+                 weight_decay: float) -> None:  # fmt: skip
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def _create_state(self, param_group: dict[str, Any]) -> None:
+        for param in param_group["params"]:
+            self._add_state(param, "exp_avg")
+            self._add_state(param, "exp_avg_sq")
+
+    def _updates(self, param_group: dict[str, Any]) -> None:
+        """In place, as MegEngine's own: `+=` on a Tensor changes what the state holds."""
+        beta1, beta2 = param_group["betas"]
+        for param in (p for p in param_group["params"] if p.grad is not None):
+            gradient = param.grad + param_group["weight_decay"] * param
+            average, square = self._state[param]["exp_avg"], self._state[param]["exp_avg_sq"]
+            average *= beta1
+            average += (1 - beta1) * gradient
+            square *= beta2
+            square += (1 - beta2) * gradient * gradient
+            param -= param_group["lr"] * F.mean(F.abs(average) / (F.sqrt(square) + param_group["eps"])) * average
+
+
 Native = tuple[Callable[..., Optimizer], dict[str, Any]]
 
 NATIVE: Mapping[str, Callable[[OptimizerSpec], Native]] = {
@@ -20,6 +53,7 @@ NATIVE: Mapping[str, Callable[[OptimizerSpec], Native]] = {
     "momentum": lambda s: (SGD, {"momentum": s.momentum, "nesterov": s.nesterov}),
     "adam": lambda s: (Adam, {"betas": tuple(s.betas), "eps": s.eps}),
     "adamw": lambda s: (AdamW, {"betas": tuple(s.betas), "eps": s.eps}),
+    "layer_adaptive": lambda s: (LayerAdaptive, {"betas": tuple(s.betas), "eps": s.eps}),
 }
 
 

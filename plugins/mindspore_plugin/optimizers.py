@@ -4,7 +4,8 @@ All of them are nn.Optimizer: group dicts, `order_params`, and a `learning_rate`
 elements `ops.assign` changes, in PyNative and in compiled steps alike. nn.Momentum and nn.SGD agree with torch to
 rounding; nn.Momentum's nesterov is another formula, so nesterov is nn.SGD's. Adam is written here: nn.Adam and
 experimental.optim.Adam put eps outside the bias correction, nn.AdamWeightDecay corrects no bias at all, and
-experimental.optim.AdamW counts one step for all parameters, which is wrong for what thaws late.
+experimental.optim.AdamW counts one step for all parameters, which is wrong for what thaws late. So is
+layer_adaptive, which MindSpore lacks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -72,6 +73,35 @@ class Adam(nn.Optimizer):
         return True
 
 
+class LayerAdaptive(nn.Optimizer):
+    """Seed document 002's LayerAdaptiveLR, its formula as in the reference plugin.
+
+    Args:
+        betas, eps: as Adam's.
+    """
+
+    def __init__(self, params: Sequence[Group], learning_rate: float, betas: Sequence[float], eps: float) -> None:
+        super().__init__(learning_rate, list(params), weight_decay=0.0)
+        self.betas, self.eps = tuple(betas), eps
+        self.exp_avg = self._parameters.clone(prefix="exp_avg", init="zeros")
+        self.exp_avg_sq = self._parameters.clone(prefix="exp_avg_sq", init="zeros")
+
+    @ms.jit
+    def construct(self, gradients):
+        """One step of every parameter."""
+        gradients = self.decay_weight(gradients)
+        lr = self.get_lr()
+        for i in range(len(self._parameters)):
+            p, g = self._parameters[i], gradients[i]
+            average = self.betas[0] * self.exp_avg[i] + (1 - self.betas[0]) * g
+            square = self.betas[1] * self.exp_avg_sq[i] + (1 - self.betas[1]) * g * g
+            ops.assign(self.exp_avg[i], average)
+            ops.assign(self.exp_avg_sq[i], square)
+            ratio = ops.mean(ops.abs(average) / (ops.sqrt(square) + self.eps))
+            ops.assign(p, p - lr[i] * ratio * average)
+        return True
+
+
 def _momentum(spec: OptimizerSpec, groups: list[Group]) -> nn.Optimizer:
     if spec.nesterov:
         return nn.SGD(groups, spec.lr, momentum=spec.momentum, dampening=0.0, weight_decay=0.0, nesterov=True,
@@ -84,6 +114,7 @@ NATIVE: Mapping[str, Callable[[OptimizerSpec, list[Group]], nn.Optimizer]] = {
     "momentum": _momentum,
     "adam": lambda s, g: Adam(g, s.lr, s.betas, s.eps, decoupled=False),
     "adamw": lambda s, g: Adam(g, s.lr, s.betas, s.eps, decoupled=True),
+    "layer_adaptive": lambda s, g: LayerAdaptive(g, s.lr, s.betas, s.eps),
 }
 STATE = ("moments", "accum", "stat", "exp_avg", "exp_avg_sq", "learning_rate")
 """Attributes of native optimizers that hold one Parameter per trained parameter."""
@@ -187,7 +218,7 @@ def _sharing(part: nn.Optimizer, whole: nn.Optimizer) -> nn.Optimizer:
 
 def _keys(native: nn.Optimizer) -> Mapping[str, str]:
     """Native attribute -> torch's key."""
-    if isinstance(native, Adam):
+    if isinstance(native, Adam | LayerAdaptive):
         return {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
     if isinstance(native, nn.Momentum):
         return {"moments": "momentum_buffer"}

@@ -177,6 +177,10 @@ def check(plan: Plan) -> None:
     Raises:
         UserError: with the reason and the ways out.
     """
+    ours = next((g.name for g in plan.groups if plan.optimizers[g.optimizer].name == "layer_adaptive"), None)
+    if ours is not None:
+        raise UserError(f"framework.mode=graph_native: group {ours} trains under layer_adaptive; a compiled OneFlow Graph "
+                        f"knows OneFlow's own optimizers alone; {WAYS_OUT}")  # fmt: skip
     phases = plan.phases()
     if len(phases) > 1:
         raise UserError(f"framework.mode=graph_native: other groups train from step {phases[1].start} on; a compiled "

@@ -37,6 +37,23 @@ def adamw(spec: OptimizerSpec, p: Array, g: Array, state: State, lr: float, weig
     return _adam_step(spec, p * (1 - lr * weight_decay), g, state, lr)
 
 
+def layer_adaptive(spec: OptimizerSpec, p: Array, g: Array, state: State, lr: float, weight_decay: float) -> Array:
+    """p - s m with one step size per parameter, s = lr * mean(|m| / (sqrt(v) + eps)); m, v are Adam's moments.
+
+    After the class LayerAdaptiveLR of seed document 002, with its formula: no bias is corrected, so s is large in the
+    first steps (3.2 lr at the first, for the default betas) and nothing depends on a step count: none is kept. Its
+    faults are left out: it ignores weight_decay (here L2, as in torch's Adam, which it extends), sorts param_groups
+    by memory address (a checkpoint's groups come back in another order), waits for the device once per parameter and
+    step (.item()), writes through p.data, and calls a closure with gradients on or off as the caller left them.
+    """
+    beta1, beta2 = spec.betas
+    g = g + weight_decay * p
+    state["exp_avg"] = beta1 * state.get("exp_avg", np.zeros_like(p)) + (1 - beta1) * g
+    state["exp_avg_sq"] = beta2 * state.get("exp_avg_sq", np.zeros_like(p)) + (1 - beta2) * g * g
+    ratio = np.abs(state["exp_avg"]) / (np.sqrt(state["exp_avg_sq"]) + spec.eps)
+    return p - lr * ratio.mean() * state["exp_avg"]
+
+
 def _adam_step(spec: OptimizerSpec, p: Array, g: Array, state: State, lr: float) -> Array:
     beta1, beta2 = spec.betas
     step = float(state.get("step", np.zeros(()))) + 1
@@ -47,4 +64,5 @@ def _adam_step(spec: OptimizerSpec, p: Array, g: Array, state: State, lr: float)
     return p - lr * (state["exp_avg"] / (1 - beta1**step)) / denominator
 
 
-UPDATES: Mapping[str, Update] = {"sgd": sgd, "momentum": momentum, "adam": adam, "adamw": adamw}
+UPDATES: Mapping[str, Update] = {"sgd": sgd, "momentum": momentum, "adam": adam, "adamw": adamw,
+                                 "layer_adaptive": layer_adaptive}  # fmt: skip
