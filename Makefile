@@ -10,6 +10,7 @@ BINMS := .venvms/bin
 HAS_MINDSPORE := $(shell $(PYTHON) -c "import sys; print('yes' if sys.version_info < (3, 13) else '')")
 DEMO := outputs/solar_cells/demo
 SLOW := test_bad_input test_cli test_report test_packaging test_style
+FRAMEWORK_TESTS = $(foreach name,conformance corrections devices seeds $(1)_plugin seeds_$(1),tests/test_$(name).py)
 PIP := -m pip install --quiet --editable
 export OMP_WAIT_POLICY := PASSIVE
 
@@ -23,9 +24,9 @@ demo: build/installed
 	$(BIN)/layerwise-lr report $(DEMO)
 
 test: build/installed-dev build/installed-310 $(if $(HAS_MINDSPORE),test-mindspore)
-	$(BIN310)/python -m pytest --framework oneflow tests/test_oneflow_plugin.py tests/test_conformance.py
-	$(BIN310)/python -m pytest --framework mindspore tests/test_mindspore_plugin.py tests/test_conformance.py
-	$(BIN310)/python -m pytest --framework megengine tests/test_megengine_plugin.py tests/test_conformance.py
+	$(BIN310)/python -m pytest --framework oneflow $(call FRAMEWORK_TESTS,oneflow)
+	$(BIN310)/python -m pytest --framework mindspore $(call FRAMEWORK_TESTS,mindspore)
+	$(BIN310)/python -m pytest --framework megengine $(call FRAMEWORK_TESTS,megengine)
 	$(BIN310)/python -m pytest $(SLOW:%=--ignore=tests/%.py)
 	$(BIN)/python -m pytest
 
