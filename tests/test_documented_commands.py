@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def documented() -> Iterator[str]:
     """Lines that begin with layerwise-lr, in code blocks and in the heads of YAML files."""
-    for name in ("README.md", "plugins/README.md"):
+    for name in ("README.md", "plugins/README.md", "docs/seeds.md"):
         for block in re.findall(r"```\n(.*?)```", (ROOT / name).read_text(), flags=re.DOTALL):
             lines = block.replace("\\\n", " ").splitlines()
             yield from (line.partition(" # ")[0].strip() for line in lines if line.startswith("layerwise-lr "))
