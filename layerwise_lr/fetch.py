@@ -22,8 +22,8 @@ from safetensors.numpy import save_file
 
 from . import registry
 from .archives import read_pickle
-from .data import cache_folder
 from .errors import UserError, did_you_mean
+from .pictures import cache_folder
 
 
 class Source(NamedTuple):

@@ -19,7 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Protocol
 
-from . import data, registry
+from . import pictures, registry
 from .config import Config, FrameworkSpec
 from .errors import UserError
 from .folder import RunFolder
@@ -159,7 +159,7 @@ def _preload(jobs: Mapping[Path, Config], threads: int) -> Callable[[Path], Proc
     try:
         framework = registry.load(next(iter(jobs.values())).framework.name)
         for spec in {repr(c.data): c.data for c in jobs.values()}.values():
-            data.load_pool(spec)
+            pictures.load_pool(spec)
     except UserError:
         return _fork
     return _fork if framework.fork_safe else partial(_spawn, threads=threads)

@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from . import registry
-from .data import cache_folder, read_npz
 from .errors import UserError, did_you_mean
 from .framework import Weights
 from .layers import Tree, initial_weights, param_table
+from .pictures import cache_folder, read_npz
 
 TORCH_FILES = (".pth", ".pt", ".bin", ".ckpt")
 

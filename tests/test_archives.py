@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from layerwise_lr import archives, data, fetch
-from layerwise_lr.data import DataSpec
 from layerwise_lr.errors import Absent, UserError
+from layerwise_lr.pictures import DataSpec, _read, facts, load_pool
 
 NAMES = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
 FORMS = {"python": archives.PYTHON, "binary": archives.BINARY}
@@ -22,7 +22,7 @@ FORMS = {"python": archives.PYTHON, "binary": archives.BINARY}
 @pytest.fixture(scope="module")
 def pictures():
     """120 real pictures (digits, each plane of another brightness), 12 of each class: x uint8 [120, 3, 32, 32], y."""
-    pool = data.load_pool(DataSpec(image_size=32, channels=3))
+    pool = load_pool(DataSpec(image_size=32, channels=3))
     chosen = np.concatenate([np.flatnonzero(pool.y == c)[:12] for c in range(10)])
     chosen = chosen.reshape(10, 12).T.ravel()  # each batch of 20 holds every class
     x = (pool.x[chosen] * np.array([1.0, 0.7, 0.4])[:, None, None]).astype(np.uint8)
@@ -101,11 +101,11 @@ def test_each_form_gives_the_very_pictures(form, how, pictures, tmp_path):
     path = place(how, form, batches(form, x, y), tmp_path)
     before = sorted(tmp_path.rglob("*"))
     spec = spec_of(path)
-    pool = data.load_pool(spec)
+    pool = load_pool(spec)
     assert (pool.x.dtype, pool.y.dtype) == (np.uint8, np.int64)
     assert np.array_equal(pool.x, x)
     assert np.array_equal(pool.y, y)
-    assert data.facts(spec) == (120, 10, 20)
+    assert facts(spec) == (120, 10, 20)
     assert sorted(tmp_path.rglob("*")) == before, "nothing may be unpacked"
 
 
@@ -122,7 +122,7 @@ def test_batches_pickled_by_python_3_are_read_too(protocol, key, pictures, tmp_p
     x, y = pictures
     content = {key("data"): x[:20].reshape(20, 3072), key("labels"): y[:20].tolist()}
     held = dict.fromkeys(NAMES, pickle.dumps(content, protocol))
-    pool = data.load_pool(spec_of(place("archive", archives.PYTHON, held, tmp_path)))
+    pool = load_pool(spec_of(place("archive", archives.PYTHON, held, tmp_path)))
     assert np.array_equal(pool.x[:20], x[:20])
     assert np.array_equal(pool.y[100:], y[:20])
 
@@ -130,9 +130,9 @@ def test_batches_pickled_by_python_3_are_read_too(protocol, key, pictures, tmp_p
 def test_the_published_set_is_known_without_a_look_at_it(tmp_path):
     """A plan needs no data; that they are not here is said by what reads them."""
     spec = spec_of(tmp_path / "nowhere", checksum=True)
-    assert data.facts(spec) == (60000, 10, 10000)
+    assert facts(spec) == (60000, 10, 10000)
     with pytest.raises(Absent) as caught:
-        data.load_pool(spec)
+        load_pool(spec)
     for part in (str(tmp_path / "nowhere"), "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "data.path="):
         assert part in str(caught.value)
 
@@ -141,9 +141,9 @@ def test_no_path_is_the_cache_folder(pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("LAYERWISE_LR_CACHE", str(tmp_path))
     (tmp_path / "cifar10").mkdir()
     place("archive", archives.BINARY, batches(archives.BINARY, *pictures), tmp_path / "cifar10")
-    data._read.cache_clear()
-    assert data.facts(replace(spec_of("unused"), path=None)).pictures == 120
-    data._read.cache_clear()
+    _read.cache_clear()
+    assert facts(replace(spec_of("unused"), path=None)).pictures == 120
+    _read.cache_clear()
 
 
 @pytest.mark.parametrize("how", ["archive", "unpacked"])
@@ -151,8 +151,8 @@ def test_no_path_is_the_cache_folder(pictures, tmp_path, monkeypatch):
 def test_another_set_is_refused_unless_the_user_says_so(form, how, pictures, tmp_path):
     path = place(how, form, batches(form, *pictures), tmp_path)
     with pytest.raises(UserError, match=r"the published one .*kriz/cifar-10-.*data\.checksum=false"):
-        data.load_pool(spec_of(path, checksum=True))
-    assert len(data.load_pool(spec_of(path)).y) == 120
+        load_pool(spec_of(path, checksum=True))
+    assert len(load_pool(spec_of(path)).y) == 120
 
 
 @pytest.mark.parametrize("how", ["archive", "unpacked"])
@@ -189,7 +189,7 @@ def test_a_truncated_archive_is_said(form, share, pictures, tmp_path):
     with pytest.raises(
         UserError, match=rf"{form.archive}: cut short, or no \.tar\.gz .*get it whole from https"
     ) as caught:
-        data.load_pool(spec_of(tmp_path))
+        load_pool(spec_of(tmp_path))
     assert "\n" not in str(caught.value)
 
 
@@ -198,10 +198,10 @@ def test_a_flipped_bit_and_no_archive_are_said(pictures, tmp_path):
     whole[-8] ^= 1  # in gzip's own checksum
     (tmp_path / archives.BINARY.archive).write_bytes(whole)
     with pytest.raises(UserError, match=r"cut short, or no \.tar\.gz"):
-        data.load_pool(spec_of(tmp_path))
+        load_pool(spec_of(tmp_path))
     (tmp_path / archives.BINARY.archive).write_bytes(gzip.compress(b"hello " * 1000))
     with pytest.raises(UserError, match=r"cut short, or no \.tar\.gz"):
-        data.load_pool(spec_of(tmp_path))
+        load_pool(spec_of(tmp_path))
 
 
 @pytest.mark.parametrize("how", ["archive", "unpacked"])
@@ -211,7 +211,7 @@ def test_a_missing_member_is_named(form, how, pictures, tmp_path):
     gone = list(held)[2]
     del held[gone]
     with pytest.raises(UserError, match=f"lacks {gone}; get it whole"):
-        data.load_pool(spec_of(place(how, form, held, tmp_path)))
+        load_pool(spec_of(place(how, form, held, tmp_path)))
 
 
 def test_a_link_is_no_member(pictures, tmp_path):
@@ -227,7 +227,7 @@ def test_a_link_is_no_member(pictures, tmp_path):
         link.type, link.linkname = tarfile.SYMTYPE, "data_batch_1.bin"
         made.addfile(link)
     with pytest.raises(UserError, match=r"lacks test_batch\.bin"):
-        data.load_pool(spec_of(tmp_path))
+        load_pool(spec_of(tmp_path))
 
 
 GOOD = {"data": np.zeros((20, 3072), np.uint8), "labels": [0] * 20}
@@ -252,7 +252,7 @@ GOOD = {"data": np.zeros((20, 3072), np.uint8), "labels": [0] * 20}
 def test_a_faulty_batch_is_refused(content, word, pictures, tmp_path):
     held = {**batches(archives.PYTHON, *pictures), "data_batch_4": pickle.dumps(content, 4)}
     with pytest.raises(UserError, match=f"data_batch_4: .*{word}"):
-        data.load_pool(spec_of(place("archive", archives.PYTHON, held, tmp_path)))
+        load_pool(spec_of(place("archive", archives.PYTHON, held, tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_a_faulty_batch_is_refused(content, word, pictures, tmp_path):
 def test_a_faulty_binary_batch_is_refused(content, word, pictures, tmp_path):
     held = {**batches(archives.BINARY, *pictures), "test_batch.bin": content}
     with pytest.raises(UserError, match=rf"test_batch\.bin: .*{word}"):
-        data.load_pool(spec_of(place("unpacked", archives.BINARY, held, tmp_path)))
+        load_pool(spec_of(place("unpacked", archives.BINARY, held, tmp_path)))
 
 
 # --- pickles
@@ -291,7 +291,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(pictures, tmp_path, monkeypat
     evil = pickle.dumps({**GOOD, "labels": Evil()}, 2)
     held = {**batches(archives.PYTHON, *pictures), "data_batch_2": evil}
     with pytest.raises(UserError, match=r"data_batch_2: .*system is no array"):
-        data.load_pool(spec_of(place("archive", archives.PYTHON, held, tmp_path)))
+        load_pool(spec_of(place("archive", archives.PYTHON, held, tmp_path)))
     assert not Path("pwned").exists()
     pickle.loads(evil)  # the control: this file is dangerous
     assert Path("pwned").exists()
@@ -324,7 +324,7 @@ def idx(array):
 @pytest.fixture(scope="module")
 def digits():
     """200 real digits 28x28; the last 50 will be the test part."""
-    pool = data.load_pool(DataSpec())
+    pool = load_pool(DataSpec())
     return pool.x[:200, 0], pool.y[:200].astype(np.uint8)
 
 
@@ -345,10 +345,10 @@ def idx_spec(folder, **options):
 def test_idx_pictures_come_as_written(packed, digits, tmp_path):
     x, y = digits
     spec = idx_spec(write_idx(tmp_path, x, y, packed))
-    pool = data.load_pool(spec)
+    pool = load_pool(spec)
     assert np.array_equal(pool.x[:, 0], x)
     assert np.array_equal(pool.y, y)
-    assert data.facts(spec) == (200, 10, 50)
+    assert facts(spec) == (200, 10, 50)
     assert {p.tobytes() for p in data.load(spec, 0).test.x} == {p.tobytes() for p in x[150:]}
 
 
@@ -356,9 +356,9 @@ def test_facts_of_idx_need_no_pictures(digits, tmp_path):
     write_idx(tmp_path, *digits)
     for name in (archives.IDX[0], archives.IDX[2]):
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:16])
-    assert data.facts(idx_spec(tmp_path)) == (200, 10, 50)
+    assert facts(idx_spec(tmp_path)) == (200, 10, 50)
     with pytest.raises(UserError, match="117600 bytes, but it holds 0; get it again"):
-        data.load_pool(idx_spec(tmp_path))
+        load_pool(idx_spec(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_a_faulty_idx_file_is_named(name, change, word, digits, tmp_path):
     path = write_idx(tmp_path, *digits) / archives.IDX[name]
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(UserError, match=rf"{archives.IDX[name]}: .*{word}"):
-        data.load_pool(idx_spec(tmp_path))
+        load_pool(idx_spec(tmp_path))
 
 
 @pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.999])
@@ -388,22 +388,22 @@ def test_a_truncated_gz_is_named(share, digits, tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz: (cut short, or no \.gz|begins with nothing)"):
-        data.load_pool(idx_spec(tmp_path))
+        load_pool(idx_spec(tmp_path))
 
 
 def test_a_missing_idx_file_is_an_error_and_none_are_absent_data(digits, tmp_path):
     with pytest.raises(Absent, match=r"no IDX files are here.*apt install dataset-fashion-mnist"):
-        data.facts(idx_spec(tmp_path / "nowhere"))
+        facts(idx_spec(tmp_path / "nowhere"))
     (write_idx(tmp_path, *digits) / archives.IDX[3]).unlink()
     with pytest.raises(UserError, match=rf"lacks {archives.IDX[3]}") as caught:
-        data.facts(idx_spec(tmp_path))
+        facts(idx_spec(tmp_path))
     assert not isinstance(caught.value, Absent)
 
 
 def test_idx_needs_a_path_and_classes_without_a_gap(digits, tmp_path):
     with pytest.raises(UserError, match=r"data\.path is missing"):
-        data.facts(DataSpec(name="idx"))
+        facts(DataSpec(name="idx"))
     x, y = digits
     write_idx(tmp_path, x, np.where(y == 3, 4, y).astype(np.uint8))
     with pytest.raises(UserError, match="no picture is of class 3"):
-        data.facts(idx_spec(tmp_path))
+        facts(idx_spec(tmp_path))

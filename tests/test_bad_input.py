@@ -22,8 +22,9 @@ from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 from safetensors.numpy import save_file
 
-from layerwise_lr import cli, data, registry
+from layerwise_lr import cli, registry
 from layerwise_lr.errors import UserError
+from layerwise_lr.pictures import _read
 
 WHOLE = "'+grouping.groups.rest={match: [\"*\"]}'"
 
@@ -444,7 +445,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     before = dict(os.environ)
-    data._read.cache_clear()
+    _read.cache_clear()
 
     def run(line: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:

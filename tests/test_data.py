@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from layerwise_lr import data
-from layerwise_lr.data import DataSpec
+from layerwise_lr import data, pictures
 from layerwise_lr.errors import UserError
+from layerwise_lr.pictures import DataSpec
 
 DIGITS_BY_CLASS = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]  # UCI optdigits' test part, as published
 
@@ -42,16 +42,16 @@ def rows(split):
 
 
 def test_digits_has_its_published_class_counts():
-    pool = data.load_pool(digits())
+    pool = pictures.load_pool(digits())
     assert np.bincount(pool.y).tolist() == DIGITS_BY_CLASS
     assert pool.x.shape == (1797, 1, 28, 28)
     assert pool.x.dtype == np.uint8
     assert pool.y.dtype == np.int64
-    assert data.facts(digits()).pictures == sum(DIGITS_BY_CLASS)
+    assert pictures.facts(digits()).pictures == sum(DIGITS_BY_CLASS)
 
 
 def test_digits_are_padded_as_mnist_is():
-    pool = data.load_pool(digits())
+    pool = pictures.load_pool(digits())
     border = np.ones((28, 28), bool)
     border[4:24, 4:24] = False
     assert not pool.x[:, 0, border].any()
@@ -122,7 +122,7 @@ def test_mnist_s_own_test_part_is_kept_apart(tmp_path, monkeypatch):
     assert not held.train.x.any()
     assert not held.val.x.any()
     assert [len(s.y) for s in (held.train, held.val, held.test)] == [40, 20, 30]
-    data._read.cache_clear()
+    pictures._read.cache_clear()
 
 
 @pytest.mark.parametrize("sizes", [(1298, 200, 300), (0, 200, 300), (None, 1000, 797), (1, 1797, 0)])
@@ -244,13 +244,13 @@ def test_the_fingerprint_follows_a_label(tmp_path):
 
 def test_npz_pictures_come_as_written(tmp_path):
     x = write_npz(tmp_path / "a.npz", shape=(3, 9, 9))
-    pool = data.load_pool(npz_spec(tmp_path / "a.npz", channels=3))
+    pool = pictures.load_pool(npz_spec(tmp_path / "a.npz", channels=3))
     assert np.array_equal(pool.x, x)
 
 
 def test_npz_is_resized_as_pillow_does(tmp_path):
     x = write_npz(tmp_path / "a.npz", n=3)
-    pool = data.load_pool(npz_spec(tmp_path / "a.npz", image_size=14))
+    pool = pictures.load_pool(npz_spec(tmp_path / "a.npz", image_size=14))
     expected = np.asarray(Image.fromarray(x[1]).resize((14, 14), Image.Resampling.BILINEAR))
     assert np.array_equal(pool.x[1, 0], expected)
 
@@ -272,7 +272,7 @@ def test_npz_is_resized_as_pillow_does(tmp_path):
 def test_a_faulty_npz_is_refused(tmp_path, arrays, word):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(UserError, match=word):
-        data.facts(npz_spec(tmp_path / "a.npz"))
+        pictures.facts(npz_spec(tmp_path / "a.npz"))
 
 
 @pytest.mark.parametrize("junk", [b"", b"not a zip", b"PK\x03\x04" + b"\0" * 40, "torn"])
@@ -283,7 +283,7 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path, junk):
         junk = path.read_bytes()[:700]
     path.write_bytes(junk)
     with pytest.raises(UserError, match=r"not an \.npz"):
-        data.facts(npz_spec(path))
+        pictures.facts(npz_spec(path))
 
 
 @pytest.mark.parametrize(
@@ -296,13 +296,13 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path, junk):
 )
 def test_unknown_data_and_missing_paths(spec, word):
     with pytest.raises(UserError, match=word):
-        data.facts(spec)
+        pictures.facts(spec)
 
 
 def test_data_not_fetched_says_how(tmp_path, monkeypatch):
     monkeypatch.setenv("LAYERWISE_LR_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="layerwise-lr fetch elpv"):
-        data.load_pool(DataSpec(name="elpv", image_size=13))
+        pictures.load_pool(DataSpec(name="elpv", image_size=13))
 
 
 # --- image folder
@@ -337,8 +337,8 @@ def folder_spec(root, **options):
 
 def test_an_image_folder_s_classes_are_its_folders_in_order(tmp_path):
     root = write_folder(tmp_path / "pictures", ("bee", "ant", "cow"))
-    pool = data.load_pool(folder_spec(root))
-    assert data.facts(folder_spec(root)) == (24, 3, 0)
+    pool = pictures.load_pool(folder_spec(root))
+    assert pictures.facts(folder_spec(root)) == (24, 3, 0)
     blue = {0: 100, 1: 0, 2: 200}  # sorted: ant bee cow; write_folder numbers bee ant cow
     assert (pool.x[:, 2, 3, 3] == [blue[label] for label in pool.y.tolist()]).all()
     image = Image.open(root / "bee" / "3.png").resize((6, 6), Image.Resampling.BILINEAR)
@@ -350,8 +350,8 @@ def test_grey_and_palette_pictures_and_transparency_become_what_is_asked(tmp_pat
     Image.new("L", (9, 9), 7).save(root / "ant" / "grey.png")
     Image.new("P", (9, 9), 0).save(root / "ant" / "palette.gif")
     Image.new("RGBA", (9, 9), (1, 2, 3, 4)).save(root / "ant" / "alpha.PNG")
-    assert data.load_pool(folder_spec(root)).x.shape == (19, 3, 6, 6)
-    assert data.load_pool(folder_spec(root, channels=1)).x.shape == (19, 1, 6, 6)
+    assert pictures.load_pool(folder_spec(root)).x.shape == (19, 3, 6, 6)
+    assert pictures.load_pool(folder_spec(root, channels=1)).x.shape == (19, 1, 6, 6)
 
 
 @pytest.mark.parametrize("how", ["text", "torn", "empty"])
@@ -361,13 +361,13 @@ def test_a_corrupt_picture_is_named(tmp_path, how):
     whole = bad.read_bytes()
     bad.write_bytes({"text": b"hello", "torn": whole[: len(whole) // 2], "empty": b""}[how])
     with pytest.raises(UserError, match=r"bee/3\.png: not a readable picture"):
-        data.load_pool(folder_spec(root))
+        pictures.load_pool(folder_spec(root))
 
 
 def test_a_folder_without_classes_or_with_an_empty_one_is_refused(tmp_path):
     root = write_folder(tmp_path / "one", ("ant",))
     with pytest.raises(UserError, match="at least two; found 1"):
-        data.facts(folder_spec(root))
+        pictures.facts(folder_spec(root))
     (root / "bee").mkdir()
     with pytest.raises(UserError, match="without pictures: bee"):
-        data.facts(folder_spec(root))
+        pictures.facts(folder_spec(root))

@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 
-from layerwise_lr import cli, data, fetch, registry
+from layerwise_lr import cli, fetch, pictures, registry
 from layerwise_lr.plan import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,7 +66,7 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         folder.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4)).save(folder / f"{index}.png")
     before, argv = dict(os.environ), list(sys.argv)
-    data._read.cache_clear()
+    pictures._read.cache_clear()
     yield tmp_path
     GlobalHydra.instance().clear()
     HydraConfig.instance().cfg = None

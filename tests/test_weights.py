@@ -7,11 +7,12 @@ from layerwise_lr.plugins.torch_plugin.plugin import TorchFramework
 from safetensors.numpy import save_file
 
 from layerwise_lr import fetch, verify, weights
-from layerwise_lr.data import Dataset, DataSpec, Split
+from layerwise_lr.data import Dataset, Split
 from layerwise_lr.errors import UserError
 from layerwise_lr.groups import GroupingSpec
 from layerwise_lr.layers import initial_weights, param_table
 from layerwise_lr.models import make_tree
+from layerwise_lr.pictures import DataSpec
 from layerwise_lr.plan import FreezeSpec, OptimizerSpec, make_plan
 from layerwise_lr.schedules import ScheduleSpec
 from layerwise_lr.weights import WeightsSpec, read, start_weights
