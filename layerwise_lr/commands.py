@@ -202,36 +202,37 @@ def report(words: Sequence[str]) -> int:
 
 
 def frameworks(words: Sequence[str]) -> int:
-    """Which frameworks are installed, with version, modes and devices, or how to install them."""
+    """Which frameworks are installed, with version, modes, precisions and devices, or how to install them."""
     parser = Parser("layerwise-lr frameworks", description=(
-        "Every framework a config may name: version, modes and devices where it is installed, else the command\n"
-        "that installs it. Each is asked in a process of its own."), formatter_class=RawDescriptionHelpFormatter)  # fmt: skip
+        "Every framework a config may name: version, modes, precisions and devices where it is installed, else the\n"
+        "command that installs it. Each is asked in a process of its own."), formatter_class=RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--json", metavar="NAME", help="one framework's facts as JSON, from inside this process")
     given = parser.parse_args(words)
     if given.json:
         found = registry.load(given.json)
-        print(json.dumps({"version": found.version(), "modes": found.modes, "devices": found.devices()}))
+        print(json.dumps({"version": found.version(), "modes": found.modes, "precisions": registry.precisions(found),
+                          "devices": found.devices()}))  # fmt: skip
         return 0
-    rows = [_framework_row(name) for name in registry.names()]
-    console.table(["framework", "version", "modes", "devices", ""], rows)
+    asked = {name: _ask(name) for name in registry.names()}
+    console.table(["framework", "version", "modes", "precisions", "devices"],
+                  [[name, *row] for name, (row, _) in asked.items()])  # fmt: skip
+    for name, (_, advice) in asked.items():
+        if advice:
+            console.say(f"{name}: {advice}")
     return 0
 
 
-def _framework_row(name: str) -> list[str]:
+def _ask(name: str) -> tuple[list[str], str]:
+    """Its version, modes, precisions and devices; what to do where they cannot be had."""
     if registry.installed(name) is None:
-        return [name, "not installed", "", "", registry.BUILT_INS[name].install]
+        return ["not installed", "", "", ""], registry.BUILT_INS[name].install
     command = [sys.executable, "-m", "layerwise_lr", "frameworks", "--json", name]
     asked = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **jobs.thread_environment(1)})
     if asked.returncode:
-        return [
-            name,
-            registry.installed(name) or "",
-            "",
-            "",
-            (asked.stderr.strip().splitlines() or ["does not load"])[-1],
-        ]
+        why = (asked.stderr.strip().splitlines() or ["does not load"])[-1]
+        return [registry.installed(name) or "", "", "", ""], why
     facts = json.loads(asked.stdout)
-    return [name, facts["version"], ", ".join(facts["modes"]), ", ".join(facts["devices"]), ""]
+    return [facts["version"], *(" ".join(facts[key]) for key in ("modes", "precisions", "devices"))], ""
 
 
 def fetch_all(words: Sequence[str]) -> int:

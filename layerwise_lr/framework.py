@@ -18,6 +18,11 @@ from .plan import Plan
 Weights = dict[str, np.ndarray]
 """float32 arrays by canonical name, in PyTorch shapes; parameters and buffers."""
 
+LOSS_SCALE = 2.0**10
+"""What fp16 multiplies the loss by and every gradient is divided by again, before anything reads it: smaller gradients
+would be lost. A power of two, so nothing is rounded; static, because a scaler that adapts leaves steps out, and the
+lr of a step is the plan's only where the step takes place."""
+
 
 class Scheduler(Protocol):
     """Writes the plan's learning rates into a native optimizer."""
@@ -56,16 +61,20 @@ class Framework(Protocol):
     kinds: ClassVar[tuple[str, ...]]
     fork_safe: ClassVar[bool]
     """Whether a process may import it, fork, and train in the children."""
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+    """All it has; one that a device or a mode lacks is a UserError of `__init__`. In bf16 and fp16 convolutions and
+    matrix products are 16 bits wide; weights, optimizer, loss and what `get_gradients` tells stay float32."""
     retry_on_signal: ClassVar[tuple[str, ...]] = ()
     """Modes that a fault of the framework itself may crash now and then: a job of a sweep is then started again."""
     known_failures: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     """mode -> conformance check -> why the framework cannot pass it there; what it refuses, it must refuse aloud."""
 
     def __init__(self, device: str, mode: str, seed: int, precision: str, threads: int, deterministic: bool) -> None:
-        """Select device ("cpu", "cuda:0", "ascend:0", "auto"), mode and precision ("fp32") for the process.
+        """Select device ("cpu", "cuda:0", "ascend:0", "auto"), mode and precision for the process; the last two are
+        of `modes` and `precisions`.
 
         Raises:
-            UserError: the device is absent; says which there are.
+            UserError: the device is absent; says which there are. Or it lacks the precision, or the mode does.
         """
 
     @staticmethod

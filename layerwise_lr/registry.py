@@ -97,6 +97,11 @@ def load(name: str) -> type[Framework]:
     return found
 
 
+def precisions(framework: type[Framework]) -> tuple[str, ...]:
+    """What a plugin says it has; one that says nothing has fp32."""
+    return tuple(getattr(framework, "precisions", Framework.precisions))
+
+
 def config_paths() -> list[str]:
     """Where third-party plugins keep their conf/: package `conf` beside the top module of their entry point."""
     return [f"pkg://{point.value.partition(':')[0].partition('.')[0]}.conf" for point in _third_party().values()]

@@ -97,11 +97,14 @@ def write_plan(folder: RunFolder, table: ParamTable, plan: Plan) -> None:
 
 
 def make_framework(config: Config) -> Framework:
-    """The plugin, on its device; modes and optimizers are checked against what it says it has."""
+    """The plugin, on its device; mode, precision and optimizers are checked against what it says it has."""
     spec = config.framework
     found = registry.load(spec.name)
     if spec.mode not in found.modes:
         raise UserError(f"framework.mode={spec.mode!r}: {spec.name} has {', '.join(found.modes)}")
+    precisions = registry.precisions(found)
+    if spec.precision not in precisions:
+        raise UserError(f"framework.precision={spec.precision!r}: {spec.name} has {', '.join(precisions)}")
     lacking = sorted({o.name for o in config.optimizers_by_name().values()} - set(found.optimizers))
     if lacking:
         raise UserError(f"framework {spec.name} has no optimizer {lacking[0]!r}; it has {', '.join(found.optimizers)}")

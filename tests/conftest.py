@@ -7,7 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-from layerwise_lr import fetch
+from layerwise_lr import fetch, registry
 
 HERE = Path(__file__).parent
 
@@ -20,6 +20,16 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """One framework per process: `pytest --framework NAME` runs test_NAME_plugin.py, without it torch's."""
     others = {"oneflow", "mindspore", "megengine"} - {config.getoption("--framework")}
     return True if collection_path.name in {f"test_{name}_plugin.py" for name in others} else None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What is marked cuda or ascend runs where the framework sees such a device."""
+    name = item.config.getoption("--framework")
+    for kind in ("cuda", "ascend"):
+        if item.get_closest_marker(kind):
+            there = registry.load(name).devices()
+            if not any(device.startswith(kind) for device in there):
+                pytest.skip(f"did not run: {name} sees {', '.join(there)} only")
 
 
 @pytest.fixture(scope="session")

@@ -445,7 +445,7 @@ def test_more_threads_compute_the_same():
     assert np.abs(losses[0] / losses[1] - 1).max() <= 1e-6
 
 
-def test_devices_and_precision_are_asked_before_they_are_used():
+def test_devices_are_asked_before_they_are_used():
     found = registry.load("megengine")
     assert found.devices()[-1] == "cpu"
     assert found.version().startswith("1.")
@@ -453,8 +453,6 @@ def test_devices_and_precision_are_asked_before_they_are_used():
     for device in ("cuda:7", "ascend:0", "tpu"):
         with pytest.raises(UserError, match=r"is not here; megengine .* sees: .*cpu"):
             found(device, "eager", 0, "fp32", 1, False)
-    with pytest.raises(UserError, match="fp32 only"):
-        found("cpu", "eager", 0, "fp16", 1, False)
 
 
 def test_nothing_is_said_at_the_start():

@@ -212,7 +212,7 @@ def play(name, mode, path):
     play_resume(framework, out)
     play_lr(framework, out)
     play_dropout(framework, out)
-    for device, precision in (("cuda:7", "fp32"), ("ascend:0", "fp32"), ("cpu", "fp16")):
+    for device, precision in (("cuda:7", "fp32"), ("ascend:0", "fp32"), ("cpu", "bf16")):
         with contextlib.suppress(UserError):
             registry.load(name)(device, mode, 0, precision, 1, False)
             raise AssertionError(f"{device} {precision} should be refused")

@@ -788,7 +788,6 @@ def test_gradients_do_not_pile_up(torch_framework):
     [
         ({"device": "cuda:9"}, r"framework\.device='cuda:9' is not here.*cpu"),
         ({"device": "tpu"}, "'tpu'"),
-        ({"precision": "fp16"}, r"framework\.precision='fp16'"),
     ],
 )
 def test_what_is_not_here_is_said(change, word):

@@ -21,11 +21,12 @@ class Step:
         model: in training mode when called.
         names: canonical names of the parameters that train.
         traced: record the first call, run the compiled graph from the second on.
+        scale: of the loss in the backward pass; gradients are given without it.
     """
 
-    def __init__(self, model: layers.Model, names: Sequence[str], traced: bool) -> None:
+    def __init__(self, model: layers.Model, names: Sequence[str], traced: bool, scale: float) -> None:
         self.params = [model.arrays[name] for name in names]
-        self._model, self._traced = model, traced
+        self._model, self._traced, self._scale = model, traced, scale
         self._manager = GradManager().attach(self.params)
         self._traces: dict[tuple[int, ...], trace] = {}
 
@@ -52,8 +53,8 @@ class Step:
             return (layers.loss(self._model(x), y),)
         with self._manager:
             loss = layers.loss(self._model(x), y)
-            self._manager.backward(loss)
-        gradients = tuple(param.grad for param in self.params)
+            self._manager.backward(loss * self._scale)
+        gradients = tuple(param.grad if self._scale == 1 else param.grad / self._scale for param in self.params)
         for param in self.params:
             param.grad = None
         return (loss, *gradients)
@@ -62,13 +63,13 @@ class Step:
 class Steps:
     """The steps of one model, one per set of training parameters, kept: a trace takes seconds to compile."""
 
-    def __init__(self, model: layers.Model, traced: bool) -> None:
-        self._model, self._traced = model, traced
+    def __init__(self, model: layers.Model, traced: bool, scale: float) -> None:
+        self._model, self._traced, self._scale = model, traced, scale
         self._made: dict[tuple[str, ...], Step] = {}
 
     def __call__(self, names: Sequence[str]) -> Step:
         """The step that trains `names`."""
         key = tuple(names)
         if key not in self._made:
-            self._made[key] = Step(self._model, key, self._traced)
+            self._made[key] = Step(self._model, key, self._traced, self._scale)
         return self._made[key]

@@ -38,29 +38,65 @@ class Masks:
 MASKS = Masks()
 
 
+def on_gpu() -> bool:
+    """Whether the process computes on one."""
+    return megengine.get_default_device().startswith("gpu")
+
+
+def narrow(x: Tensor, half: bool) -> Tensor:
+    """What float16 keeps of the numbers, if `half`. MegEngine's CPU kernels for float16 take a hundred times as long as
+    those for float32: on a CPU the type is float32 again, which multiplies and adds such numbers as a GPU does."""
+    if not half:
+        return x
+    kept = x.astype("float16")
+    return kept if on_gpu() else kept.astype("float32")
+
+
+def widen(x: Tensor, half: bool) -> Tensor:
+    """float32, rounded to float16 if `half`."""
+    return x.astype("float16").astype("float32") if half else x
+
+
+def sums(x: Tensor) -> str:
+    """compute_mode: the sums of float16 products are float32; what is float32 already takes no other than its own."""
+    return "float32" if x.dtype == np.float16 else "default"
+
+
 class Conv(M.Conv2d):
     """conv: every number explicit; on the CPU with our own backward (convolution.py says how much faster)."""
+
+    half = False
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, padding: int, groups: int,
                  bias: bool) -> None:  # fmt: skip
         super().__init__(in_channels, out_channels, kernel, stride, padding, dilation=1, groups=groups, bias=bias,
                          conv_mode="cross_correlation", compute_mode="default", padding_mode="zeros")  # fmt: skip
         plain = groups == 1 or groups == in_channels == out_channels
-        self._own = plain and padding < kernel and not megengine.get_default_device().startswith("gpu")
+        self._own = plain and padding < kernel and not on_gpu()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, O, H', W']."""
-        if not self._own:
-            return super().forward(x)
-        y = conv2d(x, self.weight, self.stride[0], self.padding[0])
+        x, w = narrow(x, self.half), narrow(self.weight, self.half)
+        if self._own:
+            y = conv2d(x, w, self.stride[0], self.padding[0])
+        else:
+            y = F.conv2d(x, w, None, self.stride, self.padding, 1, self.groups, "cross_correlation", sums(x))
+        y = widen(y, self.half)
         return y if self.bias is None else y + self.bias
 
 
 class Linear(M.Linear):
     """linear; the declared `std` concerns the initial values only."""
 
+    half = False
+
     def __init__(self, in_features: int, out_features: int, std: float | None = None) -> None:
         super().__init__(in_features, out_features, bias=True, compute_mode="default")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., O]."""
+        x, w = narrow(x, self.half), narrow(self.weight, self.half)
+        return widen(F.linear(x, w, None, sums(x)), self.half) + self.bias
 
 
 class BatchNorm(M.BatchNorm2d):
@@ -89,7 +125,7 @@ class Attention(M.Module):
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.half = num_heads, False
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
 
@@ -98,8 +134,12 @@ class Attention(M.Module):
         b, t, d = x.shape
         heads = self.qkv(x).reshape(b, t, 3, self.num_heads, d // self.num_heads).transpose(2, 0, 3, 1, 4)
         q, k, v = heads[0], heads[1], heads[2]
-        weights = F.softmax(F.matmul(q * (d // self.num_heads) ** -0.5, k, transpose_b=True), axis=-1)
-        return self.proj(F.matmul(weights, v).transpose(0, 2, 1, 3).reshape(b, t, d))
+        weights = F.softmax(self._product(q * (d // self.num_heads) ** -0.5, k, True), axis=-1)
+        return self.proj(self._product(weights, v, False).transpose(0, 2, 1, 3).reshape(b, t, d))
+
+    def _product(self, a: Tensor, b: Tensor, transpose_b: bool) -> Tensor:
+        a, b = narrow(a, self.half), narrow(b, self.half)
+        return widen(F.matmul(a, b, transpose_b=transpose_b, compute_mode=sums(a)), self.half)
 
 
 class Tokens(M.Module):
@@ -224,10 +264,17 @@ class Sum(M.Module):
 
 
 class Model(Sequential):
-    """A whole model: `shapes` are PyTorch's, by canonical name; `arrays` the native tensors in the same order."""
+    """A whole model: `shapes` are PyTorch's, by canonical name; `arrays` the native tensors in the same order.
 
-    def __init__(self, tree: Tree) -> None:
+    Args:
+        half: convolutions and matrix products in float16.
+    """
+
+    def __init__(self, tree: Tree, half: bool) -> None:
         super().__init__(tree.root.children)
+        for module in self.modules():
+            if isinstance(module, Conv | Linear | Attention):
+                module.half = half
         self.shapes = {name: spec.shape for name, spec, _, _ in specs(tree)}
         found = dict(arrays(self, tree.root.name))
         self.arrays = MappingProxyType({name: found[name] for name in self.shapes})  # a dict would be renamed

@@ -12,7 +12,7 @@ from megengine import Tensor
 from megengine.optimizer import Optimizer
 
 from layerwise_lr.errors import UserError
-from layerwise_lr.framework import TrainState, Weights
+from layerwise_lr.framework import LOSS_SCALE, TrainState, Weights
 from layerwise_lr.layers import KINDS as DECLARED
 from layerwise_lr.layers import PLAIN_KINDS, Tree
 from layerwise_lr.plan import OPTIMIZERS, Plan
@@ -46,11 +46,10 @@ class MegEngineFramework:
     optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
     kinds: ClassVar[tuple[str, ...]] = (*DECLARED, *PLAIN_KINDS)
     fork_safe: ClassVar[bool] = False  # a child forked after use dies
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
 
     def __init__(self, device: str, mode: str, seed: int, precision: str, threads: int, deterministic: bool) -> None:
-        if precision != "fp32":
-            raise UserError(f"framework.precision={precision!r}: megengine runs here in fp32 only")
-        self._traced = mode == "trace"
+        self._traced, self._half = mode == "trace", precision == "fp16"
         megengine.set_default_device(_device(device, threads))
         megengine.config.deterministic_kernel = deterministic
         self.reseed(seed)
@@ -72,9 +71,9 @@ class MegEngineFramework:
 
     def make_model(self, tree: Tree) -> layers.Model:
         """A module on the default device, in training mode."""
-        model = layers.Model(tree)
+        model = layers.Model(tree, self._half)
         model.train()
-        model.steps = Steps(model, self._traced)
+        model.steps = Steps(model, self._traced, LOSS_SCALE if self._half else 1.0)
         return model
 
     def get_weights(self, model: layers.Model) -> Weights:

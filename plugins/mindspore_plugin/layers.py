@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
+from mindspore import dtype as mstype
 
 from layerwise_lr.layers import Layer, Node, Residual, Tree, join
 
@@ -57,6 +58,14 @@ class Embedding(nn.Embedding):
         super().__init__(num_embeddings, dim, embedding_table="zeros")
 
 
+class Product(nn.Cell):
+    """Matrix product over the last two axes, as a cell: what has a precision is a cell."""
+
+    def construct(self, a: Tensor, b: Tensor) -> Tensor:
+        """[..., M, K], [..., K, N] -> [..., M, N]."""
+        return ops.matmul(a, b)
+
+
 class Attention(nn.Cell):
     """Multi-head self-attention, one qkv projection."""
 
@@ -65,13 +74,14 @@ class Attention(nn.Cell):
         self.heads, self.width = num_heads, dim // num_heads
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
+        self.product = Product()
 
     def construct(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         b, t, d = x.shape
         q, k, v = self.qkv(x).reshape(b, t, 3, self.heads, self.width).transpose(2, 0, 3, 1, 4)
-        weights = ops.softmax(ops.matmul(q * self.width**-0.5, k.transpose(0, 1, 3, 2)), -1)
-        return self.proj(ops.matmul(weights, v).transpose(0, 2, 1, 3).reshape(b, t, d))
+        weights = ops.softmax(self.product(q * self.width**-0.5, k.transpose(0, 1, 3, 2)), -1)
+        return self.proj(self.product(weights, v).transpose(0, 2, 1, 3).reshape(b, t, d))
 
 
 class Tokens(nn.Cell):
@@ -162,6 +172,26 @@ KINDS: Mapping[str, Callable[..., nn.Cell]] = {
 }
 
 
+class Lowered(nn.Cell):
+    """A cell in 16 bits between float32 neighbours, as MindSpore's amp level O1 has it: `to_float` casts what goes in,
+    Parameters too, and here its result is cast back."""
+
+    def __init__(self, cell: nn.Cell, dtype: mstype.Type) -> None:
+        super().__init__(auto_prefix=False)
+        self.cell = cell.to_float(dtype)
+
+    def construct(self, *inputs: Tensor) -> Tensor:
+        """float32 in and out."""
+        return ops.cast(self.cell(*inputs), mstype.float32)
+
+
+def lower(cell: nn.Cell, dtype: mstype.Type) -> nn.Cell:
+    """The cell of a layer, its convolutions and matrix products in `dtype`."""
+    if isinstance(cell, Attention):
+        cell.qkv, cell.proj, cell.product = (Lowered(c, dtype) for c in (cell.qkv, cell.proj, cell.product))
+    return Lowered(cell, dtype) if isinstance(cell, Conv | Linear) else cell
+
+
 class Sequential(nn.Cell):
     """Cells in order."""
 
@@ -201,10 +231,15 @@ class Loss(nn.Cell):
 
 
 class Builder:
-    """Turns a declared tree into cells; collects the Parameters under their canonical names."""
+    """Turns a declared tree into cells; collects the Parameters under their canonical names.
 
-    def __init__(self, seed: Parameter) -> None:
-        self.seed, self.dropouts = seed, 0
+    Args:
+        seed: of the dropouts.
+        dtype: of convolutions and matrix products.
+    """
+
+    def __init__(self, seed: Parameter, dtype: mstype.Type) -> None:
+        self.seed, self.dtype, self.dropouts = seed, dtype, 0
         self.named: dict[str, Parameter] = {}
 
     def tree(self, tree: Tree) -> nn.Cell:
@@ -239,7 +274,7 @@ class Builder:
         renamed = RENAMED.get(node.kind, {})
         if node.kind != "dropout":
             self.named |= {join(name, renamed.get(p.name, p.name)): p for p in cell.get_parameters()}
-        return cell
+        return cell if self.dtype == mstype.float32 else lower(cell, self.dtype)
 
 
 def _parameter(name: str, shape: tuple[int, ...]) -> Parameter:

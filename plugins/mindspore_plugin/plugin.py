@@ -17,7 +17,7 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 
 from layerwise_lr.errors import UserError
-from layerwise_lr.framework import TrainState, Weights
+from layerwise_lr.framework import LOSS_SCALE, TrainState, Weights
 from layerwise_lr.layers import KINDS as DECLARED
 from layerwise_lr.layers import PLAIN_KINDS, Tree
 from layerwise_lr.plan import OPTIMIZERS, Plan
@@ -25,6 +25,7 @@ from layerwise_lr.plan import OPTIMIZERS, Plan
 from . import graph, layers
 from .optimizers import Group, Natives, Optimizers
 
+_DTYPES = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
 _TARGETS = {"cuda": "GPU", "ascend": "Ascend", "cpu": "CPU"}
 
 
@@ -56,19 +57,21 @@ class MindSporeFramework:
     optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
     kinds: ClassVar[tuple[str, ...]] = (*DECLARED, *PLAIN_KINDS)
     fork_safe: ClassVar[bool] = False  # its executor threads do not survive a fork
+    precisions: ClassVar[tuple[str, ...]] = tuple(_DTYPES)
 
     def __init__(self, device: str, mode: str, seed: int, precision: str, threads: int, deterministic: bool) -> None:
-        if precision != "fp32":
-            raise UserError(f"framework.precision={precision!r}: mindspore runs here in fp32 only")
         if mode not in self.modes:
             raise UserError(f"framework.mode={mode!r}: mindspore has {', '.join(self.modes)}")
         target, index = _device(device)
+        if precision == "bf16" and target != "Ascend":  # conv2d and matmul: "Unsupported data type"
+            raise UserError("framework.precision='bf16': MindSpore has the kernels for it on Ascend alone; take fp16")
         ms.set_device(target, index)
         ms.set_context(mode=ms.GRAPH_MODE if mode == "graph" else ms.PYNATIVE_MODE)
         _start(target, threads)
         if deterministic:
             ms.set_deterministic(True)
-        self.mode = mode
+        self.mode, self._dtype = mode, _DTYPES[precision]
+        self._scale = LOSS_SCALE if precision == "fp16" else 1.0
         self._kept: tuple[Natives | None, Callable[[], Optimizers | None]] = (None, lambda: None)
         self._seed = Parameter(Tensor(0, ms.int32), name="dropout_seed", requires_grad=False)
         self.reseed(seed)
@@ -93,7 +96,7 @@ class MindSporeFramework:
 
     def make_model(self, tree: Tree) -> nn.Cell:
         """A cell in training mode; `named` holds its Parameters by canonical name."""
-        return layers.Builder(self._seed).tree(tree)
+        return layers.Builder(self._seed, self._dtype).tree(tree)
 
     def get_weights(self, model: nn.Cell) -> Weights:
         """Copies by canonical name."""
@@ -152,7 +155,8 @@ class MindSporeFramework:
 
     def set_active(self, state: TrainState, active: Sequence[bool]) -> None:
         """Takes up the step of these groups; it is made once."""
-        state.compiled = state.compiled or graph.Steps(state.model, state.optimizer.natives, self.mode == "graph")
+        compiled = self.mode == "graph"
+        state.compiled = state.compiled or graph.Steps(state.model, state.optimizer.natives, compiled, self._scale)
         state.compiled.take(tuple(active))
 
     def get_optimizer_state(self, state: TrainState) -> Weights:
@@ -179,6 +183,11 @@ def _device(asked: str) -> tuple[str, int]:
 def _start(target: str, threads: int) -> None:
     """What MindSpore takes once per process."""
     ms.runtime.dispatch_threads_num(threads)
+    if target == "GPU":
+        ms.device_context.gpu.op_precision.conv_allow_tf32(False)  # the default rounds fp32 to 10 bits
+    if target == "Ascend":
+        ms.device_context.ascend.op_precision.conv_allow_hf32(False)  # the default rounds fp32 to 11 bits
+        ms.device_context.ascend.op_precision.precision_mode("must_keep_origin_dtype")  # before 2.9 force_fp16 on some
     if target == "CPU":
         ms.runtime.launch_blocking()  # no other device to run ahead of: waiting threads spin, 3 ms for each wait
         _fast_convolutions()

@@ -53,6 +53,7 @@ def _quiet() -> Iterator[None]:
 
 def _import() -> None:
     os.environ.setdefault("GLOG_minloglevel", "3")  # OneFlow's C++ log: fatal errors only
+    os.environ.setdefault("ONEFLOW_EP_CUDA_ENABLE_TF32_EXECUTION", "0")  # else fp32 products are rounded to 10 bits
     _load_libraries()
     try:
         with _quiet():

@@ -48,7 +48,7 @@ class Gradients(nn.Graph):
         self._add_optimizers()
 
     def _add_optimizers(self) -> None:
-        self.clock = Clock().to(self._wanted[0].device if self._wanted else "cpu")
+        self.clock = Clock().to(next(self.model.to(nn.Module).parameters()).device)
         self.add_optimizer(flow.optim.SGD(list(self.clock.to(nn.Module).parameters()), lr=0.0))
 
     def build(self, x: Tensor, y: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:

@@ -62,6 +62,14 @@ class Embedding(nn.Embedding):
         super().__init__(num_embeddings, dim)
 
 
+class Product(nn.Module):
+    """Matrix product over the last two axes, as a module: see `lower`."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """[..., M, K], [..., K, N] -> [..., M, N]."""
+        return flow.matmul(a, b)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention, written out: OneFlow has no nn.MultiheadAttention."""
 
@@ -70,14 +78,15 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
+        self.product = Product()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         b, t, d = x.shape
         qkv = self.qkv(x).reshape(b, t, 3, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)
         q, k, v = qkv[0], qkv[1], qkv[2]
-        weights = flow.softmax(flow.matmul(q * (d // self.num_heads) ** -0.5, k.transpose(-2, -1)), dim=-1)
-        return self.proj(flow.matmul(weights, v).transpose(1, 2).reshape(b, t, d))
+        weights = flow.softmax(self.product(q * (d // self.num_heads) ** -0.5, k.transpose(-2, -1)), dim=-1)
+        return self.proj(self.product(weights, v).transpose(1, 2).reshape(b, t, d))
 
 
 class Tokens(nn.Module):
@@ -220,6 +229,24 @@ def build(node: Node) -> nn.Module:
 def build_tree(tree: Tree) -> nn.Module:
     """The module of a whole model."""
     return build(tree.root)
+
+
+def lower(model: nn.Module) -> nn.Module:
+    """Convolutions and matrix products in float16 by flow.autocast, each with a float32 result. Not the whole model
+    in one: the pools, norms and sums between them are not in its lists of what float16 suits."""
+    for module in model.modules():
+        if isinstance(module, Conv | nn.Linear | Product):
+            module.forward = _half(module.forward)
+    return model
+
+
+def _half(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def forward(*inputs: Tensor) -> Tensor:
+        with flow.autocast("cuda", flow.float16):
+            y = function(*inputs)
+        return y.float()
+
+    return forward
 
 
 def loss(logits: Tensor, y: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import oneflow as flow
 from oneflow import Tensor, nn
 
 from layerwise_lr.errors import UserError
-from layerwise_lr.framework import Scheduler, TrainState, Weights
+from layerwise_lr.framework import LOSS_SCALE, Scheduler, TrainState, Weights
 from layerwise_lr.layers import KINDS as DECLARED
 from layerwise_lr.layers import PLAIN_KINDS, Tree
 from layerwise_lr.plan import OPTIMIZERS, Plan
@@ -46,6 +46,7 @@ class OneflowFramework:
     optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
     kinds: ClassVar[tuple[str, ...]] = (*DECLARED, *PLAIN_KINDS)
     fork_safe: ClassVar[bool] = False  # its threads start with the import
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
     retry_on_signal: ClassVar[tuple[str, ...]] = ("graph", "graph_native")
     """OneFlow 0.9 enters a Graph's job into a queue after it has started it; one that ends first finds the queue
     empty: SIGSEGV. With steps below 2 ms 6 of 10 runs of 4000 steps died so, with LeNet's 7 ms none."""
@@ -72,9 +73,10 @@ class OneflowFramework:
     }
 
     def __init__(self, device: str, mode: str, seed: int, precision: str, threads: int, deterministic: bool) -> None:
-        if precision != "fp32":
-            raise UserError(f"framework.precision={precision!r}: oneflow runs here in fp32 only")
         self.device, self.mode = _device(device), mode
+        self.scale = LOSS_SCALE if precision == "fp16" else 1.0
+        if precision == "fp16":
+            _check_half(self.device, mode)
         if deterministic and self.device.type == "cuda":
             raise UserError("framework.deterministic=true: OneFlow 0.9 has no such switch for CUDA; its CPU needs none")
         flow.set_num_threads(threads)
@@ -100,7 +102,8 @@ class OneflowFramework:
 
     def make_model(self, tree: Tree) -> nn.Module:
         """A module on the device, in training mode."""
-        return layers.build_tree(tree).to(self.device).train()
+        model = layers.build_tree(tree).to(self.device).train()
+        return model if self.scale == 1 else layers.lower(model)
 
     def get_weights(self, model: nn.Module) -> Weights:
         """Copies by canonical name."""
@@ -153,7 +156,7 @@ class OneflowFramework:
         else:
             state.model.zero_grad(set_to_none=True)  # zeros instead of None would let a frozen group drift
             loss = layers.loss(state.model(batch[0]), batch[1])
-            loss.backward()
+            self._backward(state.model, loss)
         for group, native in zip(state.groups, state.optimizer, strict=True):
             if group["active"]:
                 given = [(p, p.grad) for p in group["params"] if group["grad_centralization"]]
@@ -205,6 +208,16 @@ class OneflowFramework:
         for group, native in zip(state.groups, state.optimizer, strict=True):
             optimizers.set_state(native, group, arrays)
 
+    def _backward(self, model: nn.Module, loss: Tensor) -> None:
+        """Gradients; from here on nobody sees the scale."""
+        if self.scale == 1:
+            loss.backward()
+            return
+        (loss * self.scale).backward()
+        for param in model.parameters():
+            if param.grad is not None:
+                param.grad = param.grad / self.scale
+
     def _tensor(self, array: np.ndarray) -> Tensor:
         return flow.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
@@ -251,6 +264,16 @@ def _device(asked: str) -> flow.device:
     if asked not in there:
         raise UserError(f"framework.device={asked!r} is not here; oneflow {flow.__version__} sees: {', '.join(there)}")
     return flow.device(asked)
+
+
+def _check_half(device: flow.device, mode: str) -> None:
+    """Raises UserError where OneFlow 0.9 does not compute in float16 what `lower` says."""
+    if device.type == "cpu":
+        raise UserError("framework.precision='fp16': OneFlow has no float16 kernels for a CPU, autocast warns and stays "
+                        "fp32; take framework.device=cuda:0 or framework=torch")  # fmt: skip
+    if mode != "eager":
+        raise UserError(f"framework.precision='fp16': framework.mode={mode!r} cannot, autocast is off in a Graph and its "
+                        "enable_amp takes softmax and loss down with it; take framework=oneflow")  # fmt: skip
 
 
 def _families(groups: Sequence[Group]) -> dict[tuple[str, str], list[Group]]:

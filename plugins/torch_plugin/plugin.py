@@ -1,5 +1,6 @@
 """PyTorch, eager or compiled: the verbs in the contract's order."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from layerwise_lr.errors import UserError
-from layerwise_lr.framework import TrainState, Weights
+from layerwise_lr.framework import LOSS_SCALE, TrainState, Weights
 from layerwise_lr.layers import KINDS as DECLARED
 from layerwise_lr.layers import PLAIN_KINDS, Tree
 from layerwise_lr.plan import OPTIMIZERS, Plan
@@ -17,8 +18,7 @@ from layerwise_lr.plan import OPTIMIZERS, Plan
 from . import layers, optimizers
 
 Group = dict[str, Any]
-PRECISIONS = ("fp32", "fp64", "bf16")
-"""fp64: everything in double, to tell rounding from error; bf16: autocast, weights and optimizer stay fp32."""
+AUTOCAST: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TorchScheduler:
@@ -43,17 +43,19 @@ class TorchFramework:
     modes: ClassVar[tuple[str, ...]] = ("eager", "compile")
     optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
     kinds: ClassVar[tuple[str, ...]] = (*DECLARED, *PLAIN_KINDS)
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp64", *AUTOCAST)  # fp64: to tell rounding from error
     fork_safe: ClassVar[bool] = True  # as long as the parent runs no parallel region: it imports, the children train
 
     def __init__(self, device: str, mode: str, seed: int, precision: str, threads: int, deterministic: bool) -> None:
-        if precision not in PRECISIONS:
-            raise UserError(f"framework.precision={precision!r}: torch has {', '.join(PRECISIONS)}")
         self.device, self.mode = _device(device), mode
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
-        self.bf16 = precision == "bf16"
+        self.autocast = AUTOCAST.get(precision)
+        self.scale = LOSS_SCALE if precision == "fp16" else 1.0
         torch.set_num_threads(threads)
         if deterministic:  # not called with False: the call alone imports torch's compiler, two seconds
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS raises
             torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.allow_tf32 = False  # torch's default, which rounds fp32 convolutions to 10 bits
         self.reseed(seed)
 
     @staticmethod
@@ -115,7 +117,7 @@ class TorchFramework:
         state.model.zero_grad(set_to_none=True)
         loss = layers.loss(self._forward(state, x), self._tensor(y))
         if loss.requires_grad:  # else no group trains at this step
-            loss.backward()
+            self._backward(state.model, loss)
         given = [
             pair for group in state.groups if group["grad_centralization"] for pair in _centralize(group["params"])
         ]
@@ -166,9 +168,17 @@ class TorchFramework:
         if state.compiled is None:
             state.compiled = torch.compile(state.model) if self.mode == "compile" else state.model
         tensor = self._tensor(x)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             logits: torch.Tensor = state.compiled(tensor.to(self.dtype) if tensor.is_floating_point() else tensor)
         return logits if self.dtype == torch.float64 else logits.float()
+
+    def _backward(self, model: nn.Module, loss: torch.Tensor) -> None:
+        """Gradients; from here on nobody sees the scale."""
+        (loss * self.scale).backward()
+        if self.scale != 1:
+            for param in model.parameters():
+                if param.grad is not None:
+                    param.grad /= self.scale
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)
