@@ -17,9 +17,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """One framework per process: `pytest --framework NAME` runs test_NAME_plugin.py, without it torch's."""
-    others = {"oneflow", "mindspore", "megengine"} - {config.getoption("--framework")}
-    return True if collection_path.name in {f"test_{name}_plugin.py" for name in others} else None
+    """One framework per process: `pytest --framework NAME` runs test_NAME_plugin.py and test_seeds_NAME.py, without it
+    torch's."""
+    chosen = config.getoption("--framework")
+    others = {"oneflow", "mindspore", "megengine"} - {chosen}
+    files = {f"test_{name}_plugin.py" for name in others}
+    files |= {f"test_seeds_{name}.py" for name in {"torch", "oneflow", "mindspore", "megengine"} - {chosen}}
+    return True if collection_path.name in files else None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
