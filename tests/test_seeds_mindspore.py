@@ -111,11 +111,15 @@ def test_the_documents_own_groups(model):
     }  # fmt: skip
 
 
+def by_way_of_one(lr):
+    return float(np.float32(lr) + np.float32(1) - np.float32(1))
+
+
 def test_static_lr_beside_cosine_decay_lr(model, ours):
     """Seed 003: nn.Momentum over group dicts with order_params, conv under nn.cosine_decay_lr, the others static.
 
-    MindSpore keeps a static lr that stands beside a dynamic one as float16: 1e-4 is 1.0002e-4. Ours is exact, and a
-    plan of the rounded numbers ends at MindSpore's weights."""
+    MindSpore computes a static lr that stands beside a dynamic one as lr + 1.0 - 1.0, in float32: 1e-4 becomes
+    1.0002e-4. Ours is exact, and a plan of the rounded numbers ends at MindSpore's weights."""
     lrs, _ = ours
     dynamic = nn.cosine_decay_lr(0.0, 1e-3, STEPS, PER_EPOCH, STEPS // PER_EPOCH)
     np.testing.assert_allclose([row[0] for row in lrs], dynamic, rtol=1e-6)
@@ -123,10 +127,8 @@ def test_static_lr_beside_cosine_decay_lr(model, ours):
     optimizer = nn.Momentum(group_params(model, (dynamic, 1e-4, 1e-3, 1e-3)), 1e-3, 0.9, weight_decay=0.0)
     assert [p.name for p in optimizer.parameters] == [p.name for p in model.trainable_params()]
     rounded = [float(lr.asnumpy()) for lr in optimizer.get_lr()][1:]
-    assert rounded == [float(np.float16(lr)) for lr in (1e-4, 1e-4, 1e-3, 1e-3)] != [1e-4, 1e-4, 1e-3, 1e-3]
-    groups = {
-        name: replace(g, lr=float(np.float16(g.lr or 1e-3))) if name != "conv" else g for name, g in GROUPS.items()
-    }
+    assert rounded == [by_way_of_one(lr) for lr in (1e-4, 1e-4, 1e-3, 1e-3)] and rounded[0] > 1.0001e-4
+    groups = {name: replace(g, lr=by_way_of_one(g.lr or 1e-3)) if name != "conv" else g for name, g in GROUPS.items()}
     run = Ours("mindspore", "pynative", TREE, plan_of(groups))
     for step in range(STEPS):
         run.step(step)
