@@ -31,7 +31,7 @@ test: build/installed-dev build/installed-310 $(if $(HAS_MINDSPORE),test-mindspo
 	$(BIN)/python -m pytest
 
 test-mindspore: build/installed-ms
-	$(BINMS)/python -m pytest --framework mindspore tests/test_mindspore_plugin.py tests/test_conformance.py
+	$(BINMS)/python -m pytest --framework mindspore $(foreach name,mindspore_plugin seeds_mindspore devices conformance,tests/test_$(name).py)
 
 build/installed: pyproject.toml .ci/constraints.txt
 	$(BIN)/python -c "" 2>/dev/null || $(PYTHON) -m venv "$$(readlink -f .venv)"

@@ -212,10 +212,10 @@ def play(name, mode, path):
     play_resume(framework, out)
     play_lr(framework, out)
     play_dropout(framework, out)
-    for device, precision in (("cuda:7", "fp32"), ("ascend:0", "fp32"), ("cpu", "bf16")):
+    for device in ("cuda:7", "ascend:0"):
         with contextlib.suppress(UserError):
-            registry.load(name)(device, mode, 0, precision, 1, False)
-            raise AssertionError(f"{device} {precision} should be refused")
+            registry.load(name)(device, mode, 0, "fp32", 1, False)
+            raise AssertionError(f"{device} should be refused")
     np.savez(path, **out)
 
 
