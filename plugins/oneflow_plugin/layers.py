@@ -236,7 +236,7 @@ def lower(model: nn.Module) -> nn.Module:
     in one: the pools, norms and sums between them are not in its lists of what float16 suits."""
     for module in model.modules():
         if isinstance(module, Conv | nn.Linear | Product):
-            module.forward = _half(module.forward)
+            module.forward = _half(module.forward)  # type: ignore[method-assign]
     return model
 
 
