@@ -18,10 +18,11 @@ from .plan import Plan
 Weights = dict[str, np.ndarray]
 """float32 arrays by canonical name, in PyTorch shapes; parameters and buffers."""
 
-LOSS_SCALE = 2.0**10
+LOSS_SCALE = 2.0**7
 """What fp16 multiplies the loss by and every gradient is divided by again, before anything reads it: smaller gradients
 would be lost. A power of two, so nothing is rounded; static, because a scaler that adapts leaves steps out, and the
-lr of a step is the plan's only where the step takes place."""
+lr of a step is the plan's only where the step takes place. With 2**10 gradients of a mobilenet_v2 without weights
+overflow within five steps, with 2**7 and 2**4 they do not; those that come back from a small head are as exact."""
 
 
 class Scheduler(Protocol):

@@ -166,9 +166,7 @@ class Loop:
         self.state.scheduler.apply(step)
         loss = float(self.framework.train_step(self.state, x, y))
         self.train_seconds += time.perf_counter() - began
-        if not np.isfinite(loss):
-            raise UserError(f"the loss is {loss} at step {step}: lower optimizer.lr (it is {self.plan.base_lr:g}) "
-                            "or lengthen scheduler.warmup")  # fmt: skip
+        self._check("the loss", loss, step)
         log.write({"step": step, "loss": loss, "lrs": self.state.scheduler.lrs()})
         return loss
 
@@ -183,8 +181,18 @@ class Loop:
             "update_ratio": _ratio([now[n] - before[n] for n in g.params], [before[n] for n in g.params]),
             "distance": _ratio([now[n] - self.start[n] for n in g.params], [self.start[n] for n in g.params]),
         } for g in self.plan.groups}  # fmt: skip
+        for group, numbers in record["groups"].items():
+            self._check(f"the gradient of group {group}", numbers["gradient_norm"], step - 1)
+            self._check(f"the distance that group {group} has moved", numbers["distance"], step - 1)
+        self._check("the validation loss", record["val"].get("loss", 0.0), step - 1)
         log.write(record)
         return record
+
+    def _check(self, what: str, number: float, step: int) -> None:
+        if not np.isfinite(number):
+            half = " or take framework.precision=fp32" if self.config.framework.precision == "fp16" else ""
+            raise UserError(f"{what} is {number} at step {step}: lower optimizer.lr (it is {self.plan.base_lr:g}) "
+                            f"or lengthen scheduler.warmup{half}")  # fmt: skip
 
     def _measure(self, split: data.Split) -> dict[str, float]:
         """Every metric over a split, in batches of the training's size (a graph has one shape only)."""

@@ -160,6 +160,19 @@ def test_the_command_line_says_it_in_one_line(name, tmp_path):
     assert not list(tmp_path.rglob("config.resolved.yaml")), "no folder was claimed"
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_run_that_overflows_says_so(name, tmp_path, steps):
+    """Seen at the evaluation after its only step, or in the loss of the second; in fp16 that may be the fault."""
+    for precision in ("fp32", *(p for p in HAVE[name]["cpu"] if p == "fp16")):
+        words = [f"framework={name}", f"framework.precision={precision}", "optimizer=sgd", "optimizer.lr=1e30",
+                 "scheduler=constant", "weights=none", "verify=false", f"steps={steps}"]  # fmt: skip
+        done = subprocess.run([sys.executable, "-m", "layerwise_lr", "train", *words], cwd=tmp_path, text=True,
+                              capture_output=True)  # fmt: skip
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr and f"at step {min(steps - 1, 1)}: lower optimizer.lr" in done.stderr
+        assert ("framework.precision=fp32" in done.stderr) == (precision == "fp16")
+
+
 def test_precisions_are_those_that_are_tested(name):
     found = registry.load(name)
     ours = dict.fromkeys(p for own in HAVE[name].values() for p in own)
