@@ -22,7 +22,7 @@ LOSS_SCALE = 2.0**7
 """What fp16 multiplies the loss by and every gradient is divided by again, before anything reads it: smaller gradients
 would be lost. A power of two, so nothing is rounded; static, because a scaler that adapts leaves steps out, and the
 lr of a step is the plan's only where the step takes place. With 2**10 gradients of a mobilenet_v2 without weights
-overflow within five steps, with 2**7 and 2**4 they do not; those that come back from a small head are as exact."""
+overflow within five steps, with 2**7 and 2**4 they do not; faint ones are 0.4 to 1.5 % off with 2**7, 13 to 50 % without."""
 
 
 class Scheduler(Protocol):

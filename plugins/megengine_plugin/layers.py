@@ -44,7 +44,7 @@ def on_gpu() -> bool:
 
 
 def narrow(x: Tensor, half: bool) -> Tensor:
-    """What float16 keeps of the numbers, if `half`. MegEngine's CPU kernels for float16 take a hundred times as long as
+    """What float16 keeps of the numbers, if `half`. MegEngine's CPU kernels for float16 take twenty times as long as
     those for float32: on a CPU the type is float32 again, which multiplies and adds such numbers as a GPU does."""
     if not half:
         return x
