@@ -344,3 +344,17 @@ def test_every_test_that_the_table_names_exists_and_every_experiment_has_a_row()
         assert f"def {name}(" in code or f"{name} = " in code, (feature, name)
     text = (ROOT / "docs" / "seeds.md").read_text()
     assert all(f"`{name}`" in text for name in EXPERIMENTS)
+
+
+def test_the_table_s_cells_are_what_is_tested() -> None:
+    """yes where the experiment's tests run in that mode, no with its note where the mode cannot."""
+    lines = [line.strip("| ").split(" | ") for line in (ROOT / "docs" / "seeds.md").read_text().splitlines()]
+    heads = next(cells for cells in lines if cells[0] == "feature")
+    rows = [
+        dict(zip(heads, cells, strict=True)) for cells in lines if len(cells) == len(heads) and cells[0] != "feature"
+    ]
+    assert sorted(row["experiment"].strip("`") for row in rows) == EXPERIMENTS
+    for row in rows:
+        for mode in (mode for modes in MODES.values() for mode in modes):
+            can = (mode, row["experiment"].strip("`")) not in CANNOT
+            assert (row[mode] == "yes") == can and (can or row[mode] in ("no [1]", "no [2]")), (row["feature"], mode)
