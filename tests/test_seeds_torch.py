@@ -8,11 +8,11 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import torch
-from beside import Ours, batch_of, below, largest_difference, moved
 from torch import nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import StepLR
 
+from layerwise_lr import registry, verify
 from layerwise_lr.groups import GroupingSpec, GroupSpec
 from layerwise_lr.layers import initial_weights, param_table
 from layerwise_lr.models import make_tree
@@ -86,9 +86,49 @@ def plan_of(steps, every=30, freeze=None):
                      {"default": ScheduleSpec("step", gamma=0.1, every=every)}, freeze or FreezeSpec(), steps)[1]  # fmt: skip
 
 
+def batch_of(step, size=4):
+    rng = np.random.default_rng([2, step])
+    return rng.standard_normal((size, 3, 32, 32)).astype(np.float32), rng.integers(0, 10, size)
+
+
 def loss_of(model, step):
-    x, y = batch_of(TREE, step)
+    x, y = batch_of(step)
     return functional.cross_entropy(model(torch.from_numpy(x).double()), torch.from_numpy(y))
+
+
+class Ours:
+    """The plan in our plugin, step by step."""
+
+    def __init__(self, plan):
+        self.fw, self.plan = registry.load("torch")("cpu", "eager", 0, "fp64", 1, False), plan
+        self.model = self.fw.make_model(TREE)
+        self.fw.set_weights(self.model, initial_weights(TREE, 0))
+        self.state = verify.make_state(self.fw, self.model, plan, 0)
+
+    def step(self, step):
+        if step in {phase.start for phase in self.plan.phases()}:
+            self.fw.set_active(self.state, self.plan.active(step))
+        self.state.scheduler.apply(step)
+        self.fw.train_step(self.state, *batch_of(step))
+        return self.state.scheduler.lrs()
+
+    def arrays(self):
+        return self.fw.get_weights(self.model)
+
+
+def largest_difference(mine, theirs):
+    """Of any number of any array, relative to the array's largest."""
+    assert set(mine) == set(theirs)
+    return max(float(np.abs(mine[n] - theirs[n]).max() / max(np.abs(theirs[n]).max(), 1e-6)) for n in theirs)
+
+
+def moved(before, after):
+    """Names of the parameters, not running statistics, that are not bit by bit what they were."""
+    return {n for n in before if "running" not in n and not np.array_equal(before[n], after[n])}
+
+
+def below(*modules):
+    return {row.name for row in param_table(TREE).trainable if row.name.split(".")[0] in modules}
 
 
 @pytest.mark.parametrize("per_epoch", [1, 4])
@@ -114,7 +154,7 @@ def test_seven_groups_end_at_our_weights():
 
     Mended in its loop: `ouputs`, `loss.backwark()`, `scheduler.step()` in the place of `optimizer.step()` (with the
     comment "update the parameters") and `scheduler.zero_grad()`, which no scheduler has."""
-    model, ours, steps = ResNet18(), Ours("torch", "eager", TREE, plan_of(34), "fp64"), 33
+    model, ours, steps = ResNet18(), Ours(plan_of(32)), 32
     optimizer = torch.optim.Adam(param_groups(model))
     scheduler, start = StepLR(optimizer, step_size=30, gamma=0.1), model.arrays()
     for step in range(steps):
@@ -126,7 +166,7 @@ def test_seven_groups_end_at_our_weights():
         np.testing.assert_allclose(ours.step(step), native, rtol=1e-12)
     difference = largest_difference(ours.arrays(), model.arrays())
     print(f"largest relative difference after {steps} steps: {difference:.1e}")
-    assert moved(start, model.arrays()) == below(TREE, *MODULES)
+    assert moved(start, model.arrays()) == below(*MODULES)
     assert difference <= 1e-6
 
 
@@ -162,12 +202,12 @@ def test_unfreezing_as_printed_freezes_all_and_thaws_nothing():
     for thaw in ((), ("layer4",), ("layer3",)):
         for name in thaw:
             getattr(model, name).requires_grad = True  # as printed
-        assert moved_in_a_step(model) == below(TREE, "fc")
+        assert moved_in_a_step(model) == below("fc")
 
     model = ResNet18()
     for module in model.modules():
         module.requires_grad = False
-    assert moved_in_a_step(model) == below(TREE, *MODULES)
+    assert moved_in_a_step(model) == below(*MODULES)
 
 
 def moved_in_a_step(model):
@@ -181,13 +221,7 @@ def test_progressive_unfreezing_moves_what_was_meant():
     """Seed 002: first the head, some epochs later layer4, again later layer3. Ours (freeze=progressive, stages
     [layer4, layer3]) trains 2, 17 and 32 parameters, and with `requires_grad_`, the fault mended, so does the
     notebook's Adam, to the same weights: what thaws late counts its own steps."""
-    ours = Ours(
-        "torch",
-        "eager",
-        TREE,
-        plan_of(9, freeze=FreezeSpec("progressive", every=3, stages=["layer4", "layer3"])),
-        "fp64",
-    )
+    ours = Ours(plan_of(9, freeze=FreezeSpec("progressive", every=3, stages=["layer4", "layer3"])))
     model, before = ResNet18(), ours.arrays()
     optimizer, counts = torch.optim.Adam(param_groups(model)), []
     model.requires_grad_(False)
@@ -199,7 +233,7 @@ def test_progressive_unfreezing_moves_what_was_meant():
         optimizer.zero_grad()
         ours.step(step)
         after = ours.arrays()
-        assert moved(before, after) == below(TREE, *("fc", "layer4", "layer3")[: step // 3 + 1])
+        assert moved(before, after) == below(*("fc", "layer4", "layer3")[: step // 3 + 1])
         counts.append(len(moved(before, after)))
         before = after
     difference = largest_difference(before, model.arrays())
