@@ -157,8 +157,9 @@ def _product(spec: ScheduleSpec, steps: int, named: Mapping[str, ScheduleSpec]) 
         raise UserError("schedules: a product needs parts=[a,b]: names under 'schedules:', 'default' for the run's own")
     missing = [name for name in spec.parts if name not in named or named[name].name == "product"]
     if missing:
+        others = [name for name, other in named.items() if other.name != "product"]
         raise UserError(f"schedules: the product's parts {missing} are no other schedules; there are: "
-                        f"{', '.join(n for n, s in named.items() if s.name != 'product')}")  # fmt: skip
+                        f"{', '.join(others) or 'none'}; add one: '+schedules.{missing[0]}={{name: cosine}}'")  # fmt: skip
     return product([make(named[name], steps, named) for name in spec.parts])
 
 
