@@ -17,7 +17,7 @@ from layerwise_lr import conformance, registry
 from layerwise_lr.conformance import CHECKS, Kit, run_check, specification
 
 MODES = {
-    "torch": ("eager",),  # compile: the same code under torch.compile, minutes of compiling; `layerwise-lr check torch`
+    "torch": ("eager", "compile"),
     "oneflow": ("eager", "graph", "graph_native"),
     "mindspore": ("pynative", "graph"),
     "megengine": ("eager", "trace"),
@@ -54,7 +54,7 @@ def test_framework(mode: str, check: str, request: pytest.FixtureRequest) -> Non
 
 def test_the_modes_are_the_plugins(request: pytest.FixtureRequest) -> None:
     name = request.config.getoption("--framework")
-    assert set(MODES[name]) | {"compile"} == set(registry.load(name).modes) | {"compile"}
+    assert set(MODES[name]) == set(registry.load(name).modes)
 
 
 @pytest.mark.parametrize("check", CHECKS)
