@@ -260,7 +260,7 @@ def test_a_stand_in_is_told_and_kept(here: Path) -> None:
     assert told[0] in read(here / "run/summary.json")["notes"]
     final = yaml.safe_load((here / "run/config.resolved.yaml").read_text())["data"]
     assert (final["name"], final["stands_for"], final["stand_in"]) == ("digits", "cifar10", None)
-    assert read(here / "run/data.json")["train"]["n"] == 200
+    assert read(here / "run/data.json")["train"]["n"] == 50
     assert read(here / "run/data.json")["shape"] == [3, 32, 32]
 
     (here / "again").mkdir()
@@ -285,6 +285,6 @@ def test_every_command_tells_of_a_stand_in_once(words: tuple[str, ...]) -> None:
 def test_size_test_wins_over_any_experiment(experiment: tuple[str, ...], last: bool) -> None:
     words = (*experiment, "+size=test") if last else ("+size=test", *experiment)
     shown = yaml.safe_load(layerwise_lr("train", "--cfg", "job", *words).stdout)
-    assert [shown["data"][f"{part}_size"] for part in ("train", "val", "test")] == [200, 100, 200]
-    assert [shown[key] for key in ("epochs", "steps", "batch_size", "eval_every")] == [2, None, 20, "1 epoch"]
+    assert [shown["data"][f"{part}_size"] for part in ("train", "val", "test")] == [50, 50, 100]
+    assert [shown[key] for key in ("epochs", "steps", "batch_size", "eval_every")] == [4, None, 10, "2 epochs"]
     assert shown["name"] != "test"
