@@ -54,6 +54,7 @@ def _quiet() -> Iterator[None]:
 def _import() -> None:
     os.environ.setdefault("GLOG_minloglevel", "3")  # OneFlow's C++ log: fatal errors only
     os.environ.setdefault("ONEFLOW_EP_CUDA_ENABLE_TF32_EXECUTION", "0")  # else fp32 products are rounded to 10 bits
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # that one is cuBLAS's alone; convolutions are cuDNN's
     _load_libraries()
     try:
         with _quiet():
