@@ -316,11 +316,17 @@ def test_rule_2_what_a_group_leaves_out_is_the_optimizers(net):
         assert group.weight_decay == float(np.asarray(decays[name])) == (0.25 if "conv" in name else 0.0625)
 
 
-@pytest.mark.parametrize("lr", [{"params": 1e-3}, [[1e-3, 1e-3], [1e-4, 1e-4]]])
-def test_rule_3_an_lr_is_static_or_dynamic_but_not_grouped(net, lr):
-    """Seed 003, rule 3: a group's lr may be static or dynamic, but not grouped again. MindSpore raises something; our
-    schema says which key is no number. A static lr is `lr`, a dynamic one `schedule`: `plan_of` has both."""
-    with pytest.raises((ValueError, TypeError)):
+@pytest.mark.parametrize(
+    ("lr", "words"),
+    [
+        ({"params": 1e-3}, "could not convert string to float"),
+        ([[1e-3, 1e-3], [1e-4, 1e-4]], "must be subclass of Cell"),
+    ],
+)
+def test_rule_3_an_lr_is_static_or_dynamic_but_not_grouped(net, lr, words):
+    """Seed 003, rule 3: a group's lr may be static or dynamic, but not grouped again. MindSpore fails in words of its
+    own; our schema says which key is no number. A static lr is `lr`, a dynamic one `schedule`: `plan_of` has both."""
+    with pytest.raises((ValueError, TypeError), match=words):
         momentum([{"params": net.trainable_params(), "lr": lr}], net.trainable_params())
     with pytest.raises(UserError, match=r"grouping\.groups\.it\.lr"):
         config.from_data({"grouping": {"strategy": "by_name", "groups": {"it": {"match": ["*"], "lr": lr}}}})
@@ -329,7 +335,8 @@ def test_rule_3_an_lr_is_static_or_dynamic_but_not_grouped(net, lr):
 
 
 def test_rule_4_weight_decay_is_a_float(net):
-    """Seed 003, rule 4: weight_decay must be a proper float, and not negative."""
+    """Seed 003, rule 4: weight_decay must be a proper float, and not negative; a whole number is taken as one, there
+    and here."""
     params = net.trainable_params()
     for bad in ("heavy", -1.0):
         with pytest.raises((TypeError, ValueError), match=r"(?i)weight_decay"):
@@ -337,6 +344,9 @@ def test_rule_4_weight_decay_is_a_float(net):
         with pytest.raises(UserError, match=r"grouping\.groups\.it\.weight_decay"):
             data = {"strategy": "by_name", "groups": {"it": {"match": ["*"], "weight_decay": bad}}}
             config.resolve(config.from_data({"grouping": data}))
+    assert float(np.asarray(momentum([{"params": params, "weight_decay": 1}], params).weight_decay[0])) == 1.0
+    whole = {"strategy": "by_name", "groups": {"it": {"match": ["*"], "weight_decay": 1}}}
+    assert config.from_data({"grouping": whole}).grouping.groups["it"].weight_decay == 1.0
 
 
 def test_rule_5_every_parameter_once(net):
