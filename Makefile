@@ -10,7 +10,7 @@ BINMS := .venvms/bin
 HAS_MINDSPORE := $(shell $(PYTHON) -c "import sys; print('yes' if sys.version_info < (3, 13) else '')")
 DEMO := outputs/solar_cells/demo
 SLOW := test_bad_input test_cli test_report test_packaging test_style
-FRAMEWORK_TESTS = $(foreach name,conformance corrections devices seeds $(1)_plugin seeds_$(1),tests/test_$(name).py)
+FRAMEWORK_TESTS = tests/framework/test_conformance.py tests/plugins/test_corrections.py tests/plugins/test_devices.py tests/plugins/test_$(1)_plugin.py tests/seeds/test_seeds.py tests/seeds/test_seeds_$(1).py
 PIP := -m pip install --quiet --editable
 export OMP_WAIT_POLICY := PASSIVE
 

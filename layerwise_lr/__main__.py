@@ -1,4 +1,4 @@
-"""`python -m layerwise_lr`: the same as the console script."""
+"""`python -m layerwise_lr`: the same as the command layerwise-lr."""
 
 from .cli import main
 

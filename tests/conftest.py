@@ -7,7 +7,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-from layerwise_lr import fetch, registry
+from layerwise_lr.data import fetch
+from layerwise_lr.framework import registry
 
 HERE = Path(__file__).parent
 

@@ -7,9 +7,9 @@ import numpy as np
 from layerwise_lr.plugins.reference_plugin import layers, optimizers
 from layerwise_lr.plugins.reference_plugin.plugin import Group, Model, ReferenceFramework, ReferenceScheduler
 
-from layerwise_lr.framework import TrainState, Weights
-from layerwise_lr.layers import Tree
-from layerwise_lr.plan import Plan
+from layerwise_lr.framework.contract import TrainState, Weights
+from layerwise_lr.models.layers import Tree
+from layerwise_lr.plan.plan import Plan
 
 SABOTEURS: list[tuple[str, type[ReferenceFramework]]] = []
 
@@ -467,8 +467,10 @@ class OwnKeys(ReferenceFramework):
 
     def get_optimizer_state(self, state: TrainState) -> Weights:
         short = {"exp_avg": "m", "exp_avg_sq": "v", "momentum_buffer": "m"}
-        return {f"{k.rpartition('/')[0]}/{short.get(k.rpartition('/')[2], k.rpartition('/')[2])}": a
-                for k, a in super().get_optimizer_state(state).items()}  # fmt: skip
+        return {
+            f"{k.rpartition('/')[0]}/{short.get(k.rpartition('/')[2], k.rpartition('/')[2])}": a
+            for k, a in super().get_optimizer_state(state).items()
+        }
 
 
 @caught_by("same_seed_same_curve", "dropout_follows_reseed")

@@ -14,8 +14,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 
-from layerwise_lr import cli, fetch, pictures, registry
-from layerwise_lr.plan import OPTIMIZERS
+from layerwise_lr.cli import program
+from layerwise_lr.data import fetch, pictures
+from layerwise_lr.framework import registry
+from layerwise_lr.plan.plan import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,9 +38,11 @@ COMMANDS = sorted(set(documented()))
 
 
 IDX = {
-    "train-images-idx3-ubyte": (2100, 4, 4), "train-labels-idx1-ubyte": (2100,),
-    "t10k-images-idx3-ubyte": (9, 4, 4), "t10k-labels-idx1-ubyte": (9,),
-}  # fmt: skip
+    "train-images-idx3-ubyte": (2100, 4, 4),
+    "train-labels-idx1-ubyte": (2100,),
+    "t10k-images-idx3-ubyte": (9, 4, 4),
+    "t10k-labels-idx1-ubyte": (9,),
+}
 
 
 def as_plan(words: list[str]) -> list[str]:
@@ -70,7 +74,7 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     yield tmp_path
     GlobalHydra.instance().clear()
     HydraConfig.instance().cfg = None
-    cli.sweep_folder = cli.made_folder = None
+    program.sweep_folder = program.made_folder = None
     sys.argv = argv
     os.environ.clear()
     os.environ.update(before)
@@ -83,11 +87,11 @@ def test_a_documented_command_can_be_planned(command: str, somewhere: Path) -> N
         assert set(words[2:]) <= set(fetch.SOURCES) | {"NAME"}
     elif words[1] in ("train", "plan", "verify", "compare"):
         with pytest.raises(SystemExit) as ended:
-            cli.main(as_plan(words))
+            program.main(as_plan(words))
         assert ended.value.code == 0
         assert list(somewhere.rglob("lr_heatmap.png"))
     else:
-        assert words[1] in cli.COMMANDS
+        assert words[1] in program.COMMANDS
 
 
 def test_every_framework_has_a_config() -> None:

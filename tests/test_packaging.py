@@ -21,8 +21,7 @@ PLACES = ("layerwise_lr/", "conf/", "plugins/")
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
-    subprocess.run([sys.executable, "-m", "build", "--outdir", str(out), str(ROOT)], check=True,
-                   capture_output=True)  # fmt: skip
+    subprocess.run([sys.executable, "-m", "build", "--outdir", str(out), str(ROOT)], check=True, capture_output=True)
     return next(out.glob("*.whl"))
 
 
@@ -62,8 +61,14 @@ def test_the_wheel_works_from_another_directory(wheel: Path, tmp_path: Path) -> 
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    where = subprocess.run([python, "-c", "import layerwise_lr; print(layerwise_lr.__file__)"], cwd=tmp_path, env=env,
-                           capture_output=True, text=True, check=True)  # fmt: skip
+    where = subprocess.run(
+        [python, "-c", "import layerwise_lr; print(layerwise_lr.__file__)"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert where.stdout.strip().startswith(str(home))
     assert "solar_cells" in ask("train", "--help")
     assert "effective lr proved" in ask("train", "epochs=1", "hydra.run.dir=single")

@@ -9,9 +9,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize("words", [
-    ["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy", "layerwise_lr"], ["mypy", "plugins"],
-], ids=" ".join)  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy", "layerwise_lr"], ["mypy", "plugins"]],
+    ids=" ".join,
+)
 def test_clean(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -3,7 +3,7 @@
 import os
 import warnings
 
-from layerwise_lr.errors import UserError
+from layerwise_lr.framework import UserError
 
 os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # else cuDNN 8 rounds fp32 convolutions to 10 bits
 
@@ -14,5 +14,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "pkg_resources":  # setuptools 81 dropped it
         raise
-    raise UserError("framework=megengine imports pkg_resources, which this environment's setuptools no longer has: "
-                    "pip install 'setuptools<81'") from None  # fmt: skip
+    raise UserError(
+        "framework=megengine imports pkg_resources, which this environment's setuptools no longer has: "
+        "pip install 'setuptools<81'"
+    ) from None

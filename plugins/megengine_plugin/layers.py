@@ -14,7 +14,7 @@ import megengine.module as M
 import numpy as np
 from megengine import Parameter, Tensor
 
-from layerwise_lr.layers import Layer, Node, Residual, Tree, join, specs
+from layerwise_lr.framework import Layer, Node, Residual, Tree, join, specs
 
 from .convolution import conv2d
 
@@ -67,10 +67,22 @@ class Conv(M.Conv2d):
 
     half = False
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, padding: int, groups: int,
-                 bias: bool) -> None:  # fmt: skip
-        super().__init__(in_channels, out_channels, kernel, stride, padding, dilation=1, groups=groups, bias=bias,
-                         conv_mode="cross_correlation", compute_mode="default", padding_mode="zeros")  # fmt: skip
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int, padding: int, groups: int, bias: bool
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel,
+            stride,
+            padding,
+            dilation=1,
+            groups=groups,
+            bias=bias,
+            conv_mode="cross_correlation",
+            compute_mode="default",
+            padding_mode="zeros",
+        )
         plain = groups == 1 or groups == in_channels == out_channels
         self._own = plain and padding < kernel and not on_gpu()
 

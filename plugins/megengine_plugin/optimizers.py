@@ -11,8 +11,7 @@ from megengine.core.tensor.utils import set_convert_inputs
 from megengine.optimizer import SGD, Adam, AdamW, Optimizer
 from megengine.tensor import Tensor
 
-from layerwise_lr.framework import Weights
-from layerwise_lr.plan import OptimizerSpec
+from layerwise_lr.framework import OptimizerSpec, Weights
 
 
 class LayerAdaptive(Optimizer):
@@ -24,8 +23,9 @@ class LayerAdaptive(Optimizer):
         betas, eps, weight_decay: as Adam's; weight decay is L2.
     """
 
-    def __init__(self, params: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float,
-                 weight_decay: float) -> None:  # fmt: skip
+    def __init__(
+        self, params: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+    ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def _create_state(self, param_group: dict[str, Any]) -> None:

@@ -11,11 +11,8 @@ import numpy as np
 from megengine import Tensor
 from megengine.optimizer import Optimizer
 
-from layerwise_lr.errors import UserError
-from layerwise_lr.framework import LOSS_SCALE, TrainState, Weights
-from layerwise_lr.layers import KINDS as DECLARED
-from layerwise_lr.layers import PLAIN_KINDS, Tree
-from layerwise_lr.plan import OPTIMIZERS, Plan
+from layerwise_lr.framework import KINDS as DECLARED
+from layerwise_lr.framework import LOSS_SCALE, OPTIMIZERS, PLAIN_KINDS, Plan, TrainState, Tree, UserError, Weights
 
 from . import layers, optimizers
 from .graph import Steps
@@ -89,19 +86,24 @@ class MegEngineFramework:
     def make_groups(self, model: layers.Model, plan: Plan) -> list[Group]:
         """MegEngine's param_groups; `names` and `shapes` are ours, in the order of `params`."""
         return [
-            {"params": [model.arrays[n] for n in g.params], "lr": plan.base_lr * g.lr_scale,
-             "weight_decay": g.weight_decay, "name": g.name, "optimizer": g.optimizer,
-             "grad_centralization": g.grad_centralization, "names": list(g.params),
-             "shapes": [model.shapes[n] for n in g.params]}
+            {
+                "params": [model.arrays[n] for n in g.params],
+                "lr": plan.base_lr * g.lr_scale,
+                "weight_decay": g.weight_decay,
+                "name": g.name,
+                "optimizer": g.optimizer,
+                "grad_centralization": g.grad_centralization,
+                "names": list(g.params),
+                "shapes": [model.shapes[n] for n in g.params],
+            }
             for g in plan.groups
-        ]  # fmt: skip
+        ]
 
     def make_optimizer(self, groups: Sequence[Group], plan: Plan) -> list[Optimizer]:
         """One native optimizer per name in use, stepped together. MegEngine keeps these very dicts as its
         param_groups: what the scheduler writes into them is what the step reads."""
         names = dict.fromkeys(group["optimizer"] for group in groups)
-        return [optimizers.make(plan.optimizers[name], [g for g in groups if g["optimizer"] == name])
-                for name in names]  # fmt: skip
+        return [optimizers.make(plan.optimizers[name], [g for g in groups if g["optimizer"] == name]) for name in names]
 
     def make_scheduler(self, optimizer: Sequence[Optimizer], plan: Plan, start: int) -> MegEngineScheduler:
         """Groups in the plan's order, across all optimizers."""
@@ -125,9 +127,12 @@ class MegEngineFramework:
 
     def get_gradients(self, state: TrainState) -> Weights:
         """param.grad where there is one."""
-        return {name: _copy(param.grad, shape) for g in state.groups
-                for name, shape, param in zip(g["names"], g["shapes"], g["params"], strict=True)
-                if param.grad is not None}  # fmt: skip
+        return {
+            name: _copy(param.grad, shape)
+            for g in state.groups
+            for name, shape, param in zip(g["names"], g["shapes"], g["params"], strict=True)
+            if param.grad is not None
+        }
 
     def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
         """Logits in evaluation mode, outside every trace."""
@@ -183,8 +188,9 @@ def _device(asked: str, threads: int) -> str:
         asked = there[0]
     asked = "cuda:0" if asked == "cuda" else asked
     if asked not in there:
-        raise UserError(f"framework.device={asked!r} is not here; megengine {megengine.__version__} sees: "
-                        f"{', '.join(there)}")  # fmt: skip
+        raise UserError(
+            f"framework.device={asked!r} is not here; megengine {megengine.__version__} sees: {', '.join(there)}"
+        )
     if asked == "cpu":
         return f"multithread{threads}" if threads > 1 else "cpu0"
     return asked.replace("cuda:", "gpu")

@@ -27,8 +27,9 @@ class Step:
         scale: of the loss in the backward pass; loss and gradients are given without it.
     """
 
-    def __init__(self, model: nn.Cell, natives: Sequence[nn.Optimizer], centralized: frozenset[str],
-                 compiled: bool, scale: float) -> None:  # fmt: skip
+    def __init__(
+        self, model: nn.Cell, natives: Sequence[nn.Optimizer], centralized: frozenset[str], compiled: bool, scale: float
+    ) -> None:
         params = [p for native in natives for p in native.parameters]
         self.names = [p.name for p in params]
         self._loss, self._natives, edge = layers.Loss(model).set_train(True), tuple(natives), 0

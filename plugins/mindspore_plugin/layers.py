@@ -11,23 +11,37 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore import dtype as mstype
 
-from layerwise_lr.layers import Layer, Node, Residual, Tree, join
+from layerwise_lr.framework import Layer, Node, Residual, Tree, join
 
 from .dropout import Dropout
 
 _NORM = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "variance": "running_var"}
 RENAMED: Mapping[str, Mapping[str, str]] = {
-    "batchnorm": _NORM, "layernorm": _NORM, "embedding": {"embedding_table": "weight"},
-}  # fmt: skip
+    "batchnorm": _NORM,
+    "layernorm": _NORM,
+    "embedding": {"embedding_table": "weight"},
+}
 
 
 class Conv(nn.Conv2d):
     """conv: MindSpore's own default would pad "same" and have no bias."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, padding: int, groups: int,
-                 bias: bool) -> None:  # fmt: skip
-        super().__init__(in_channels, out_channels, kernel, stride, pad_mode="pad", padding=padding, dilation=1,
-                         group=groups, has_bias=bias, weight_init="zeros", bias_init="zeros")  # fmt: skip
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int, padding: int, groups: int, bias: bool
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel,
+            stride,
+            pad_mode="pad",
+            padding=padding,
+            dilation=1,
+            group=groups,
+            has_bias=bias,
+            weight_init="zeros",
+            bias_init="zeros",
+        )
 
 
 class Linear(nn.Dense):

@@ -17,7 +17,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from layerwise_lr.plan import OptimizerSpec, Plan
+from layerwise_lr.framework import OptimizerSpec, Plan
 
 Group = dict[str, Any]
 
@@ -34,8 +34,9 @@ class Adam(nn.Optimizer):
         decoupled: AdamW.
     """
 
-    def __init__(self, params: Sequence[Group], learning_rate: float, betas: Sequence[float], eps: float,
-                 decoupled: bool) -> None:  # fmt: skip
+    def __init__(
+        self, params: Sequence[Group], learning_rate: float, betas: Sequence[float], eps: float, decoupled: bool
+    ) -> None:
         super().__init__(learning_rate, list(params), weight_decay=0.0)
         self.decoupled, self.eps = decoupled, eps
         self.betas = tuple(float(np.float32(beta)) for beta in betas)
@@ -68,8 +69,18 @@ class Adam(nn.Optimizer):
             p, k = self._parameters[i], self.at[i]
             if self.decoupled and self.decay_flags[i]:
                 ops.assign(p, p * (1.0 - lr[i] * self.weight_decay[i]))
-            self.adam(p, self.exp_avg[i], self.exp_avg_sq[i], 0.0, 0.0, lr[i] * factor[k], self.betas[0],
-                      self.betas[1], eps[k], gradients[i])  # fmt: skip
+            self.adam(
+                p,
+                self.exp_avg[i],
+                self.exp_avg_sq[i],
+                0.0,
+                0.0,
+                lr[i] * factor[k],
+                self.betas[0],
+                self.betas[1],
+                eps[k],
+                gradients[i],
+            )
         return True
 
 
@@ -104,8 +115,9 @@ class LayerAdaptive(nn.Optimizer):
 
 def _momentum(spec: OptimizerSpec, groups: list[Group]) -> nn.Optimizer:
     if spec.nesterov:
-        return nn.SGD(groups, spec.lr, momentum=spec.momentum, dampening=0.0, weight_decay=0.0, nesterov=True,
-                      loss_scale=1.0)  # fmt: skip
+        return nn.SGD(
+            groups, spec.lr, momentum=spec.momentum, dampening=0.0, weight_decay=0.0, nesterov=True, loss_scale=1.0
+        )
     return nn.Momentum(groups, spec.lr, momentum=spec.momentum, weight_decay=0.0, loss_scale=1.0, use_nesterov=False)
 
 
@@ -127,17 +139,28 @@ class Natives:
     def __init__(self, groups: Sequence[Group], plan: Plan) -> None:
         self.groups, self.plan = groups, plan
         self.whole = {name: self._make(name, [True] * len(groups)) for name in _names(plan)}
-        self.lrs = [self.whole[g.optimizer].get_lr_parameter(native["params"][0])
-                    for g, native in zip(plan.groups, groups, strict=True)]  # fmt: skip
+        self.lrs = [
+            self.whole[g.optimizer].get_lr_parameter(native["params"][0])
+            for g, native in zip(plan.groups, groups, strict=True)
+        ]
         self.steps: dict[tuple[bool, ...], Any] = {}  # compiled, by active set: see graph.py
 
     def serve(self, groups: Sequence[Group], plan: Plan) -> bool:
         """Whether these groups and this plan need the very same optimizers; lr is a Parameter and may differ."""
 
         def shape(groups: Sequence[Group], plan: Plan) -> list[Any]:
-            return [_specs(plan), *([[id(p) for p in native["params"]], native["weight_decay"],
-                                     native["grad_centralization"], g.optimizer]
-                                    for native, g in zip(groups, plan.groups, strict=True))]  # fmt: skip
+            return [
+                _specs(plan),
+                *(
+                    [
+                        [id(p) for p in native["params"]],
+                        native["weight_decay"],
+                        native["grad_centralization"],
+                        g.optimizer,
+                    ]
+                    for native, g in zip(groups, plan.groups, strict=True)
+                ),
+            ]
 
         return shape(groups, plan) == shape(self.groups, self.plan)
 
@@ -157,9 +180,11 @@ class Natives:
     def _make(self, name: str, active: Sequence[bool]) -> nn.Optimizer:
         """One native optimizer over the active groups named so. order_params keeps the plan's order; centralization
         is `Step`'s, so the native key is off here."""
-        own = [{**native, "grad_centralization": False}
-               for g, native, on in zip(self.plan.groups, self.groups, active, strict=True)
-               if on and g.optimizer == name]  # fmt: skip
+        own = [
+            {**native, "grad_centralization": False}
+            for g, native, on in zip(self.plan.groups, self.groups, active, strict=True)
+            if on and g.optimizer == name
+        ]
         order = [p for native in own for p in native["params"]]
         made = NATIVE[self.plan.optimizers[name].name](self.plan.optimizers[name], [*own, {"order_params": order}])
         for attribute in (*STATE, "momentum", "global_step", "steps"):  # names must be unique in a compiled step

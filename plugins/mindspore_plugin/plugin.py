@@ -16,11 +16,8 @@ os.environ.setdefault("MS_OM_PATH", str(Path(tempfile.gettempdir()) / "layerwise
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 
-from layerwise_lr.errors import UserError
-from layerwise_lr.framework import LOSS_SCALE, TrainState, Weights
-from layerwise_lr.layers import KINDS as DECLARED
-from layerwise_lr.layers import PLAIN_KINDS, Tree
-from layerwise_lr.plan import OPTIMIZERS, Plan
+from layerwise_lr.framework import KINDS as DECLARED
+from layerwise_lr.framework import LOSS_SCALE, OPTIMIZERS, PLAIN_KINDS, Plan, TrainState, Tree, UserError, Weights
 
 from . import graph, layers
 from .optimizers import Group, Natives, Optimizers
@@ -110,10 +107,14 @@ class MindSporeFramework:
     def make_groups(self, model: nn.Cell, plan: Plan) -> list[Group]:
         """MindSpore's group dicts; it takes no other keys than these, and no numpy floats."""
         return [
-            {"params": [model.named[n] for n in g.params], "lr": float(plan.base_lr * g.lr_scale),
-             "weight_decay": float(g.weight_decay), "grad_centralization": g.grad_centralization}
+            {
+                "params": [model.named[n] for n in g.params],
+                "lr": float(plan.base_lr * g.lr_scale),
+                "weight_decay": float(g.weight_decay),
+                "grad_centralization": g.grad_centralization,
+            }
             for g in plan.groups
-        ]  # fmt: skip
+        ]
 
     def make_optimizer(self, groups: Sequence[Group], plan: Plan) -> Optimizers:
         """One native optimizer per name in use. The last ones are reused, fresh, where the same are asked for and

@@ -14,15 +14,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from layerwise_lr.errors import UserError
+from layerwise_lr.framework import UserError
 
 INSTALL = "pip install 'layerwise-lr[oneflow]'"
 LIBRARIES_BY = "pip install nvidia-cublas-cu11 'nvidia-cudnn-cu11<9'"
 LIBRARIES = (
-    "cublas/lib/libcublasLt.so.11", "cublas/lib/libcublas.so.11",
-    "cudnn/lib/libcudnn_ops_infer.so.8", "cudnn/lib/libcudnn_ops_train.so.8",
-    "cudnn/lib/libcudnn_cnn_infer.so.8", "cudnn/lib/libcudnn_cnn_train.so.8",
-)  # fmt: skip
+    "cublas/lib/libcublasLt.so.11",
+    "cublas/lib/libcublas.so.11",
+    "cudnn/lib/libcudnn_ops_infer.so.8",
+    "cudnn/lib/libcudnn_ops_train.so.8",
+    "cudnn/lib/libcudnn_cnn_infer.so.8",
+    "cudnn/lib/libcudnn_cnn_train.so.8",
+)
 """Where nvidia-cublas-cu11 and nvidia-cudnn-cu11 keep what liboneflow is linked against; each after its needs."""
 
 
@@ -65,8 +68,10 @@ def _import() -> None:
         why = str(error).splitlines()[0]
         raise UserError(f"oneflow does not load ({why}): {LIBRARIES_BY}") from None
     if not hasattr(oneflow, "nn"):
-        raise UserError(f"the installed oneflow is a placeholder without contents; 0.9.0 has wheels for Python 3.8 "
-                        f"to 3.10, this is {sys.version_info.major}.{sys.version_info.minor}: {INSTALL}")  # fmt: skip
+        raise UserError(
+            f"the installed oneflow is a placeholder without contents; 0.9.0 has wheels for Python 3.8 "
+            f"to 3.10, this is {sys.version_info.major}.{sys.version_info.minor}: {INSTALL}"
+        )
 
 
 if importlib.util.find_spec("oneflow"):  # where it is not installed, the registry says how to install it

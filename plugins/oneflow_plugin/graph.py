@@ -13,9 +13,7 @@ import numpy as np
 import oneflow as flow
 from oneflow import Tensor, nn
 
-from layerwise_lr.errors import UserError
-from layerwise_lr.framework import Weights
-from layerwise_lr.plan import Plan
+from layerwise_lr.framework import Plan, UserError, Weights
 
 from . import layers, optimizers
 
@@ -83,8 +81,13 @@ class Gradients(nn.Graph):
 class Updates(Gradients):
     """Forward, backward and the native update with native lr_scale and schedule, all compiled."""
 
-    def __init__(self, model: nn.Module, params: Sequence[Tensor], native: Sequence[optimizers.Optimizer],
-                 factors: Sequence[Sequence[float]]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        model: nn.Module,
+        params: Sequence[Tensor],
+        native: Sequence[optimizers.Optimizer],
+        factors: Sequence[Sequence[float]],
+    ) -> None:
         self._native, self._factors = native, factors
         super().__init__(model, params)
 
@@ -152,8 +155,11 @@ class Compiled:
     def load(self, graph: Updates, native_names: dict[str, str]) -> None:
         """Give the state to a Graph that is not built yet."""
         suffix = optimizers.GRAPH_STATE
-        variables = {f"model.{native_names[name]}-{suffix[key]}": flow.tensor(array)
-                     for name, key, array in _entries(self.state) if key in suffix}  # fmt: skip
+        variables = {
+            f"model.{native_names[name]}-{suffix[key]}": flow.tensor(array)
+            for name, key, array in _entries(self.state)
+            if key in suffix
+        }
         graph.load_state_dict({**variables, _STEP: flow.tensor([self.begun], dtype=flow.int64)})
         self.graph = graph
 
@@ -179,15 +185,20 @@ def check(plan: Plan) -> None:
     """
     ours = next((g.name for g in plan.groups if plan.optimizers[g.optimizer].name == "layer_adaptive"), None)
     if ours is not None:
-        raise UserError(f"framework.mode=graph_native: group {ours} trains under layer_adaptive; a compiled OneFlow Graph "
-                        f"knows OneFlow's own optimizers alone; {WAYS_OUT}")  # fmt: skip
+        raise UserError(
+            f"framework.mode=graph_native: group {ours} trains under layer_adaptive; a compiled OneFlow Graph "
+            f"knows OneFlow's own optimizers alone; {WAYS_OUT}"
+        )
     phases = plan.phases()
     if len(phases) > 1:
-        raise UserError(f"framework.mode=graph_native: other groups train from step {phases[1].start} on; a compiled "
-                        f"OneFlow Graph {FIXED}")  # fmt: skip
+        raise UserError(
+            f"framework.mode=graph_native: other groups train from step {phases[1].start} on; a compiled "
+            f"OneFlow Graph {FIXED}"
+        )
     if not any(phases[0].active):
-        raise UserError("framework.mode=graph_native: no group trains, and OneFlow builds no Graph without a gradient; "
-                        f"{WAYS_OUT}")  # fmt: skip
+        raise UserError(
+            f"framework.mode=graph_native: no group trains, and OneFlow builds no Graph without a gradient; {WAYS_OUT}"
+        )
 
 
 def _entries(state: Weights) -> list[tuple[str, str, np.ndarray]]:

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import oneflow as flow
 
-from layerwise_lr.errors import UserError
-from layerwise_lr.plan import OptimizerSpec
+from layerwise_lr.framework import OptimizerSpec, UserError
 
 Optimizer = Any  # flow.optim.Optimizer; OneFlow has no types
 
@@ -112,14 +111,17 @@ def set_state(native: Optimizer, group: Mapping[str, Any], arrays: Mapping[str, 
     for name, param in zip(group["names"], group["params"], strict=True):
         native._state[param] = {
             key_here: flow.tensor(arrays[f"{name}/{key}"], device=param.device)
-            for key, key_here in STATE[group["kind"]].items() if f"{name}/{key}" in arrays
-        }  # fmt: skip
+            for key, key_here in STATE[group["kind"]].items()
+            if f"{name}/{key}" in arrays
+        }
 
 
 def steps_in(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> int:
     """How many updates the state of these parameters has behind it: OneFlow counts once for all of an optimizer."""
     counts = {int(arrays[f"{name}/step"]) for name in names if f"{name}/step" in arrays}
     if len(counts) > 1:
-        raise UserError(f"optimizer state: {names[0]} and others beside it have made {sorted(counts)} steps; OneFlow "
-                        "counts once per optimizer: resume with framework=torch")  # fmt: skip
+        raise UserError(
+            f"optimizer state: {names[0]} and others beside it have made {sorted(counts)} steps; OneFlow "
+            "counts once per optimizer: resume with framework=torch"
+        )
     return counts.pop() if counts else 0

@@ -8,11 +8,18 @@ import numpy as np
 import oneflow as flow
 from oneflow import Tensor, nn
 
-from layerwise_lr.errors import UserError
-from layerwise_lr.framework import LOSS_SCALE, Scheduler, TrainState, Weights
-from layerwise_lr.layers import KINDS as DECLARED
-from layerwise_lr.layers import PLAIN_KINDS, Tree
-from layerwise_lr.plan import OPTIMIZERS, Plan
+from layerwise_lr.framework import KINDS as DECLARED
+from layerwise_lr.framework import (
+    LOSS_SCALE,
+    OPTIMIZERS,
+    PLAIN_KINDS,
+    Plan,
+    Scheduler,
+    TrainState,
+    Tree,
+    UserError,
+    Weights,
+)
 
 from . import graph, layers, optimizers
 
@@ -122,12 +129,20 @@ class OneflowFramework:
             graph.check(plan)
         params = _params(model)
         groups = [
-            {"params": [params[n] for n in g.params], "names": g.params, "weight_decay": g.weight_decay,
-             "optimizer": g.optimizer, "schedule": g.schedule, "kind": plan.optimizers[g.optimizer].name,
-             "grad_centralization": g.grad_centralization, "trains": g.active[0] < plan.total_steps, "active": True,
-             **({"lr": plan.base_lr, "lr_scale": g.lr_scale} if native else {"lr": plan.base_lr * g.lr_scale})}
+            {
+                "params": [params[n] for n in g.params],
+                "names": g.params,
+                "weight_decay": g.weight_decay,
+                "optimizer": g.optimizer,
+                "schedule": g.schedule,
+                "kind": plan.optimizers[g.optimizer].name,
+                "grad_centralization": g.grad_centralization,
+                "trains": g.active[0] < plan.total_steps,
+                "active": True,
+                **({"lr": plan.base_lr, "lr_scale": g.lr_scale} if native else {"lr": plan.base_lr * g.lr_scale}),
+            }
             for g in plan.groups
-        ]  # fmt: skip
+        ]
         self._centralize_in_graph(groups if native else [])
         return groups
 
@@ -169,8 +184,12 @@ class OneflowFramework:
 
     def get_gradients(self, state: TrainState) -> Weights:
         """p.grad where there is one; a native Graph gives them centralized where the group asks for that."""
-        return {n: _copy(p.grad) for g in state.groups for n, p in zip(g["names"], g["params"], strict=True)
-                if p.grad is not None}  # fmt: skip
+        return {
+            n: _copy(p.grad)
+            for g in state.groups
+            for n, p in zip(g["names"], g["params"], strict=True)
+            if p.grad is not None
+        }
 
     @flow.no_grad()
     def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
@@ -196,8 +215,11 @@ class OneflowFramework:
         if self.mode == "graph_native":
             counts = [n for g in state.groups if g["trains"] and "adam" in g["kind"] for n in g["names"]]
             return (state.compiled or graph.Compiled()).read(_native_names(state.model), counts)
-        return {key: array for group, native in zip(state.groups, state.optimizer, strict=True)
-                for key, array in optimizers.state_of(native, group).items()}  # fmt: skip
+        return {
+            key: array
+            for group, native in zip(state.groups, state.optimizer, strict=True)
+            for key, array in optimizers.state_of(native, group).items()
+        }
 
     def set_optimizer_state(self, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
         """The reverse. A native Graph takes it only when it is built: it will be built anew."""
@@ -269,11 +291,15 @@ def _device(asked: str) -> flow.device:
 def _check_half(device: flow.device, mode: str) -> None:
     """Raises UserError where OneFlow 0.9 does not compute in float16 what `lower` says."""
     if device.type == "cpu":
-        raise UserError("framework.precision='fp16': OneFlow has no float16 kernels for a CPU, autocast warns and stays "
-                        "fp32; take framework.device=cuda:0 or framework=torch")  # fmt: skip
+        raise UserError(
+            "framework.precision='fp16': OneFlow has no float16 kernels for a CPU, autocast warns and stays "
+            "fp32; take framework.device=cuda:0 or framework=torch"
+        )
     if mode != "eager":
-        raise UserError(f"framework.precision='fp16': framework.mode={mode!r} cannot, autocast is off in a Graph and its "
-                        "enable_amp takes softmax and loss down with it; take framework=oneflow")  # fmt: skip
+        raise UserError(
+            f"framework.precision='fp16': framework.mode={mode!r} cannot, autocast is off in a Graph and its "
+            "enable_amp takes softmax and loss down with it; take framework=oneflow"
+        )
 
 
 def _families(groups: Sequence[Group]) -> dict[tuple[str, str], list[Group]]:

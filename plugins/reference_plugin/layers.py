@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from scipy.special import erf
 
-from layerwise_lr.layers import KINDS as DECLARED
-from layerwise_lr.layers import Layer, Node, Residual, Seq
+from layerwise_lr.framework import KINDS as DECLARED
+from layerwise_lr.framework import Layer, Node, Residual, Seq
 
 Array = np.ndarray
 
@@ -342,10 +342,22 @@ class Reshape(Base):
 
 
 KINDS: Mapping[str, Callable[[Layer], Op]] = {
-    "conv": Conv, "linear": Linear, "batchnorm": BatchNorm, "layernorm": LayerNorm, "attention": Attention,
-    "tokens": Tokens, "embedding": Embedding, "layerscale": LayerScale, "relu": Relu, "relu6": Relu6, "gelu": Gelu,
-    "maxpool": MaxPool, "avgpool": AvgPool, "dropout": Dropout, **dict.fromkeys(Reshape.FORWARD, Reshape),
-}  # fmt: skip
+    "conv": Conv,
+    "linear": Linear,
+    "batchnorm": BatchNorm,
+    "layernorm": LayerNorm,
+    "attention": Attention,
+    "tokens": Tokens,
+    "embedding": Embedding,
+    "layerscale": LayerScale,
+    "relu": Relu,
+    "relu6": Relu6,
+    "gelu": Gelu,
+    "maxpool": MaxPool,
+    "avgpool": AvgPool,
+    "dropout": Dropout,
+    **dict.fromkeys(Reshape.FORWARD, Reshape),
+}
 
 
 class Chain:

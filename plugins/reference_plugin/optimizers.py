@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from layerwise_lr.plan import OptimizerSpec
+from layerwise_lr.framework import OptimizerSpec
 
 Array = np.ndarray
 State = dict[str, Array]
@@ -64,5 +64,10 @@ def _adam_step(spec: OptimizerSpec, p: Array, g: Array, state: State, lr: float)
     return p - lr * (state["exp_avg"] / (1 - beta1**step)) / denominator
 
 
-UPDATES: Mapping[str, Update] = {"sgd": sgd, "momentum": momentum, "adam": adam, "adamw": adamw,
-                                 "layer_adaptive": layer_adaptive}  # fmt: skip
+UPDATES: Mapping[str, Update] = {
+    "sgd": sgd,
+    "momentum": momentum,
+    "adam": adam,
+    "adamw": adamw,
+    "layer_adaptive": layer_adaptive,
+}

@@ -6,10 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from layerwise_lr.errors import UserError
-from layerwise_lr.framework import TrainState, Weights
-from layerwise_lr.layers import Tree
-from layerwise_lr.plan import OPTIMIZERS, OptimizerSpec, Plan
+from layerwise_lr.framework import OPTIMIZERS, OptimizerSpec, Plan, TrainState, Tree, UserError, Weights
 
 from . import layers, optimizers
 
@@ -96,8 +93,17 @@ class ReferenceFramework:
 
     def make_groups(self, model: Model, plan: Plan) -> list[Group]:
         """One Group per plan group."""
-        return [Group(g.params, [model.where[n] for n in g.params], plan.base_lr * g.lr_scale, g.weight_decay,
-                      plan.optimizers[g.optimizer], g.grad_centralization) for g in plan.groups]  # fmt: skip
+        return [
+            Group(
+                g.params,
+                [model.where[n] for n in g.params],
+                plan.base_lr * g.lr_scale,
+                g.weight_decay,
+                plan.optimizers[g.optimizer],
+                g.grad_centralization,
+            )
+            for g in plan.groups
+        ]
 
     def make_optimizer(self, groups: Sequence[Group], plan: Plan) -> list[Group]:
         """The groups are the optimizer: each knows its formula and keeps its state."""
@@ -121,8 +127,12 @@ class ReferenceFramework:
 
     def get_gradients(self, state: TrainState) -> Weights:
         """Of the active groups."""
-        return {name: op.grads[local].astype(np.float32) for group in state.groups if group.active
-                for name, (op, local) in zip(group.names, group.places, strict=True)}  # fmt: skip
+        return {
+            name: op.grads[local].astype(np.float32)
+            for group in state.groups
+            if group.active
+            for name, (op, local) in zip(group.names, group.places, strict=True)
+        }
 
     def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
         """Logits in evaluation mode."""
@@ -135,8 +145,12 @@ class ReferenceFramework:
 
     def get_optimizer_state(self, state: TrainState) -> Weights:
         """float32, under torch's keys."""
-        return {f"{name}/{key}": np.array(a, np.float32) for group in state.groups
-                for name, own in group.state.items() for key, a in own.items()}  # fmt: skip
+        return {
+            f"{name}/{key}": np.array(a, np.float32)
+            for group in state.groups
+            for name, own in group.state.items()
+            for key, a in own.items()
+        }
 
     def set_optimizer_state(self, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
         """The reverse."""
@@ -165,7 +179,13 @@ def _update(group: Group) -> None:
     rule = optimizers.UPDATES[group.spec.name]
     for name, (op, local) in zip(group.names, group.places, strict=True):
         own = {k: a.astype(np.float64) for k, a in group.state.get(name, {}).items()}
-        new = rule(group.spec, op.params[local].astype(np.float64), _gradient(group, (op, local)), own, group.lr,
-                   group.weight_decay)  # fmt: skip
+        new = rule(
+            group.spec,
+            op.params[local].astype(np.float64),
+            _gradient(group, (op, local)),
+            own,
+            group.lr,
+            group.weight_decay,
+        )
         op.params[local] = new.astype(np.float32)
         group.state[name] = {k: np.asarray(a, np.float32) for k, a in own.items()}

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from layerwise_lr.layers import Layer, Node, Residual, Tree
+from layerwise_lr.framework import Layer, Node, Residual, Tree
 
 
 class Conv(nn.Conv2d):
     """conv: every number explicit."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, padding: int, groups: int,
-                 bias: bool) -> None:  # fmt: skip
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int, padding: int, groups: int, bias: bool
+    ) -> None:
         super().__init__(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=bias)
 
 

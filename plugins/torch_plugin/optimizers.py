@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch._dynamo  # the first optimizer imports it anyway; here a forked job finds it imported
 
-from layerwise_lr.plan import OptimizerSpec
+from layerwise_lr.framework import OptimizerSpec
 
 
 class LayerAdaptive(torch.optim.Optimizer):
@@ -19,8 +19,14 @@ class LayerAdaptive(torch.optim.Optimizer):
         betas, eps, weight_decay: as Adam's; weight decay is L2.
     """
 
-    def __init__(self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999),
-                 eps: float = 1e-8, weight_decay: float = 0.0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -2,18 +2,14 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from layerwise_lr.errors import UserError
-from layerwise_lr.framework import LOSS_SCALE, TrainState, Weights
-from layerwise_lr.layers import KINDS as DECLARED
-from layerwise_lr.layers import PLAIN_KINDS, Tree
-from layerwise_lr.plan import OPTIMIZERS, Plan
+from layerwise_lr.framework import KINDS as DECLARED
+from layerwise_lr.framework import LOSS_SCALE, OPTIMIZERS, PLAIN_KINDS, Plan, TrainState, Tree, UserError, Weights
 
 from . import layers, optimizers
 
@@ -92,18 +88,22 @@ class TorchFramework:
         """torch's param_groups; the lr is resolved, no key is left that torch would ignore."""
         params = {layers.canonical(n): p for n, p in model.named_parameters()}
         return [
-            {"params": [(n, params[n]) for n in g.params], "lr": plan.base_lr * g.lr_scale,
-             "weight_decay": g.weight_decay, "name": g.name, "optimizer": g.optimizer,
-             "grad_centralization": g.grad_centralization}
+            {
+                "params": [(n, params[n]) for n in g.params],
+                "lr": plan.base_lr * g.lr_scale,
+                "weight_decay": g.weight_decay,
+                "name": g.name,
+                "optimizer": g.optimizer,
+                "grad_centralization": g.grad_centralization,
+            }
             for g in plan.groups
-        ]  # fmt: skip
+        ]
 
     def make_optimizer(self, groups: Sequence[Group], plan: Plan) -> list[torch.optim.Optimizer]:
         """One native optimizer per name in use. torch keeps these very dicts as its param_groups: what the
         scheduler writes into them is what the step reads."""
         names = dict.fromkeys(group["optimizer"] for group in groups)
-        return [optimizers.make(plan.optimizers[name], [g for g in groups if g["optimizer"] == name])
-                for name in names]  # fmt: skip
+        return [optimizers.make(plan.optimizers[name], [g for g in groups if g["optimizer"] == name]) for name in names]
 
     def make_scheduler(self, optimizer: Sequence[torch.optim.Optimizer], plan: Plan, start: int) -> TorchScheduler:
         """Groups in the plan's order, across all optimizers."""
@@ -129,8 +129,12 @@ class TorchFramework:
 
     def get_gradients(self, state: TrainState) -> Weights:
         """p.grad where there is one."""
-        return {n: _copy(p.grad.float()) for g in state.groups for n, p in zip(g["param_names"], g["params"], strict=True)
-                if p.grad is not None}  # fmt: skip
+        return {
+            n: _copy(p.grad.float())
+            for g in state.groups
+            for n, p in zip(g["param_names"], g["params"], strict=True)
+            if p.grad is not None
+        }
 
     @torch.no_grad()
     def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
@@ -150,18 +154,26 @@ class TorchFramework:
 
     def get_optimizer_state(self, state: TrainState) -> Weights:
         """ "parameter/exp_avg" and so on."""
-        return {f"{n}/{key}": _copy(torch.as_tensor(value))
-                for n, p, native in _params(state) for key, value in native.state[p].items()
-                if value is not None}  # fmt: skip
+        return {
+            f"{n}/{key}": _copy(torch.as_tensor(value))
+            for n, p, native in _params(state)
+            for key, value in native.state[p].items()
+            if value is not None
+        }
 
     @torch.no_grad()
     def set_optimizer_state(self, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
         """The reverse."""
         for name, param, native in _params(state):
-            own = {key.rpartition("/")[2]: torch.from_numpy(np.array(a)) for key, a in arrays.items()
-                   if key.rpartition("/")[0] == name}  # fmt: skip
-            native.state[param] = {k: torch.empty_like(param).copy_(v) if v.shape == param.shape else v.to(self.device)
-                                   for k, v in own.items()}  # fmt: skip
+            own = {
+                key.rpartition("/")[2]: torch.from_numpy(np.array(a))
+                for key, a in arrays.items()
+                if key.rpartition("/")[0] == name
+            }
+            native.state[param] = {
+                k: torch.empty_like(param).copy_(v) if v.shape == param.shape else v.to(self.device)
+                for k, v in own.items()
+            }
 
     def _forward(self, state: TrainState, x: np.ndarray) -> torch.Tensor:
         """Logits; the compiled forward shares the model's parameters."""
@@ -182,14 +194,6 @@ class TorchFramework:
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)
-
-
-def read_checkpoint(path: Path) -> Weights:
-    """A torch file's tensors, read with weights_only=True: no code in it can run."""
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
-    for key in ("state_dict", "model"):  # where training scripts put it
-        loaded = loaded[key] if isinstance(loaded.get(key), Mapping) else loaded
-    return {name: _copy(tensor) for name, tensor in loaded.items() if isinstance(tensor, torch.Tensor)}
 
 
 def _device(asked: str) -> torch.device:
@@ -217,5 +221,9 @@ def _centralize(params: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torc
 
 def _params(state: TrainState) -> list[tuple[str, torch.Tensor, torch.optim.Optimizer]]:
     """(canonical name, parameter, its optimizer)."""
-    return [(n, p, native) for native in state.optimizer for g in native.param_groups
-            for n, p in zip(g["param_names"], g["params"], strict=True)]  # fmt: skip
+    return [
+        (n, p, native)
+        for native in state.optimizer
+        for g in native.param_groups
+        for n, p in zip(g["param_names"], g["params"], strict=True)
+    ]

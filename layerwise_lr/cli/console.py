@@ -1,0 +1,56 @@
+"""What a person sees in the terminal: tables that fit 80 columns, progress on a terminal, quiet lines elsewhere."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+console = Console(highlight=False, soft_wrap=False)
+
+
+def say(line: str) -> None:
+    """One line, as it is."""
+    console.print(line, markup=False, soft_wrap=True)
+
+
+def text(sentence: str, strong: bool = False) -> None:
+    """A sentence: wrapped at words on a terminal, one line elsewhere."""
+    console.print(sentence, markup=False, soft_wrap=not console.is_terminal, style="bold" if strong else None)
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = (), title: str = "") -> None:
+    """A plain table; `right` are the indices of columns to align right."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=title or None, title_justify="left")
+    for index, heading in enumerate(headings):
+        made.add_column(heading, justify="right" if index in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    console.print(made, markup=False)
+
+
+@contextmanager
+def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal, nothing elsewhere; the caller advances it."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)
+
+
+def track(steps: Iterable[int], total: int) -> Iterator[int]:
+    """`steps` under a bar."""
+    with progress(total, "training") as advance:
+        for step in steps:
+            yield step
+            advance()
+
+
+def relative(path: Path) -> str:
+    """A path below the current directory as such, any other whole."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

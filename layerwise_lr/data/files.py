@@ -1,0 +1,82 @@
+"""Arrays out of files that nobody may run: npz, torch checkpoints, pickles of plain data; and the cache they lie in."""
+
+import importlib
+import io
+import os
+import pickle
+import zlib
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from ..plan import UserError
+
+
+def cache_folder() -> Path:
+    """Where fetched data and weights are kept: $LAYERWISE_LR_CACHE, else layerwise_lr in the user's cache."""
+    if "LAYERWISE_LR_CACHE" in os.environ:
+        return Path(os.environ["LAYERWISE_LR_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layerwise_lr"
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz; no code in it can run.
+
+    Raises:
+        ValueError, OSError: it is none.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            return dict(held)
+    except (BadZipFile, EOFError, zlib.error, TypeError, AttributeError) as error:  # last two: .npy
+        raise ValueError(str(error)) from None
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """A pickle reader that builds NumPy arrays and nothing else."""
+
+    allowed: Mapping[tuple[str, str], object] = {
+        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+        ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],  # written by NumPy 2
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        ("_codecs", "encode"): str.encode,  # bytes, in protocol 2 as Python 3 writes it
+    }
+
+    def find_class(self, module: str, name: str) -> object:
+        """Only what an array needs."""
+        if (module, name) not in self.allowed:
+            raise pickle.UnpicklingError(f"{module}.{name} is no array")
+        return self.allowed[module, name]
+
+
+def read_pickle(packed: bytes) -> Any:
+    """What a pickle of arrays, numbers, texts and containers holds; texts of Python 2 as latin1.
+
+    Raises:
+        ValueError: it is none, or speaks of anything else; nothing in it was run.
+    """
+    try:
+        return _ArraysOnly(io.BytesIO(packed), encoding="latin1").load()
+    except Exception as error:  # pickle promises no list of what a torn one raises
+        raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None
+
+
+def read_torch_file(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a torch checkpoint, by the torch plugin's own reader (weights_only=True).
+
+    Raises:
+        UserError: torch is not installed, or the file holds anything but tensors.
+    """
+    if find_spec("torch") is None:
+        raise UserError(f"{path}: a torch file is read by torch, which is not installed: pip install torch")
+    reader = importlib.import_module("layerwise_lr.plugins.torch_plugin.checkpoint").read_checkpoint
+    try:
+        return reader(path)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: torch cannot read it as plain tensors ({first})") from None

@@ -1,0 +1,121 @@
+"""A framework is a name: the built-ins' table, then the entry points `layerwise_lr.frameworks`.
+
+Only the chosen plugin is imported. A config never names a dotted path.
+"""
+
+import importlib
+import inspect
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from typing import NamedTuple
+
+from ..plan import UserError, did_you_mean
+from .contract import Framework
+
+
+class BuiltIn(NamedTuple):
+    """A plugin of this package: where it is, the distribution it needs, how to get that."""
+
+    module: str
+    attribute: str
+    needs: str
+    install: str
+
+
+BUILT_INS: Mapping[str, BuiltIn] = {
+    "torch": BuiltIn(
+        "layerwise_lr.plugins.torch_plugin.plugin", "TorchFramework", "torch", "pip install 'layerwise-lr[torch]'"
+    ),
+    "oneflow": BuiltIn(
+        "layerwise_lr.plugins.oneflow_plugin.plugin",
+        "OneflowFramework",
+        "oneflow",
+        "pip install 'layerwise-lr[oneflow]' (Python 3.10)",
+    ),
+    "mindspore": BuiltIn(
+        "layerwise_lr.plugins.mindspore_plugin.plugin",
+        "MindSporeFramework",
+        "mindspore",
+        "pip install 'layerwise-lr[mindspore]'",
+    ),
+    "megengine": BuiltIn(
+        "layerwise_lr.plugins.megengine_plugin.plugin",
+        "MegEngineFramework",
+        "megengine",
+        "pip install 'layerwise-lr[megengine]' (Python 3.10)",
+    ),
+    "reference": BuiltIn(
+        "layerwise_lr.plugins.reference_plugin.plugin", "ReferenceFramework", "numpy", "pip install numpy"
+    ),
+}
+
+VERBS = tuple(name for name, member in inspect.getmembers(Framework, callable) if not name.startswith("_"))
+FACTS = ("modes", "optimizers", "kinds", "fork_safe")
+
+
+def _third_party() -> dict[str, EntryPoint]:
+    points = [p for p in entry_points(group="layerwise_lr.frameworks") if p.name not in BUILT_INS]
+    offers = Counter(name for name, _ in {(p.name, p.value) for p in points})
+    clash = [name for name, n in offers.items() if n > 1]
+    if clash:
+        owners = ", ".join(sorted(p.dist.name for p in points if p.dist and p.name in clash))
+        raise UserError(f"framework {clash[0]!r} is offered by more than one package ({owners}): uninstall one")
+    return {p.name: p for p in points}
+
+
+def names() -> list[str]:
+    """Every framework name that a config may use, installed or not."""
+    return [*BUILT_INS, *sorted(_third_party())]
+
+
+def installed(name: str) -> str | None:
+    """Version of the framework's distribution, None where it is not installed; nothing is imported."""
+    if name not in BUILT_INS:
+        dist = _third_party()[name].dist
+        return dist.version if dist else None
+    try:
+        return version(BUILT_INS[name].needs)
+    except PackageNotFoundError:
+        return None
+
+
+def load(name: str) -> type[Framework]:
+    """The plugin's class, checked against the contract.
+
+    Raises:
+        UserError: unknown name, framework not installed, or a plugin that lacks part of the contract.
+    """
+    if name in BUILT_INS:
+        built_in = BUILT_INS[name]
+        try:
+            found = getattr(importlib.import_module(built_in.module), built_in.attribute)
+        except ModuleNotFoundError as error:
+            if error.name != built_in.needs:
+                raise
+            here = f"{sys.version_info.major}.{sys.version_info.minor}"
+            raise UserError(
+                f"framework={name} needs {built_in.needs}, which is not installed for this "
+                f"Python {here}: {built_in.install}"
+            ) from None
+    elif name in (third := _third_party()):
+        found = third[name].load()
+    else:
+        raise UserError(
+            f"framework.name={name!r} is unknown; there are: {', '.join(names())}" + did_you_mean(name, names())
+        )
+    missing = [part for part in (*VERBS, *FACTS) if not hasattr(found, part)]
+    if missing:
+        raise UserError(f"the plugin of framework {name!r} lacks {', '.join(missing)}; see plugins/README.md")
+    return found
+
+
+def precisions(framework: type[Framework]) -> tuple[str, ...]:
+    """What a plugin says it has; one that says nothing has fp32."""
+    return tuple(getattr(framework, "precisions", Framework.precisions))
+
+
+def config_paths() -> list[str]:
+    """Where third-party plugins keep their conf/: package `conf` beside the top module of their entry point."""
+    return [f"pkg://{point.value.partition(':')[0].partition('.')[0]}.conf" for point in _third_party().values()]

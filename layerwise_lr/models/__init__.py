@@ -1,0 +1,31 @@
+"""Declared models: the tree of layers, the nets made of it, and published weights into them by canonical name.
+
+Uses plan (ParamTable) and data (files, the cache). No framework: a plugin turns the tree into native modules.
+"""
+
+from . import weights
+from .layers import KINDS, PLAIN_KINDS, Layer, Node, Residual, Seq, Tree, initial_weights, join, param_table, specs
+from .trees import MODELS, batchnorm, conv, linear, make_tree
+from .weights import Weights, WeightsSpec
+
+__all__ = [
+    "KINDS",
+    "MODELS",
+    "PLAIN_KINDS",
+    "Layer",
+    "Node",
+    "Residual",
+    "Seq",
+    "Tree",
+    "Weights",
+    "WeightsSpec",
+    "batchnorm",
+    "conv",
+    "initial_weights",
+    "join",
+    "linear",
+    "make_tree",
+    "param_table",
+    "specs",
+    "weights",
+]

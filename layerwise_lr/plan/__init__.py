@@ -1,0 +1,34 @@
+"""What every parameter does at every step: params, depth, groups, schedules, freezing, the law.
+
+NumPy only: no files, no YAML, no framework. Uses nothing else of the package. Data flows
+ParamTable -> depths -> assignments -> groups -> Plan; a Plan is data, everybody else applies or draws it.
+"""
+
+from .depth import CONVENTIONS
+from .errors import Absent, UserError, did_you_mean
+from .groups import FOREVER, Group, GroupingSpec, GroupSpec
+from .params import ParamInfo, ParamTable
+from .plan import OPTIMIZERS, FreezeSpec, OptimizerSpec, Phase, Plan, make_plan
+from .schedules import Duration, Schedule, ScheduleSpec
+
+__all__ = [
+    "CONVENTIONS",
+    "FOREVER",
+    "OPTIMIZERS",
+    "Absent",
+    "Duration",
+    "FreezeSpec",
+    "Group",
+    "GroupSpec",
+    "GroupingSpec",
+    "OptimizerSpec",
+    "ParamInfo",
+    "ParamTable",
+    "Phase",
+    "Plan",
+    "Schedule",
+    "ScheduleSpec",
+    "UserError",
+    "did_you_mean",
+    "make_plan",
+]

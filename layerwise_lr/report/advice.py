@@ -1,0 +1,178 @@
+"""Advice: what limits a verdict, which jobs gave no result, and the exact command that mends it.
+
+Commands are derived from the runs at hand (command.json): they continue the same experiment in its folder.
+"""
+
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+from ..run import CONFIG, RunFolder
+from .statistics import DECAY, FLAT, OTHER, SPLIT, Run
+from .study import Study, decay_of
+
+GROUPING = {
+    FLAT: ("grouping=flat",),
+    SPLIT: ("grouping=backbone_head",),
+    DECAY: ("grouping=layer_decay", "grouping.layer_decay=0.65,0.75,0.85,0.95"),
+}
+
+
+class Note(NamedTuple):
+    """What limits the verdict, and the command that would lift the limit ("" where there is none)."""
+
+    text: str
+    command: str = ""
+
+
+def notes(study: Study) -> list[Note]:
+    """Everything a reader must know before believing the verdict."""
+    return [*_lacking_kinds(study), *_lacking_seeds(study), *_edges(study)]
+
+
+def _lacking_kinds(study: Study) -> Iterator[Note]:
+    for kind, words in GROUPING.items():
+        if kind not in study.best:
+            name = "layer_decay below 1" if kind == DECAY else kind
+            yield Note(f"No {name} runs are here. To add them:", command(study, words, _lrs(study), study.seeds))
+
+
+def _lacking_seeds(study: Study) -> Iterator[Note]:
+    most = max(len(s.runs) for s in study.settings)
+    few = [s for s in study.settings if len(s.runs) < most]
+    if few:
+        yield Note(f"{len(few)} of {len(study.settings)} settings have fewer seeds than the {most} of the others.")
+    if most == 1:
+        more = sorted({*study.seeds, 0, 1, 2})
+        for kind in study.best:
+            yield Note(
+                f"One seed of {kind}: no interval, no claim. To add seeds:",
+                command(study, _words(study, kind), _lrs(study), more),
+            )
+
+
+def _edges(study: Study) -> Iterator[Note]:
+    """A best value at the edge of what was tried may not be the best there is."""
+    for kind, chosen in study.best.items():
+        lrs = sorted({s.lr for s in study.settings if s.kind == kind})
+        if kind == OTHER or lrs[0] < chosen.lr < lrs[-1]:
+            continue
+        if len(lrs) == 1:
+            text, more = f"only one lr was tried ({chosen.lr:g}), its own best may be another", [1 / 3, 3.0]
+        elif chosen.lr == lrs[0]:
+            text, more = f"its best lr {chosen.lr:g} is the smallest tried, a smaller may be better", [1 / 3]
+        else:
+            text, more = f"its best lr {chosen.lr:g} is the largest tried, a larger may be better", [3.0]
+        words = _words(study, kind)
+        new = [float(f"{chosen.lr * factor:.1g}") for factor in more]
+        yield Note(f"{kind}: {text}:", command(study, words, new, study.seeds))
+    decays = [d for s in study.settings if s.kind == DECAY and (d := decay_of(s)) is not None]
+    if DECAY in study.best and decays and (own := decay_of(study.best[DECAY])) == min(decays) and own:
+        words = ("grouping=layer_decay", f"grouping.layer_decay={own * own:.2g}")
+        text = f"layer_decay: the best value {own:g} is the smallest tried, a smaller may be better:"
+        yield Note(text, command(study, words, _lrs(study), study.seeds))
+
+
+def _lrs(study: Study) -> list[float]:
+    return sorted({s.lr for s in study.settings})
+
+
+def _words(study: Study, kind: str) -> Sequence[str]:
+    """The overrides that say a kind's groupings as they were run."""
+    own = [s for s in study.settings if s.kind == kind]
+    decays = sorted({d for s in own if (d := decay_of(s)) is not None})
+    if kind == DECAY and decays:
+        return ("grouping=layer_decay", f"grouping.layer_decay={','.join(f'{d:g}' for d in decays)}")
+    if kind in (FLAT, SPLIT):
+        return GROUPING[kind]
+    return [o for o in _overrides(next(iter(own[0].runs.values()))) if _is_grouping(o)]
+
+
+def command(study: Study, grouping: Sequence[str], lrs: Sequence[float], seeds: Sequence[int]) -> str:
+    """A sweep with this study's other overrides, into its folder."""
+    chosen = next(study.best[kind] for kind in (DECAY, FLAT, SPLIT, OTHER) if kind in study.best)
+    kept = [
+        o
+        for o in _overrides(next(iter(chosen.runs.values())))
+        if not _is_grouping(o) and o.partition("=")[0].lstrip("+") not in ("seed", "optimizer.lr")
+    ]
+    words = [*kept, *grouping, f"optimizer.lr={','.join(f'{lr:g}' for lr in lrs)}", f"seed={','.join(map(str, seeds))}"]
+    if study.home:
+        words.append(f"hydra.sweep.dir={short(study.home)}")
+    return shlex.join(["layerwise-lr", "train", "-m", *words])
+
+
+def short(path: Path) -> str:
+    """Relative to where the command is given, if it lies below."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _is_grouping(override: str) -> bool:
+    key = override.partition("=")[0].lstrip("+~")
+    told = ("strategy", "layer_decay", "stem_scale", "backbone_scale")
+    return key in ("grouping", *(f"grouping.{k}" for k in told)) or key.startswith("grouping.groups")
+
+
+def _overrides(run: Run) -> list[str]:
+    """What the run was started with; without command.json, its experiment if there is one of that name."""
+    told = RunFolder(run.path).read_json("command.json")
+    if told is not None:
+        return list(told["overrides"])
+    known = (files("layerwise_lr.conf") / "experiment" / f"{run.config.name}.yaml").is_file()
+    return [f"experiment={run.config.name}"] if known else []
+
+
+class Unfinished(NamedTuple):
+    """A job that is not in the tables, its state, and why."""
+
+    path: Path
+    state: str
+    why: str
+
+
+def unfinished(folders: Sequence[Path], others: Mapping[Path, str]) -> list[Unfinished]:
+    """Every job without a result: `others`, and those that sweep.json promises but that have no folder."""
+    states = dict(others)
+    for file in sorted({f for folder in folders for f in folder.rglob("sweep.json")}):
+        for name in RunFolder(file.parent).read_json(file.name)["jobs"]:
+            if not (file.parent / name / CONFIG).exists():
+                states.setdefault(file.parent / name, "missing")
+    return [Unfinished(path, state, _why(path, state)) for path, state in sorted(states.items())]
+
+
+def _why(path: Path, state: str) -> str:
+    if state == "completed":
+        return "its summary.json is gone: delete the folder, and the same command runs it again"
+    if state == "missing":
+        return "its folder is not there"
+    error = (RunFolder(path).read_json("status.json") or {}).get("error") or {}
+    return str(error.get("message", ""))
+
+
+def origin(path: Path, into: bool) -> str:
+    """The command that started a run ("" if unknown); `into`: with the sweep's own folder, to continue it."""
+    told = RunFolder(path).read_json("command.json")
+    if told is None:
+        return ""
+    words = [w for w in told["argv"][1:] if not w.startswith(("hydra.sweep.dir=", "hydra.run.dir="))]
+    return shlex.join(["layerwise-lr", *words, *([f"hydra.sweep.dir={short(path.parent)}"] if into else [])])
+
+
+def counts(jobs: Sequence[Unfinished]) -> str:
+    """ "2 failed, 1 running"."""
+    return ", ".join(f"{count} {state}" for state, count in Counter(job.state for job in jobs).items())
+
+
+def resume(jobs: Sequence[Unfinished]) -> list[str]:
+    """The commands that run again what did not end well; for a job whose folder is gone, its neighbours'."""
+    ended = [j.path for j in jobs if j.state in ("failed", "crashed", "interrupted", "missing")]
+    ended = [path for path in ended if (path.parent / "sweep.json").exists()]
+    own = {origin(path, into=True) for path in ended} - {""}
+    beside = {origin(file.parent, into=True) for path in ended for file in path.parent.glob("*/command.json")}
+    return sorted(own or beside)

@@ -1,0 +1,250 @@
+"""The report: what run folders say, as a table and a sentence in the terminal and as one HTML page.
+
+Settings are chosen on the validation pictures and shown on the test pictures; percentages are in points.
+Writes the page and the heat map, nothing else.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from ..plan import Plan, UserError
+from ..run import RunFolder
+from . import plots
+from .advice import Unfinished, counts, notes, origin, resume, short, unfinished
+from .compare import Comparison
+from .curves import curves
+from .heatmap import heatmap
+from .statistics import Setting, finished, interval, paired
+from .study import DECAY, FLAT, SPLIT, Study, studies
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+HOW = (
+    "Chosen on the validation pictures, shown on the test pictures, in %; ± is a 95 % interval "
+    "over seeds, the difference is paired by seed."
+)
+
+CAPTIONS = {
+    "decay": "Test pictures. Big dots: mean over seeds; whiskers: 95 % interval; small dots: the seeds. "
+    "Ringed: best of its kind on validation.",
+    "split": " Dashed: the head/backbone split with its interval.",
+    "losses": "Lines: training loss, mean over seeds, smoothed over a twentieth of the run. "
+    "Dots: validation loss, mean over seeds.",
+    "layers": "Distance travelled from the start weights at the end, as a share of their norm; one step's "
+    "update as a share of the weights, and gradient norm, both averaged over the evaluations. "
+    "Lines: mean over seeds, shade: lowest to highest seed. Parameters with weight decay only "
+    "(biases and norms left out), unless there are none.",
+    "plan": "Learning rate of each group, per step, on a log scale; stem at the top, head at the bottom.",
+}
+
+
+class Answer(NamedTuple):
+    """The best of a kind as shown: on test, with its difference to the best flat."""
+
+    setting: str
+    lr: str
+    seeds: str
+    accuracy: str
+    balanced: str
+    difference: str
+
+
+class Row(NamedTuple):
+    """One setting as shown in the full table."""
+
+    setting: str
+    lr: str
+    seeds: str
+    val: str
+    test: str
+    seconds: str
+    best: str
+
+
+def answers(study: Study) -> list[Answer]:
+    """The best of every kind there is."""
+    rows = []
+    for kind, chosen in study.best.items():
+        other = study.best.get(FLAT)
+        difference = paired(chosen, other, study.metric) if other and kind != FLAT else None
+        shown = f"{100 * difference.mean:+.1f} ± {100 * difference.half:.1f}" if difference else "-"
+        accuracy, balanced = (str(chosen.mean("test", name)) for name in ("accuracy", "balanced_accuracy"))
+        rows.append(Answer(chosen.label, f"{chosen.lr:g}", str(len(chosen.runs)), accuracy, balanced, shown))
+    return rows
+
+
+def table(study: Study) -> list[Row]:
+    """Every setting."""
+    chosen = list(study.best.values())
+    return [
+        Row(
+            s.label,
+            f"{s.lr:g}",
+            str(len(s.runs)),
+            str(s.mean("val", study.metric)),
+            str(s.mean("test", study.metric)),
+            f"{_seconds(s):.1f}",
+            "best" if s in chosen else "",
+        )
+        for s in study.settings
+    ]
+
+
+def _seconds(setting: Setting) -> float:
+    return interval([run.summary["seconds"] for run in setting.runs.values()]).mean
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one or more folders say.
+
+    Args:
+        studies: each with runs that may be compared with each other.
+        unfinished: jobs without a result.
+    """
+
+    studies: tuple[Study, ...]
+    unfinished: tuple[Unfinished, ...]
+
+    @classmethod
+    def read(cls, folders: Sequence[Path], metric: str | None) -> "Report":
+        """All runs in and below `folders`.
+
+        Raises:
+            UserError: no finished run is there; says what is.
+        """
+        runs, others = finished(folders)
+        for run in [r for r in runs if not (r.summary["val"] and r.summary["test"])]:
+            runs.remove(run)
+            others[run.path] = "without validation or test pictures"
+        rest = unfinished(folders, others)
+        if not runs:
+            where = ", ".join(short(folder) for folder in folders)
+            held = f"; of its jobs {counts(rest)}" if rest else "; layerwise-lr train makes a run"
+            first = f": {short(rest[0].path)}: {rest[0].why or rest[0].state}" if rest else ""
+            raise UserError(f"{where}: no finished run in or below it{held}{first}")
+        return cls(tuple(studies(runs, metric)), tuple(rest))
+
+    def write(self, page: Path) -> None:
+        """The page, whole and alone in one file."""
+        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+        jobs = [(job.state, short(run_log(job.path)), job.why) for job in self.unfinished]
+        text = template.render(
+            title=" · ".join(study.title for study in self.studies),
+            how=HOW,
+            jobs=jobs,
+            counts=counts(self.unfinished),
+            resume=resume(self.unfinished),
+            studies=[_section(study, f"s{i}") for i, study in enumerate(self.studies)],
+        )
+        RunFolder(page.parent).write_text(page.name, text)
+
+
+def run_log(run: Path) -> Path:
+    """Where to read what a run said: its log, or its folder."""
+    log = run / "log.txt"
+    return log if log.exists() else run
+
+
+def _section(study: Study, key: str) -> dict[str, Any]:
+    """What the template shows of a study."""
+    first, *more = study.verdicts()
+    return {
+        "title": study.title,
+        "facts": study.facts,
+        "metric": study.metric.replace("_", " "),
+        "verdict": first,
+        "more": more,
+        "covers": study.covers(),
+        "notes": notes(study),
+        "answers": answers(study),
+        "table": table(study),
+        "figures": list(_figures(study, key)),
+        "proof": _proof(study),
+        "environment": _environment(study),
+        "commands": sorted({c for r in study.runs if (c := origin(r.path, False))}),
+    }
+
+
+def _figures(study: Study, key: str) -> list[tuple[Markup, str, str]]:
+    """(SVG, title, caption) of every plot that the runs have numbers for."""
+    metric = study.metric.replace("_", " ")
+    planned = study.best.get(DECAY) or study.best.get(SPLIT) or next(iter(study.best.values()))
+    plan = RunFolder(next(iter(planned.runs.values())).path).read_json("plan.json")
+    means = "; ".join(f"{a.setting} at lr {a.lr}: {a.accuracy} accuracy, {a.balanced} balanced" for a in answers(study))
+    drawn = (
+        (
+            plots.by_decay(study),
+            f"{metric} against layer_decay".capitalize(),
+            f"Means over seeds: {means}.",
+            CAPTIONS["decay"] + (CAPTIONS["split"] if SPLIT in study.best else ""),
+        ),
+        (
+            plots.losses(study),
+            "Loss of the best settings",
+            "Training and validation loss by step, best of each kind.",
+            CAPTIONS["losses"],
+        ),
+        (
+            plots.travelled(study),
+            "Which layers really learned",
+            "Distance, update ratio and gradient norm by layer, best flat and best layer_decay.",
+            CAPTIONS["layers"],
+        ),
+        (
+            heatmap(Plan.from_dict(plan), plots.INK, 5.4) if plan else None,
+            f"The plan: {planned.label}",
+            f"Learning rate of every group at every step of {planned.label}, lr {planned.lr:g}.",
+            CAPTIONS["plan"],
+        ),
+    )
+    return [
+        (Markup(plots.svg(figure, f"{key}f{i}", alt)), title, caption)
+        for i, (figure, title, alt, caption) in enumerate(drawn)
+        if figure is not None
+    ]
+
+
+def _proof(study: Study) -> str:
+    """One sentence on lr_check.json of all runs."""
+    checks = [c for run in study.runs if (c := RunFolder(run.path).read_json("lr_check.json"))]
+    if not checks:
+        return "The effective learning rate was not measured in these runs (verify=false)."
+    unmeasured = max(len(check["unmeasured"]) for check in checks)
+    worst, limit = max(c["max_relative_error"] for c in checks), checks[0]["tolerance"]
+    left = f"{unmeasured} parameters could not be measured." if unmeasured else "No parameter was left out."
+    how = f"In {len(checks)} of {len(study.runs)} runs it was measured how far each parameter really moves."
+    return f"{how} The largest difference to the plan was {worst:.1g} of the lr (limit {limit:g}). {left}"
+
+
+def _environment(study: Study) -> list[str]:
+    """Each distinct place the runs came from."""
+    found: Counter[str] = Counter()
+    for run in study.runs:
+        env: Mapping[str, Any] = RunFolder(run.path).read_json("env.json") or {}
+        if env:
+            commit = (RunFolder(run.path).read_json("git.json") or {}).get("sha")
+            found[
+                f"{env['framework']} {env['framework_version']}, Python {env['python']}, {env['cpu']} "
+                f"({env['cpu_count']} CPUs), layerwise-lr {env['layerwise_lr']}"
+                + (f", git {commit[:12]}" if commit else "")
+            ] += 1
+    return [f"{count} run{'s'[: count > 1]}: {place}" for place, count in found.items()]
+
+
+def compare_plot(comparison: Comparison, path: Path) -> None:
+    """compare.png: losses of every framework, and how far each is from the first, per step."""
+    curves(comparison).savefig(path, dpi=150)
+
+
+def lr_heatmap(plan: Plan, path: Path) -> None:
+    """PNG: lr of every group at every step."""
+    figure = heatmap(plan)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,132 @@
+"""A study: the runs that may be compared with each other, its best settings and its verdict.
+
+Runs of one study share name, framework, model, start weights, data and length; all else may be varied.
+Reads run folders only. Metrics are shares (0 to 1) here; lr is per optimizer step.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..run import Config
+from .statistics import DECAY, FLAT, OTHER, SPLIT, Run, Setting, best, settings, verdict
+
+KINDS = (FLAT, SPLIT, DECAY, OTHER)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Comparable runs.
+
+    Args:
+        title: the experiment's name, with what tells it from others of that name.
+        metric: by which settings are chosen (on validation) and compared (on test).
+        settings: in the order of the table.
+        best: the chosen setting of each kind that is there.
+        home: the sweep folder that takes more jobs; None for runs outside of a sweep.
+    """
+
+    title: str
+    metric: str
+    settings: tuple[Setting, ...]
+    best: Mapping[str, Setting]
+    home: Path | None
+
+    @property
+    def runs(self) -> list[Run]:
+        """All of them."""
+        return [run for setting in self.settings for run in setting.runs.values()]
+
+    @property
+    def seeds(self) -> list[int]:
+        """All that occur."""
+        return sorted({seed for setting in self.settings for seed in setting.runs})
+
+    @property
+    def facts(self) -> str:
+        """What ran on what, in a line."""
+        config, count = self.runs[0].config, len(self.runs)
+        size = "all" if config.data.train_size is None else config.data.train_size
+        stands = f" (standing in for {config.data.stands_for})" if config.data.stands_for else ""
+        start = "initial values" if config.weights.name == "none" else config.weights.name
+        runs = f"{count} finished run{'s' if count > 1 else ''}"
+        return (
+            f"{config.model.name} from {start} on {config.data.name}{stands} ({size} training pictures), "
+            f"{config.framework.name} {config.framework.mode}, {runs}"
+        )
+
+    def verdicts(self) -> list[str]:
+        """The sentences, the most important first."""
+        kinds = self.best
+        pairs = [(a, b) for a, b in ((DECAY, FLAT), (DECAY, SPLIT)) if a in kinds and b in kinds]
+        if DECAY not in kinds:
+            pairs = [(a, FLAT) for a in (SPLIT, OTHER) if a in kinds and FLAT in kinds]
+        if pairs:
+            return [verdict(kinds[a], kinds[b], self.metric) for a, b in pairs]
+        if FLAT not in kinds:
+            return ["No run with one flat learning rate is here: nothing to compare with, no claim."]
+        return ["Only flat runs are here: nothing to compare them with, no claim."]
+
+    def covers(self) -> str:
+        """What differs between two seeds, and so what the intervals cover."""
+        run = self.runs[0]
+        parts = []
+        if run.config.data.train_size is not None:
+            parts.append(f"the choice of the {run.config.data.train_size} training pictures")
+        if run.config.weights.name == "none":
+            parts.append("the initial weights")
+        elif any("starts from initial values" in note for note in run.summary["notes"]):
+            parts.append("the head's initial weights")
+        parts.append("the order of the pictures")
+        if run.config.model.dropout:
+            parts.append("dropout")
+        return ", ".join(parts)
+
+
+def decay_of(setting: Setting) -> float | None:
+    """The layer_decay of a setting: 1 for flat; None where a scale, not a decay, was given."""
+    grouping = next(iter(setting.runs.values())).config.grouping
+    if setting.kind == FLAT:
+        return 1.0
+    return grouping.layer_decay if setting.kind == DECAY and grouping.stem_scale is None else None
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    """What two runs must share to be compared; dotted keys."""
+    parts: dict[str, Any] = {
+        "framework": replace(config.framework, threads=0),
+        "model": config.model,
+        "weights": config.weights,
+        "data": config.data,
+    }
+    named = {f"{part}.{key}": value for part, spec in parts.items() for key, value in asdict(spec).items()}
+    return named | {"batch_size": config.batch_size, "epochs": config.epochs, "steps": config.steps}
+
+
+def studies(runs: Sequence[Run], metric: str | None) -> list[Study]:
+    """Runs gathered into studies; `metric` None: the one that most of a study's runs name."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(json.dumps([run.config.name, _identity(run.config)]), []).append(run)
+    groups = list(found.values())
+    return [_study(own, _title(own, groups), metric) for own in groups]
+
+
+def _title(own: Sequence[Run], groups: Sequence[Sequence[Run]]) -> str:
+    name, mine = own[0].config.name, _identity(own[0].config)
+    others = [_identity(g[0].config) for g in groups if g[0].config.name == name]
+    differing = [key for key in mine if any(other[key] != mine[key] for other in others)]
+    if "steps" in differing and {"epochs", "batch_size"} & set(differing):
+        differing.remove("steps")  # follows from the others
+    return ", ".join([name, *(f"{key.removesuffix('.name')} {mine[key]}" for key in differing)])
+
+
+def _study(runs: Sequence[Run], title: str, metric: str | None) -> Study:
+    metric = metric or Counter(run.config.metric for run in runs).most_common(1)[0][0]
+    made = sorted(settings(runs), key=lambda s: (KINDS.index(s.kind), -(decay_of(s) or 0), s.label, s.lr))
+    chosen = {kind: found for kind in KINDS if (found := best(made, kind, metric))}
+    homes = Counter(run.path.parent for run in runs if (run.path.parent / "sweep.json").exists())
+    return Study(title, metric, tuple(made), chosen, homes.most_common(1)[0][0] if homes else None)

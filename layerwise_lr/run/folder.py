@@ -1,0 +1,184 @@
+"""The run folder: claimed once, written atomically, readable without this program.
+
+config.resolved.yaml command.json git.json git.diff requirements.lock.txt   before the run, by whoever starts it
+env.json seed.json data.json params.csv plan.json lrs.csv lr_check.json     before step 0
+metrics.jsonl checkpoints/step_N/ log.txt                                   during it
+status.json                                                                 always: where the run stands
+summary.json                                                                last: its presence means finished
+"""
+
+import json
+import os
+import shutil
+import socket
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from ..plan import UserError
+
+CONFIG = "config.resolved.yaml"
+METRICS_VERSION = 1
+
+
+class RunFolder:
+    """One run's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def claim(cls, path: Path) -> "RunFolder":
+        """Take a folder for one run: atomic, and refused when anybody took it before.
+
+        Raises:
+            UserError: the folder holds a run already.
+        """
+        path.mkdir(parents=True, exist_ok=True)
+        folder = cls(path)
+        mine = f".claim.{os.getpid()}"
+        folder.write_json(mine, folder._status("claimed"))
+        try:
+            (path / "status.json").hardlink_to(path / mine)  # a link is made whole, and only where no file is
+        except FileExistsError:
+            raise UserError(f"{path} holds a run already: choose another folder, or leave hydra.run.dir out") from None
+        finally:
+            (path / mine).unlink()
+        return folder
+
+    def write_text(self, name: str, text: str) -> None:
+        """Whole or not at all: a temporary file, then a rename."""
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+
+    def write_json(self, name: str, data: Any) -> None:
+        """Strict JSON, indented."""
+        self.write_text(name, json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """The file's data, None where there is no such file."""
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+
+    def metrics(self) -> "Metrics":
+        """metrics.jsonl, from its beginning."""
+        return Metrics(self.path / "metrics.jsonl")
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Keeps status.json true whatever happens inside."""
+        started = _now()
+        self.write_json("status.json", self._status("running", started=started))
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.write_json("status.json", self._status("interrupted", started=started, ended=_now()))
+            raise
+        except BaseException as error:
+            told = {"type": type(error).__name__, "message": str(error)}
+            (self.path / "error.txt").write_text(traceback.format_exc())
+            self.write_json("status.json", self._status("failed", started=started, ended=_now(), error=told))
+            raise
+        self.write_json("status.json", self._status("completed", started=started, ended=_now()))
+
+    def fail(self, message: str) -> None:
+        """What the parent says of a job that could not speak for itself (killed, timed out, crashed)."""
+        told = {"type": "ProcessDied", "message": message}
+        self.write_json("status.json", self._status("failed", ended=_now(), error=told))
+
+    def state(self) -> str:
+        """claimed | running | completed | failed | interrupted | crashed (its process is gone) | missing."""
+        status = self.read_json("status.json")
+        if status is None:
+            return "missing"
+        if status["state"] in ("running", "claimed") and not _alive(status):
+            return "crashed"
+        return str(status["state"])
+
+    def save_checkpoint(
+        self,
+        step: int,
+        weights: Mapping[str, np.ndarray],
+        optimizer: Mapping[str, np.ndarray] | None,
+        facts: Mapping[str, Any],
+        keep: int,
+    ) -> None:
+        """checkpoints/step_N: model and optimizer as safetensors, state.json; older ones beyond `keep` go."""
+        root = self.path / "checkpoints"
+        part, final = root / f".step_{step}.part", root / f"step_{step}"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        _save(part / "model.safetensors", weights)
+        if optimizer is not None:
+            _save(part / "optim.safetensors", optimizer)
+        (part / "state.json").write_text(json.dumps({"step": step, **facts}, allow_nan=False))
+        shutil.rmtree(final, ignore_errors=True)
+        part.replace(final)
+        self.write_text("checkpoints/latest", final.name + "\n")
+        for old in sorted(root.glob("step_*"), key=lambda p: int(p.name[5:]))[:-keep]:
+            shutil.rmtree(old)
+
+    def _status(self, state: str, **more: Any) -> dict[str, Any]:
+        return {"state": state, "pid": os.getpid(), "host": socket.gethostname(), "updated": _now(), **more}
+
+
+class Metrics:
+    """metrics.jsonl: one JSON object per line, written as it happens; the first line tells the version."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", buffering=1, encoding="utf-8")
+        self.write({"metrics_version": METRICS_VERSION})
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record."""
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+
+    def close(self) -> None:
+        """No more records."""
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole records of a metrics.jsonl; a torn last line is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records[1:]
+
+
+def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """safetensors stores the memory as it lies: only C order is right. (ascontiguousarray makes a scalar 1-D.)"""
+    save_file({name: np.asarray(a, order="C") for name, a in arrays.items()}, str(path))
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def _alive(status: Mapping[str, Any]) -> bool:
+    if status["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(status["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

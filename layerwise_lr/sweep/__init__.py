@@ -1,0 +1,9 @@
+"""Many runs: the sweep's plan on disk, and its jobs, each in a process of its own.
+
+Uses run, and data and framework to load them once for forked jobs.
+"""
+
+from . import jobs, planning
+from .jobs import Options
+
+__all__ = ["Options", "jobs", "planning"]

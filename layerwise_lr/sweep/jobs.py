@@ -1,0 +1,300 @@
+"""Processes: each job of a sweep in its own, a few at a time, none able to harm another.
+
+Jobs of one framework are forked from a parent that has imported it and read the data, where the plugin says that
+this is safe; else each starts a fresh interpreter. Either way the job is `run(folder)`, and its folder is the answer.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Protocol
+
+from ..data import pictures
+from ..framework import registry
+from ..plan import UserError
+from ..run import Config, FrameworkSpec, RunFolder, page
+
+Done = Callable[[Path], None]
+_POLL = 0.02  # seconds
+_TRIES = 5  # a run of 4000 steps of 1 ms dies in about half of all tries, one of ordinary steps hardly ever
+_CRASHES = (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS)
+
+
+class Process(Protocol):
+    """What a forked child and a Popen have in common."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Exit code, negative for a signal, None while it runs."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How jobs are run.
+
+    Args:
+        n_jobs: at a time; None: cores / threads.
+        timeout: seconds a job may take; None: any.
+        fork: "auto" or "never".
+    """
+
+    n_jobs: int | None = None
+    timeout: float | None = None
+    fork: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.n_jobs is not None and self.n_jobs < 1:
+            raise UserError(f"hydra.launcher.n_jobs={self.n_jobs} must be at least 1")
+        if self.timeout is not None and not self.timeout > 0:
+            raise UserError(f"hydra.launcher.timeout={self.timeout} must be above 0 seconds")
+        if self.fork not in ("auto", "never"):
+            raise UserError(f"hydra.launcher.fork={self.fork!r} must be 'auto' or 'never'")
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """To be set before a framework is imported: idle threads sleep instead of spinning (up to 18 times faster on
+    a busy machine), and every library keeps to the job's share."""
+    count = str(threads)
+    return {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "OMP_NUM_THREADS": count,
+        "MKL_NUM_THREADS": count,
+        "OPENBLAS_NUM_THREADS": count,
+    }
+
+
+def ask_frameworks(configs: Sequence[Config]) -> None:
+    """Whether each framework has the device, mode and precision asked of it; the defaults are everywhere.
+
+    Asked in a process of its own: a parent that has touched CUDA could not be forked any more.
+
+    Raises:
+        UserError: the first that is not there, and what is.
+    """
+    usual = FrameworkSpec()
+    special = {
+        repr((c.framework, c.optimizers_by_name())): c
+        for c in configs
+        if c.framework.device not in ("auto", "cpu")
+        or (c.framework.mode, c.framework.precision) != (usual.mode, usual.precision)
+    }
+    for name in dict.fromkeys(c.framework.name for c in special.values()):
+        own = [c for c in special.values() if c.framework.name == name]
+        with ProcessPoolExecutor(1, mp_context=get_context("fork" if _can_fork() else "spawn")) as process:
+            process.submit(_make_frameworks, own).result()
+
+
+def _make_frameworks(configs: Sequence[Config]) -> None:
+    for config in configs:
+        os.environ |= thread_environment(config.framework.threads)
+        page.make_framework(config)
+
+
+def _can_fork() -> bool:
+    return hasattr(os, "fork") and sys.platform != "darwin"
+
+
+def run_jobs(jobs: Mapping[Path, Config], options: Options, done: Done) -> None:
+    """Run every claimed folder; returns when all have ended. `done(folder)` is called after each.
+
+    Raises:
+        KeyboardInterrupt: after all jobs have been told and have ended.
+    """
+    for name in dict.fromkeys(c.framework.name for c in jobs.values()):
+        own = {path: c for path, c in jobs.items() if c.framework.name == name}
+        threads = max(c.framework.threads for c in own.values())
+        at_once = options.n_jobs or max((os.cpu_count() or 1) // threads, 1)
+        if options.fork == "auto" and _can_fork():
+            _in_forked_parent(own, at_once, threads, options, done)
+        else:
+            _pool(list(own), partial(_spawn, threads=threads), at_once, options.timeout, done)
+
+
+def _in_forked_parent(jobs: Mapping[Path, Config], at_once: int, threads: int, options: Options, done: Done) -> None:
+    """A forked parent imports the framework and reads the data; we only listen to the folders it has finished."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(read)
+        os._exit(_parent(jobs, at_once, threads, options, write))
+    os.close(write)
+    parent = _Forked(pid)
+    try:
+        with os.fdopen(read) as told:
+            for line in told:
+                done(Path(line.rstrip("\n")))
+    except KeyboardInterrupt:
+        _end([parent])
+        raise
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code == 130:
+        raise KeyboardInterrupt
+    for path in jobs:
+        _conclude(RunFolder(path), code, None)
+
+
+def _parent(jobs: Mapping[Path, Config], at_once: int, threads: int, options: Options, write: int) -> int:
+    def tell(path: Path) -> None:
+        os.write(write, f"{path}\n".encode())
+
+    os.environ |= thread_environment(threads)
+    try:
+        start = _preload(jobs, threads)
+        _pool(list(jobs), start, at_once, options.timeout, tell)
+    except KeyboardInterrupt:
+        return 130
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _preload(jobs: Mapping[Path, Config], threads: int) -> Callable[[Path], Process]:
+    """Import the framework and read the data once; a failure here is each job's own to meet and to report."""
+    try:
+        framework = registry.load(next(iter(jobs.values())).framework.name)
+        for spec in {repr(c.data): c.data for c in jobs.values()}.values():
+            pictures.load_pool(spec)
+    except UserError:
+        return _fork
+    return _fork if framework.fork_safe else partial(_spawn, threads=threads)
+
+
+@dataclass
+class _Forked:
+    pid: int
+    code: int | None = None
+
+    def poll(self) -> int | None:
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if pid else None
+        return self.code
+
+
+def _fork(path: Path) -> Process:
+    """A child that runs the folder, its output in log.txt."""
+    pid = os.fork()
+    if pid:
+        return _Forked(pid)
+    log = os.open(path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os._exit(run_and_tell(path))
+
+
+def _spawn(path: Path, threads: int) -> Process:
+    """A fresh interpreter that runs the folder, its output in log.txt."""
+    with (path / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "layerwise_lr", "run", str(path)],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **thread_environment(threads)},
+        )
+
+
+def run_and_tell(path: Path) -> int:
+    """run(folder), told line by line; returns the exit code: 0, 2 (user's mistake), 130 (interrupted), 1."""
+    code = 0
+    try:
+        page.run(path, say=lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        code = 130
+    except UserError as error:
+        print(f"error: {error}", flush=True)
+        code = 2
+    except BaseException:
+        print((path / "error.txt").read_text() if (path / "error.txt").exists() else "failed", flush=True)
+        code = 1
+    sys.stdout.flush()
+    return code
+
+
+def _pool(
+    paths: Sequence[Path], start: Callable[[Path], Process], at_once: int, timeout: float | None, done: Done
+) -> None:
+    """`at_once` jobs at a time until all have ended; whatever a job did, its folder says so afterwards."""
+    waiting, running, tries = deque(paths), dict[Path, tuple[Process, float]](), Counter[Path]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                path = waiting.popleft()
+                running[path] = (start(path), time.monotonic())
+            for path, (process, began) in list(running.items()):
+                late = timeout is not None and time.monotonic() - began > timeout
+                if late:
+                    _kill(process)
+                code = process.poll()
+                if code is not None:
+                    del running[path]
+                    tries[path] += 1
+                    if tries[path] < _TRIES and not late and _again(RunFolder(path), code, tries[path]):
+                        waiting.appendleft(path)
+                        continue
+                    _conclude(RunFolder(path), code, timeout if late else None)
+                    done(path)
+            time.sleep(_POLL)
+    except KeyboardInterrupt:
+        _end([process for process, _ in running.values()])
+        raise
+
+
+def _again(folder: RunFolder, code: int, tries: int) -> bool:
+    """Whether a crash is the framework's known own fault; says so. The run begins anew, in the same folder."""
+    facts = folder.read_json("env.json")
+    if code not in _CRASHES or not (facts and facts["retry_on_signal"]) or folder.read_json("summary.json"):
+        return False
+    line = (
+        f"died of {signal.Signals(-code).name}, which {facts['framework']} is known to do in this mode: "
+        f"started again ({tries + 1} of {_TRIES})"
+    )
+    with (folder.path / "log.txt").open("a") as log:
+        print(line, file=log)
+    print(f"{folder.path.name}: {line}", file=sys.stderr, flush=True)
+    return True
+
+
+def _conclude(folder: RunFolder, code: int, timeout: float | None) -> None:
+    """A job that could not write its own end gets one."""
+    status = folder.read_json("status.json")
+    if status and status["state"] in ("completed", "failed", "interrupted"):
+        return
+    if timeout is not None:
+        folder.fail(f"stopped after {timeout:g} seconds (hydra.launcher.timeout)")
+    else:
+        how = f"died of {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+        folder.fail(f"{how} before it could finish")
+
+
+def _kill(process: Process) -> None:
+    os.kill(process.pid, signal.SIGKILL)
+    _wait(process, 10)
+
+
+def _end(processes: Sequence[Process]) -> None:
+    """Ctrl-C reaches every process of a terminal by itself; tell those that it did not reach, then insist."""
+    for send, seconds in ((None, 2), (signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+        for process in processes:
+            if send and process.poll() is None:
+                os.kill(process.pid, send)
+        for process in processes:
+            _wait(process, seconds)
+
+
+def _wait(process: Process, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < end:
+        time.sleep(_POLL)

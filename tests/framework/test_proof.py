@@ -1,0 +1,404 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from layerwise_lr.plugins.torch_plugin import layers
+from layerwise_lr.plugins.torch_plugin.plugin import TorchFramework, TorchScheduler
+
+from layerwise_lr.framework import proof
+from layerwise_lr.models.layers import initial_weights, param_table
+from layerwise_lr.models.trees import make_tree
+from layerwise_lr.plan.groups import GroupingSpec, GroupSpec
+from layerwise_lr.plan.plan import FreezeSpec, OptimizerSpec, make_plan
+from layerwise_lr.plan.schedules import ScheduleSpec
+from layerwise_lr.run import page
+from layerwise_lr.run.config import from_data, resolve
+from layerwise_lr.run.folder import CONFIG, RunFolder, read_metrics
+
+TREES = {
+    "lenet": make_tree("lenet", 10, 1, 12),
+    "vit": make_tree("vit_tiny", 10, 1, 16, patch_size=8, depth=2, embed_dim=24, num_heads=2),
+    "resnet": make_tree("resnet18", 10, 3, 32),
+}
+OPTIMIZERS = {
+    "sgd": OptimizerSpec("sgd", lr=0.1),
+    "momentum": OptimizerSpec("momentum", lr=0.1, momentum=0.9),
+    "nesterov": OptimizerSpec("momentum", lr=0.1, momentum=0.7, nesterov=True),
+    "adam": OptimizerSpec("adam", lr=1e-3),
+    "adamw": OptimizerSpec("adamw", lr=1e-3, betas=[0.8, 0.95], eps=1e-6),
+    "layer_adaptive": OptimizerSpec("layer_adaptive", lr=0.1),
+    "layer_adaptive, large eps": OptimizerSpec("layer_adaptive", lr=0.1, betas=[0.8, 0.95], eps=1e-3),
+}
+SCHEDULES = {
+    "constant": (ScheduleSpec(), FreezeSpec()),
+    "warm-up": (ScheduleSpec("cosine", warmup=5, warmup_start=0.1, floor=0.01), FreezeSpec()),
+    "cosine": (ScheduleSpec("cosine"), FreezeSpec()),
+    "freezing": (ScheduleSpec("cosine", warmup=2), FreezeSpec("progressive", every=2)),
+    "late": (ScheduleSpec("linear"), FreezeSpec("after", at=9)),
+}
+STEMS = {"lenet": "conv1", "vit": "patch_embed", "resnet": "layer1"}
+
+
+def plan_of(model, optimizer, schedule="cosine", weight_decay=0.05, steps=40, **grouping):
+    spec, freeze = SCHEDULES[schedule] if isinstance(schedule, str) else schedule
+    freeze = replace(freeze, match=[STEMS[model]] if freeze.strategy == "after" else [])
+    optimizers = {"default": replace(OPTIMIZERS[optimizer], weight_decay=weight_decay), "other": OPTIMIZERS["momentum"]}
+    grouping = GroupingSpec(**{"layer_decay": 0.6, **grouping})
+    return make_plan(param_table(TREES[model]), grouping, optimizers, {"default": spec}, freeze, steps)[1]
+
+
+def checked(framework, model, plan, weights=None):
+    tree = TREES[model]
+    rng = np.random.default_rng(0)
+    batch = rng.normal(size=(8, *tree.input_shape)).astype(np.float32), rng.integers(0, 10, 8)
+    weights = weights or initial_weights(tree, 1)
+    native = framework.make_model(tree)
+    return proof.check(framework, native, plan, weights, batch, 0), framework.get_weights(native), weights
+
+
+def honest():
+    return TorchFramework("cpu", "eager", 0, "fp32", 1, False)
+
+
+# --- an honest framework passes
+
+
+@pytest.mark.parametrize("schedule", sorted(SCHEDULES))
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("model", ["lenet", "vit"])
+def test_torch_does_what_the_plan_says(model, optimizer, weight_decay, schedule):
+    plan = plan_of(model, optimizer, schedule, weight_decay)
+    report, after, before = checked(honest(), model, plan)
+    assert report["max_relative_error"] <= proof.TOLERANCE
+    assert all(np.array_equal(after[n], before[n]) for n in before), "the probe must leave the weights as they were"
+    measured = {r["group"] for r in report["groups"] if r["measured"]}
+    assert measured == {g.name for g in plan.groups}
+    for row in report["groups"]:
+        group = next(g for g in plan.groups if g.name == row["group"])
+        assert row["planned"] == pytest.approx(plan.lr(row["step"], group), rel=1e-12)
+        if row["measured"]:
+            assert row["measured"] == pytest.approx(row["planned"], rel=1e-3)
+
+
+@pytest.mark.parametrize(("optimizer", "schedule"), [("momentum", "warm-up"), ("adamw", "freezing")])
+def test_torch_on_a_resnet_with_batchnorm(optimizer, schedule):
+    report, after, before = checked(honest(), "resnet", plan_of("resnet", optimizer, schedule))
+    assert report["max_relative_error"] <= proof.TOLERANCE
+    assert all(np.array_equal(after[n], before[n]) for n in before)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-6, 1e-9])
+def test_a_tiny_lr_is_measured_too(scale):
+    plan = plan_of("lenet", "adamw", layer_decay=1.0, groups={"stem": GroupSpec(match=["conv1.*"], lr_scale=scale)})
+    report, _, _ = checked(honest(), "lenet", plan)
+    assert report["unmeasured"] == []
+    assert report["base_lr_times"] > 1
+
+
+def test_two_optimizers_and_gradient_centralization():
+    groups = {"stem": GroupSpec(match=["conv*"], optimizer="other", grad_centralization=True)}
+    checked(honest(), "lenet", plan_of("lenet", "adamw", groups=groups))
+
+
+def test_a_run_in_which_nothing_trains_at_first():
+    plan = plan_of("lenet", "adamw", strategy="flat", groups={"all": GroupSpec(match=["*"], start=30)})
+    report, _, _ = checked(honest(), "lenet", plan)
+    assert {r["planned"] == 0 for r in report["groups"]} == {True, False}
+
+
+def test_probe_steps_show_every_group_moving():
+    for schedule in SCHEDULES:
+        plan = plan_of("lenet", "adamw", schedule)
+        steps = proof.probe_steps(plan)
+        table = plan.table()
+        assert len(steps) <= 10
+        assert (table[steps].max(axis=0) > 0).all()
+        assert all(0 <= s < plan.total_steps for s in steps)
+
+
+def run_folder(path, **changes):
+    config = resolve(
+        from_data(
+            {
+                "data": {"name": "digits", "image_size": 12, "train_size": 60, "val_size": 30, "test_size": 30},
+                "batch_size": 20,
+                "steps": 6,
+                "freeze": {"strategy": "head_first", "every": 2},
+                "eval_every": 2,
+                **changes,
+            }
+        )
+    )
+    folder = RunFolder.claim(path)
+    folder.write_text(CONFIG, config.to_yaml())
+    return folder
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "momentum"])
+def test_a_run_with_the_proof_is_the_run_without_it(tmp_path, optimizer):
+    records = []
+    for proved in (True, False):
+        folder = run_folder(tmp_path / str(proved), verify=proved, optimizer={"name": optimizer})
+        page.run(folder.path, say=lambda line: None)
+        assert (folder.path / "lr_check.json").exists() is proved
+        records.append(read_metrics(folder.path / "metrics.jsonl"))
+    assert records[0] == records[1]
+    assert len(records[0]) == 6 + 3
+
+
+# --- saboteurs: each has one fault, each must be caught and its group named
+
+
+class Faulty(TorchScheduler):
+    def write(self, lrs):
+        for group, lr in zip(self._groups, lrs, strict=True):
+            group["lr"] = lr
+
+
+class IgnoresScale(Faulty):
+    def apply(self, step):
+        full = replace(self._plan, groups=tuple(replace(g, lr_scale=1.0) for g in self._plan.groups))
+        self.write(full.lrs(step))
+
+
+class ScalesTwice(Faulty):
+    def apply(self, step):
+        self.write([lr * g.lr_scale for lr, g in zip(self._plan.lrs(step), self._plan.groups, strict=True)])
+
+
+class OneStepLate(Faulty):
+    def apply(self, step):
+        self.write(self._plan.lrs(max(step - 1, 0)))
+
+
+class NeverApplied(Faulty):
+    def apply(self, step):
+        pass
+
+
+class SwapsTwo(Faulty):
+    def apply(self, step):
+        lrs = self._plan.lrs(step)
+        lrs[0], lrs[-1] = lrs[-1], lrs[0]
+        self.write(lrs)
+
+
+class OneIsNan(Faulty):
+    def apply(self, step):
+        lrs = self._plan.lrs(step)
+        self.write([*lrs[:2], float("nan"), *lrs[3:]])
+
+
+class OneIsOff(Faulty):
+    def apply(self, step):
+        lrs = self._plan.lrs(step)
+        self.write([*lrs[:2], lrs[2] * 1.002, *lrs[3:]])
+
+
+def with_scheduler(kind):
+    class Saboteur(TorchFramework):
+        def make_scheduler(self, optimizer, plan, start):
+            groups = {g["name"]: g for native in optimizer for g in native.param_groups}
+            scheduler = kind([groups[g.name] for g in plan.groups], plan)
+            scheduler.apply(start)
+            return scheduler
+
+    return Saboteur
+
+
+class MisplacesOneBias(TorchFramework):
+    def make_groups(self, model, plan):
+        groups = super().make_groups(model, plan)
+        home = next(g for g in groups if "fc1.bias" in dict(g["params"]))
+        away = next(g for g in groups if g["name"].startswith("layer_4") and g["weight_decay"] == home["weight_decay"])
+        bias = next(p for p in home["params"] if p[0] == "fc1.bias")
+        home["params"] = [p for p in home["params"] if p[0] != "fc1.bias"]
+        away["params"] = [*away["params"], bias]
+        return groups
+
+
+class DecaysEverything(TorchFramework):
+    def make_groups(self, model, plan):
+        return [{**g, "weight_decay": 0.1} for g in super().make_groups(model, plan)]
+
+
+class DecaysNothing(TorchFramework):
+    def make_groups(self, model, plan):
+        return [{**g, "weight_decay": 0.0} for g in super().make_groups(model, plan)]
+
+
+class IgnoresWindows(Faulty):
+    def apply(self, step):
+        self.write(replace(self._plan, groups=tuple(replace(g, active=(0, 99)) for g in self._plan.groups)).lrs(step))
+
+
+class MovesTheFrozen(with_scheduler(IgnoresWindows)):
+    def set_active(self, state, active):
+        pass
+
+
+class FreezesByLrAlone(TorchFramework):
+    def set_active(self, state, active):
+        pass
+
+
+def test_freezing_by_an_lr_of_zero_alone_moves_nothing_and_is_seen_in_the_optimizer_s_state_only():
+    """One step at lr 0 moves nothing: the lr is right. test_torch_plugin checks that frozen state stays."""
+    checked(FreezesByLrAlone("cpu", "eager", 0, "fp32", 1, False), "lenet", plan_of("lenet", "adamw", "freezing"))
+
+
+class MovesTheFrozenByAHair(TorchFramework):
+    def train_step(self, state, x, y):
+        loss = super().train_step(state, x, y)
+        for name, p in state.model.named_parameters():
+            if "conv1" in name and p.grad is None:
+                p.data.flatten()[0] = np.nextafter(p.data.flatten()[0].item(), np.float32(9), dtype=np.float32).item()
+        return loss
+
+
+class IgnoresTheDefaultLr(TorchFramework):
+    """Every group at torch's own default."""
+
+    def make_scheduler(self, optimizer, plan, start):
+        return super().make_scheduler(optimizer, replace(plan, base_lr=1e-3), start)
+
+
+class DecaysWithoutLr(TorchFramework):
+    """AdamW as some code bases have it: the decay is not multiplied by the lr."""
+
+    def train_step(self, state, x, y):
+        for group in state.groups:
+            for p in group["params"]:
+                if p.requires_grad:
+                    p.data.mul_(1 - group["weight_decay"]).div_(1 - group["lr"] * group["weight_decay"])
+        return super().train_step(state, x, y)
+
+
+class MovesSideways(TorchFramework):
+    """The step along the gradient is right; something else moves the weights at right angles to it."""
+
+    def train_step(self, state, x, y):
+        before = {n: p.detach().clone() for n, p in state.model.named_parameters()}
+        loss = super().train_step(state, x, y)
+        for name, p in state.model.named_parameters():
+            if name.endswith("fc2.weight"):
+                step = (p.data - before[name]).flatten()
+                noise = step.roll(1)
+                noise -= step * (noise @ step) / (step @ step)
+                p.data += 0.3 * noise.view_as(p)
+        return loss
+
+
+class CentralizesNothing(TorchFramework):
+    def make_groups(self, model, plan):
+        return [{**g, "grad_centralization": False} for g in super().make_groups(model, plan)]
+
+
+class CentralizesEverything(TorchFramework):
+    def make_groups(self, model, plan):
+        return [{**g, "grad_centralization": True} for g in super().make_groups(model, plan)]
+
+
+class ForgetsNesterov(TorchFramework):
+    def make_optimizer(self, groups, plan):
+        return super().make_optimizer(
+            groups, replace(plan, optimizers={n: replace(o, nesterov=False) for n, o in plan.optimizers.items()})
+        )
+
+
+class OneOptimizerForAll(TorchFramework):
+    def make_groups(self, model, plan):
+        return [{**g, "optimizer": "default"} for g in super().make_groups(model, plan)]
+
+
+ALL_BUT_HEAD = {"layer_0", "layer_1", "layer_2", "layer_3"}
+EVERY = {*ALL_BUT_HEAD, "layer_4"}
+SABOTEURS = {  # saboteur: (optimizer, schedule, other options, groups that must be named; None: at least one)
+    "ignores lr_scale": (with_scheduler(IgnoresScale), "adamw", "cosine", {}, ALL_BUT_HEAD),
+    "ignores lr_scale, sgd": (with_scheduler(IgnoresScale), "sgd", "constant", {}, ALL_BUT_HEAD),
+    "scales twice": (with_scheduler(ScalesTwice), "adamw", "cosine", {}, ALL_BUT_HEAD),
+    "one step late": (with_scheduler(OneStepLate), "momentum", "cosine", {}, EVERY),
+    "one step late in a warm-up": (with_scheduler(OneStepLate), "adam", "warm-up", {}, EVERY),
+    "never applied": (with_scheduler(NeverApplied), "adamw", "warm-up", {}, EVERY),
+    "swaps two groups": (with_scheduler(SwapsTwo), "adamw", "constant", {}, {"layer_0", "layer_4"}),
+    "one lr is off by 0.2 %": (with_scheduler(OneIsOff), "adamw", "cosine", {}, {"layer_1"}),
+    "one lr is NaN": (with_scheduler(OneIsNan), "sgd", "cosine", {}, {"layer_1"}),
+    "one bias misplaced": (MisplacesOneBias, "adamw", "cosine", {"no_weight_decay": False}, {"layer_2"}),
+    "decays everything": (DecaysEverything, "adamw", "cosine", {"weight_decay": 0.1}, EVERY),
+    "decays everything, L2": (DecaysEverything, "sgd", "cosine", {"weight_decay": 0.1}, EVERY),
+    "decays nothing": (DecaysNothing, "adamw", "cosine", {"weight_decay": 0.1}, EVERY),
+    "decays nothing, L2": (DecaysNothing, "momentum", "cosine", {"weight_decay": 0.1}, EVERY),
+    "decays nothing, layer_adaptive": (DecaysNothing, "layer_adaptive", "cosine", {"weight_decay": 0.1}, EVERY),
+    "moves the frozen": (MovesTheFrozen, "adamw", "freezing", {"weight_decay": 0.1}, ALL_BUT_HEAD),
+    "moves the frozen by a hair": (MovesTheFrozenByAHair, "adamw", "late", {}, {"layer_0"}),
+    "ignores the default lr": (IgnoresTheDefaultLr, "sgd", "cosine", {}, EVERY),
+    "decays without lr": (DecaysWithoutLr, "adamw", "cosine", {"weight_decay": 0.1}, EVERY),
+    "moves sideways": (MovesSideways, "adamw", "cosine", {}, {"layer_3"}),
+    "centralizes nothing": (
+        CentralizesNothing,
+        "sgd",
+        "cosine",
+        {"groups": {"c": GroupSpec(match=["fc2.*"], grad_centralization=True)}},
+        {"c/layer_3"},
+    ),
+    "centralizes everything": (CentralizesEverything, "sgd", "cosine", {}, EVERY),
+    "forgets Nesterov": (ForgetsNesterov, "nesterov", "cosine", {}, EVERY),
+    "one optimizer for all": (
+        OneOptimizerForAll,
+        "adam",
+        "cosine",
+        {"groups": {"c": GroupSpec(match=["fc2.*"], optimizer="other")}},
+        {"c/layer_3"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(SABOTEURS))
+def test_a_saboteur_is_caught_and_its_groups_are_named(name):
+    saboteur, optimizer, schedule, options, culprits = SABOTEURS[name]
+    plan = plan_of("lenet", optimizer, schedule, **options)
+    with pytest.raises(proof.LrMismatch) as caught:
+        checked(saboteur("cpu", "eager", 0, "fp32", 1, False), "lenet", plan)
+    report = caught.value.report
+    named = {r["group"].removesuffix("_no_decay") for r in report["groups"] if r["relative_error"] > proof.TOLERANCE}
+    assert named == culprits
+    worst = max(report["groups"], key=lambda r: r["relative_error"])
+    assert worst["group"] in str(caught.value)
+    assert worst["worst"] in str(caught.value)
+    assert all(np.isfinite(r["relative_error"]) for r in report["groups"])
+    assert all(r["measured"] is None or np.isfinite(r["measured"]) for r in report["groups"])
+
+
+def test_the_misplaced_bias_is_named_itself():
+    with pytest.raises(proof.LrMismatch) as caught:
+        checked(
+            MisplacesOneBias("cpu", "eager", 0, "fp32", 1, False),
+            "lenet",
+            plan_of("lenet", "adamw", no_weight_decay=False),
+        )
+    bad = {r["worst"] for r in caught.value.report["groups"] if r["relative_error"] > proof.TOLERANCE}
+    assert bad == {"fc1.bias"}
+    assert proof.table(caught.value.report)[0][5] == "fc1.bias"
+
+
+class ForgetsToClearGradients(TorchFramework):
+    def train_step(self, state, x, y):
+        loss = layers.loss(state.model(self._tensor(x)), self._tensor(y))
+        loss.backward()
+        for optimizer in state.optimizer:
+            optimizer.step()
+        return loss.detach()
+
+
+def test_gradients_that_pile_up_are_no_fault_of_the_lr():
+    """The proof takes the gradient from the framework: a wrong gradient, well applied, is a right lr. What
+    such a framework gets wrong is seen by test_torch_plugin's comparison with torch used by hand."""
+    checked(ForgetsToClearGradients("cpu", "eager", 0, "fp32", 1, False), "lenet", plan_of("lenet", "sgd", "constant"))
+
+
+def test_nan_gradients_are_no_proof():
+    weights = initial_weights(TREES["lenet"], 1)
+    weights["fc1.weight"][0, 0] = np.nan
+    with pytest.raises(proof.LrMismatch):
+        checked(honest(), "lenet", plan_of("lenet", "sgd"), weights)

@@ -1,0 +1,289 @@
+"""The report against numbers computed here by another route, on a real sweep and on runs of known answer."""
+
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from layerwise_lr.plan.errors import UserError
+from layerwise_lr.plan.groups import Group
+from layerwise_lr.plan.plan import OptimizerSpec, Plan
+from layerwise_lr.plan.schedules import ScheduleSpec
+from layerwise_lr.report import advice, report
+from layerwise_lr.run.config import Config
+
+SHORT = ["epochs=4", "eval_every=2", "data.test_size=300"]
+
+
+def command(*words, cwd, ok=(0,)):
+    """layerwise-lr in a process of its own; what it printed."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "80"}
+    program = [sys.executable, "-m", "layerwise_lr", *words]
+    done = subprocess.run(program, cwd=cwd, env=env, capture_output=True, text=True)
+    assert done.returncode in ok, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A real sweep: 2 layer_decay (one is flat) x 2 lr x 2 seeds; no head/backbone."""
+    home = tmp_path_factory.mktemp("report")
+    command(
+        "train",
+        "-m",
+        *SHORT,
+        "grouping.layer_decay=0.6,1.0",
+        "optimizer.lr=1e-3,3e-3",
+        "seed=0,1",
+        "hydra.sweep.dir=sweep",
+        cwd=home,
+    )
+    return home / "sweep"
+
+
+@pytest.fixture
+def folder(swept, tmp_path):
+    """A copy that a test may break."""
+    return Path(shutil.copytree(swept, tmp_path / "sweep"))
+
+
+def by_hand(folder):
+    """{(decay, lr): {seed: summary}} straight from the files' text."""
+    found = {}
+    for path in folder.glob("*/summary.json"):
+        text = (path.parent / "config.resolved.yaml").read_text()
+        decay = float(re.search(r"^  layer_decay: (.*)$", text, re.M)[1])
+        lr = float(re.search(r"^optimizer:\n  name: .*\n  lr: (.*)$", text, re.M)[1])
+        summary = json.loads(path.read_text())
+        found.setdefault((decay, lr), {})[summary["seed"]] = summary
+    return found
+
+
+def mean_and_half(values):
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
+    return f"{100 * statistics.fmean(values):.1f} ± {100 * (high - low) / 2:.1f}"
+
+
+def test_every_setting_is_a_row_of_its_own_with_the_right_numbers(folder):
+    (study,) = report.Report.read([folder], None).studies
+    rows = {(r.setting, r.lr): r for r in report.table(study)}
+    hand = by_hand(folder)
+    assert len(rows) == len(hand) == 4
+    for (decay, lr), runs in hand.items():
+        row = rows["flat" if decay == 1 else f"layer_decay {decay:g}", f"{lr:g}"]
+        assert row.seeds == "2"
+        assert row.val == mean_and_half([s["val"]["accuracy"] for s in runs.values()])
+        assert row.test == mean_and_half([s["test"]["accuracy"] for s in runs.values()])
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy"])
+def test_the_best_is_chosen_on_validation_and_its_difference_is_paired_by_seed(folder, metric):
+    (study,) = report.Report.read([folder], metric).studies
+    hand = by_hand(folder)
+
+    def chosen(decay):
+        own = {lr: runs for (d, lr), runs in hand.items() if d == decay}
+        return max(own.items(), key=lambda kv: statistics.fmean(s["val"][metric] for s in kv[1].values()))
+
+    (flat_lr, flat), (decay_lr, decay) = chosen(1.0), chosen(0.6)
+    first, second = report.answers(study)
+    assert (first.lr, second.lr) == (f"{flat_lr:g}", f"{decay_lr:g}")
+    assert second.balanced == mean_and_half([s["test"]["balanced_accuracy"] for s in decay.values()])
+    differences = [decay[s]["test"][metric] - flat[s]["test"][metric] for s in (0, 1)]
+    assert second.difference.lstrip("+") == mean_and_half(differences).lstrip("+")
+
+
+def test_an_unlucky_order_of_test_pictures_does_not_change_the_choice(folder):
+    """Test results took no part in the choice: turn them upside down and the same settings are shown."""
+    before = [(a.setting, a.lr) for a in report.answers(report.Report.read([folder], None).studies[0])]
+    for path in folder.glob("*/summary.json"):
+        summary = json.loads(path.read_text())
+        summary["test"]["accuracy"] = 1 - summary["test"]["accuracy"]
+        path.write_text(json.dumps(summary))
+    assert [(a.setting, a.lr) for a in report.answers(report.Report.read([folder], None).studies[0])] == before
+
+
+def made(label, kind, tests, lr=1e-3, val=0.5):
+    summaries = [{"val": {"accuracy": val}, "test": {"accuracy": v}} for v in tests]
+    runs = {n: stats.Run(Path(f"{label}{n}"), Config(seed=n), summary) for n, summary in enumerate(summaries)}
+    return stats.Setting(label, kind, lr, runs)
+
+
+@pytest.mark.parametrize(
+    ("tests", "word"),
+    [
+        ([0.92, 0.93, 0.91, 0.925], "is better than"),
+        ([0.70, 0.72, 0.69, 0.71], "is worse than"),
+        ([0.80, 0.83, 0.78, 0.81], "no difference"),
+        ([0.9], "no claim"),
+        ([0.85, 0.86, 0.84, 0.87], "no claim"),
+    ],
+)
+def test_verdict_where_the_answer_is_known(tests, word):
+    flat = made("flat", stats.FLAT, [0.80, 0.81, 0.79, 0.82])
+    sentence = stats.verdict(made("layer_decay 0.7", stats.DECAY, tests), flat, "accuracy")
+    others = {"is better than", "is worse than", "no difference", "no claim"} - {word}
+    assert word in sentence and not any(other in sentence for other in others)
+
+
+def test_one_lucky_seed_is_not_the_best():
+    lucky, sound = made("a", stats.DECAY, [0.9], val=0.99), made("b", stats.DECAY, [0.8, 0.8], val=0.7)
+    assert stats.best([lucky, sound], stats.DECAY, "accuracy") is sound
+    assert stats.best([lucky], stats.DECAY, "accuracy") is lucky
+
+
+def test_named_groups_with_other_scales_are_other_settings(folder):
+    run = stats.finished([folder])[0][0]
+
+    def with_scale(scale):
+        group = f"groups: {{stem: {{match: [conv1], lr_scale: {scale}}}}}"
+        text = run.config.to_yaml().replace("groups: {}", group)
+        (folder / "other.yaml").write_text(text)
+        return run._replace(config=stats.configs.read(folder / "other.yaml"))
+
+    labels = [s.label for s in stats.settings([with_scale(0.1), with_scale(0.3)])]
+    assert len(labels) == 2 and "lr_scale 0.1" in labels[0] and "lr_scale 0.3" in labels[1]
+
+
+def test_partial_sweep_says_what_is_not_there_and_how_to_go_on(folder):
+    gone, failed, crashed, missing = sorted(p for p in folder.iterdir() if p.is_dir())[:4]
+    (gone / "summary.json").unlink()
+    error = {"type": "UserError", "message": "the loss is nan"}
+    for path, status in ((failed, {"state": "failed", "error": error}), (crashed, {"state": "running"})):
+        (path / "summary.json").unlink()
+        old = json.loads((path / "status.json").read_text())
+        done = subprocess.Popen([sys.executable, "-c", ""])
+        done.wait()
+        (path / "status.json").write_text(json.dumps({**old, "pid": done.pid, **status}))
+    shutil.rmtree(missing)
+    out = command("report", folder.name, cwd=folder.parent)
+    assert "1 completed" in out and "1 failed" in out and "1 crashed" in out and "1 missing" in out
+    assert f"failed: {folder.name}/{failed.name}/log.txt: the loss is nan" in out
+    assert "4 finished runs" in out
+    again = out[out.index("The same command runs what is missing:") :].splitlines()[1]
+    assert again.split()[-1] == f"hydra.sweep.dir={folder.name}" and "grouping.layer_decay=0.6,1.0" in again
+    assert "the loss is nan" in (folder / "report.html").read_text()
+
+
+def test_the_command_for_a_missing_kind_really_adds_it(folder):
+    """head/backbone is missing: run the very command that the report prints, then it is there."""
+    out = command("report", folder.name, cwd=folder.parent)
+    line = next(line for line in out.splitlines() if "grouping=backbone_head" in line).split()
+    assert "optimizer.lr=0.001,0.003" in line and "seed=0,1" in line and set(SHORT) <= set(line)
+    command(*line[1:], cwd=folder.parent)
+    out = command("report", folder.name, cwd=folder.parent)
+    assert "No head/backbone" not in out and "12 finished runs" in out and "against head/backbone 0.1" in out
+
+
+def test_a_single_run_makes_no_claim(folder):
+    run = next(p for p in folder.iterdir() if "layer_decay-0.6" in p.name)
+    out = command("report", str(run.relative_to(folder.parent)), cwd=folder.parent)
+    assert "no claim" in out and "±" not in out.replace("± is a 95 %", "") and "No flat runs are here" in out
+
+
+def test_a_folder_without_runs_is_the_users_error(tmp_path):
+    with pytest.raises(UserError, match="no finished run"):
+        report.Report.read([tmp_path], None)
+
+
+def test_other_data_is_another_study(folder):
+    """Runs on other data are never compared: each study has its own table and verdict."""
+    for path in folder.glob("*lr-0.003*"):
+        config = path / "config.resolved.yaml"
+        config.write_text(config.read_text().replace("test_size: 300", "test_size: 200"))
+    found = report.Report.read([folder], None).studies
+    assert [len(s.runs) for s in found] == [4, 4]
+    assert {s.title for s in found} == {"lenet_digits, data.test_size 300", "lenet_digits, data.test_size 200"}
+    assert all(len({x.lr for x in s.settings}) == 1 for s in found)
+
+
+def test_longer_training_is_another_study(folder):
+    """200 epochs with layer_decay against 4 flat would be no comparison of learning rates."""
+    longer = ["epochs=6", *SHORT[1:], "grouping.layer_decay=0.6", "seed=0,1", "hydra.sweep.dir=sweep"]
+    command("train", "-m", *longer, cwd=folder.parent)
+    found = {s.title: s for s in report.Report.read([folder], None).studies}
+    assert set(found) == {"lenet_digits, epochs 4", "lenet_digits, epochs 6"}
+    assert [s.label for s in found["lenet_digits, epochs 6"].settings] == ["layer_decay 0.6"]
+    assert "no claim" in found["lenet_digits, epochs 6"].verdicts()[0]
+
+
+class Page(HTMLParser):
+    """Tags and attributes of a page, in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+
+def test_the_page_stands_alone_and_can_be_read_without_eyes(folder):
+    report.Report.read([folder], None).write(folder / "page.html")
+    text = (folder / "page.html").read_text()
+    tags = Page(text).tags
+    assert "http" not in text and "@import" not in text
+    for tag, attrs in tags:
+        assert tag not in ("script", "link", "iframe")
+        assert all(attrs[k].startswith(("#", "data:")) for k in ("src", "href") if k in attrs)
+    pictures = [a for t, a in tags if t == "svg"]
+    assert len(pictures) == 4 and all(len(a["aria-label"]) > 20 and a["role"] == "img" for a in pictures)
+    assert all(a.get("scope") in ("col", "row") for t, a in tags if t == "th")
+    ids = [a["id"] for _, a in tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:url\(|href=")#([\w-]+)', text)) <= set(ids)
+
+
+def test_names_are_escaped(folder):
+    for config in folder.glob("*/config.resolved.yaml"):
+        config.write_text(config.read_text().replace("name: lenet_digits", "name: '<img src=x>&$a$'", 1))
+    report.Report.read([folder], None).write(folder / "page.html")
+    text = (folder / "page.html").read_text()
+    assert "<img" not in text and "&lt;img src=x&gt;&amp;$a$" in text
+
+
+def test_nothing_is_claimed_of_runs_that_were_not_measured(folder):
+    checks = sorted(folder.glob("*/lr_check.json"))
+    errors = [json.loads(c.read_text())["max_relative_error"] for c in checks]
+    (study,) = report.Report.read([folder], None).studies
+    assert "In 8 of 8 runs" in report._proof(study) and f"{max(errors):.1g}" in report._proof(study)
+    checks[0].unlink()
+    assert "In 7 of 8 runs" in report._proof(study)
+    for check in checks[1:]:
+        check.unlink()
+    assert "was not measured" in report._proof(study)
+
+
+def test_edges_of_the_grid_are_told(folder):
+    (study,) = report.Report.read([folder], None).studies
+    edges = [n for n in advice.notes(study) if n.text.startswith("flat:")]
+    best_lr = study.best[stats.FLAT].lr
+    assert f"optimizer.lr={'0.0003' if best_lr == 1e-3 else '0.009'}" in edges[0].command.split()
+
+
+def a_plan(active):
+    groups = tuple(Group(f"layer_{i}", (f"p{i}",), 0.5 ** (2 - i), 0.0, active=active[i]) for i in range(3))
+    return Plan(groups, 0.1, {"default": ScheduleSpec("constant")}, {"default": OptimizerSpec()}, 40)
+
+
+def test_heat_map_shows_every_group_and_what_is_frozen(tmp_path):
+    always = (0, 2**31)
+    report.lr_heatmap(a_plan([always] * 3), tmp_path / "all.png")
+    report.lr_heatmap(a_plan([(20, 2**31), always, always]), tmp_path / "late.png")
+    late, every = (np.asarray(Image.open(tmp_path / f"{n}.png").convert("RGB")).astype(int) for n in ("late", "all"))
+    assert every.shape[1] == 1200 and every.shape[0] >= 300 and every.std() > 10
+    grey = (np.abs(late - 0xB9).max(axis=2) < 3).mean()
+    assert grey > 0.05 > (np.abs(every - 0xB9).max(axis=2) < 3).mean()
+    colours = {tuple(c) for c in every[:, every.shape[1] // 2]} - {(255, 255, 255)}
+    assert len(colours) >= 3

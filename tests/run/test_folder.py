@@ -1,0 +1,288 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from layerwise_lr.plan.errors import UserError
+from layerwise_lr.run.folder import METRICS_VERSION, RunFolder, read_metrics
+
+CLAIMER = """
+import sys, time
+from pathlib import Path
+from layerwise_lr.plan.errors import UserError
+from layerwise_lr.run.folder import RunFolder
+path, begin = Path(sys.argv[1]), Path(sys.argv[2])
+print("ready", flush=True)
+while not begin.exists():
+    time.sleep(0.0005)
+try:
+    RunFolder.claim(path)
+    print("won")
+except UserError as error:
+    assert "holds a run already" in str(error)
+    print("lost")
+"""
+
+
+def python(code, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_of_20_processes_exactly_one_claims(tmp_path):
+    processes = [python(CLAIMER, tmp_path / "run", tmp_path / "begin") for _ in range(20)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    (tmp_path / "begin").touch()
+    answers = sorted(process.communicate()[0].strip() for process in processes)
+    assert answers == ["lost"] * 19 + ["won"]
+
+
+def test_a_claim_is_refused_when_taken_and_keeps_what_is_there(tmp_path):
+    RunFolder.claim(tmp_path / "a").write_text("x", "mine")
+    with pytest.raises(UserError, match="holds a run already"):
+        RunFolder.claim(tmp_path / "a")
+    assert (tmp_path / "a" / "x").read_text() == "mine"
+
+
+KILLED_CLAIMER = """
+import os, sys
+from pathlib import Path
+from layerwise_lr.run.folder import RunFolder
+path, left = Path(sys.argv[1]), int(sys.argv[2])
+def hook(event, _):
+    global left
+    if armed:
+        left -= 1
+        if left < 0:
+            os._exit(9)
+armed = False
+sys.addaudithook(hook)
+armed = True
+RunFolder.claim(path)
+os._exit(0)
+"""
+
+
+def test_a_claim_is_seen_whole_or_not_at_all(tmp_path):
+    """Killed at every event that Python audits (open, rename, host name, ...), it leaves all or nothing."""
+    code, count, states = 9, 0, []
+    while code == 9 and count < 30:
+        code = python(KILLED_CLAIMER, tmp_path / str(count), count).wait()
+        states.append(RunFolder(tmp_path / str(count)).state())
+        count += 1
+    assert code == 0
+    assert len(states) > 3
+    assert set(states) <= {"missing", "crashed"}
+    RunFolder.claim(tmp_path / "last")
+    assert [p.name for p in (tmp_path / "last").iterdir()] == ["status.json"]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from layerwise_lr.run.folder import RunFolder
+folder = RunFolder(Path(sys.argv[1]))
+print("ready", flush=True)
+n = 0
+while True:
+    n += 1
+    folder.write_json("plan.json", {"n": n, "filler": [n] * 20000})
+"""
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.013, 0.05, 0.11])
+def test_a_killed_writer_leaves_whole_content(tmp_path, delay):
+    folder = RunFolder(tmp_path)
+    folder.write_json("plan.json", {"n": 0, "filler": [0] * 20000})
+    writer = python(WRITER, tmp_path)
+    assert writer.stdout.readline() == "ready\n"
+    time.sleep(delay)
+    writer.send_signal(signal.SIGKILL)
+    writer.communicate()
+    held = folder.read_json("plan.json")
+    assert held["filler"] == [held["n"]] * 20000
+
+
+def test_a_reader_beside_a_writer_sees_whole_content(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_json("plan.json", {"n": 0, "filler": [0] * 20000})
+    writer = python(WRITER, tmp_path)
+    seen = set()
+    try:
+        assert writer.stdout.readline() == "ready\n"
+        for _ in range(40):
+            held = folder.read_json("plan.json")
+            assert held["filler"] == [held["n"]] * 20000
+            seen.add(held["n"])
+    finally:
+        writer.kill()
+        writer.communicate()
+    assert len(seen) > 1
+
+
+def test_nan_is_no_json(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        RunFolder(tmp_path).write_json("a.json", {"x": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_read_json_of_nothing_is_none(tmp_path):
+    assert RunFolder(tmp_path).read_json("a.json") is None
+    assert RunFolder(tmp_path / "nowhere").state() == "missing"
+
+
+# --- states
+
+
+def test_states_of_a_run_that_goes_well(tmp_path):
+    folder = RunFolder.claim(tmp_path / "a")
+    assert folder.state() == "claimed"
+    with folder.running():
+        assert folder.state() == "running"
+    assert folder.state() == "completed"
+
+
+def test_states_of_a_run_that_fails_or_is_stopped(tmp_path):
+    folder = RunFolder.claim(tmp_path / "a")
+    with pytest.raises(UserError), folder.running():
+        raise UserError("no such thing")
+    status = folder.read_json("status.json")
+    assert folder.state() == "failed"
+    assert status["error"] == {"type": "UserError", "message": "no such thing"}
+    assert "no such thing" in (tmp_path / "a" / "error.txt").read_text()
+    with pytest.raises(KeyboardInterrupt), folder.running():
+        raise KeyboardInterrupt
+    assert folder.state() == "interrupted"
+    folder.fail("died of SIGKILL")
+    assert folder.state() == "failed"
+    assert folder.read_json("status.json")["error"]["message"] == "died of SIGKILL"
+
+
+@pytest.mark.parametrize("state", ["running", "claimed"])
+def test_a_run_whose_process_is_gone_is_crashed(tmp_path, state):
+    code = """
+    import os, sys
+    from pathlib import Path
+    from layerwise_lr.run.folder import RunFolder
+    folder = RunFolder.claim(Path(sys.argv[1]))
+    if sys.argv[2] == "running":
+        entered = folder.running()
+        entered.__enter__()
+    os._exit(9)
+    """
+    assert python(code, tmp_path / "a", state).wait() == 9
+    assert RunFolder(tmp_path / "a").state() == "crashed"
+
+
+def test_a_run_of_another_machine_is_believed(tmp_path):
+    folder = RunFolder.claim(tmp_path / "a")
+    status = folder.read_json("status.json")
+    folder.write_json("status.json", {**status, "state": "running", "pid": 2**22 + 1, "host": "elsewhere"})
+    assert folder.state() == "running"
+    folder.write_json("status.json", {**status, "state": "running", "pid": 2**22 + 1})
+    assert folder.state() == "crashed"
+    folder.write_json("status.json", {**status, "state": "running", "pid": os.getpid()})
+    assert folder.state() == "running"
+
+
+# --- checkpoints
+
+
+def save(folder, step, keep, optimizer=None, value=0.0):
+    folder.save_checkpoint(step, {"w": np.full(2, value, np.float32)}, optimizer, {"plan_sha256": "abc"}, keep)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_last_k_are_kept_by_step_not_by_name(tmp_path, keep):
+    folder = RunFolder(tmp_path)
+    for step in (2, 9, 10, 100, 1000):
+        save(folder, step, keep, value=step)
+        assert (tmp_path / "checkpoints" / "latest").read_text() == f"step_{step}\n"
+    kept = {p.name for p in (tmp_path / "checkpoints").iterdir()} - {"latest"}
+    assert kept == {f"step_{s}" for s in (2, 9, 10, 100, 1000)[-keep:]}
+    held = load_file(tmp_path / "checkpoints" / "step_1000" / "model.safetensors")
+    assert held["w"].tolist() == [1000, 1000]
+    state = json.loads((tmp_path / "checkpoints" / "step_1000" / "state.json").read_text())
+    assert state == {"step": 1000, "plan_sha256": "abc"}
+
+
+def test_the_optimizer_is_optional(tmp_path):
+    save(RunFolder(tmp_path), 1, 1)
+    assert not (tmp_path / "checkpoints" / "step_1" / "optim.safetensors").exists()
+    save(RunFolder(tmp_path), 1, 1, {"w/m": np.ones(2, np.float32)})
+    assert (tmp_path / "checkpoints" / "step_1" / "optim.safetensors").exists()
+
+
+def test_strange_memory_layouts_and_scalars_survive(tmp_path):
+    base = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    arrays = {
+        "fortran": np.asfortranarray(base),
+        "transposed": base.transpose(2, 0, 1),
+        "strided": base[:, ::2, 1:],
+        "reversed": base[::-1],
+        "scalar": np.array(7.0, np.float32),
+        "empty": np.zeros((0, 3), np.float32),
+        "int": np.arange(3),
+        "double": np.arange(3) / 7,
+    }
+    RunFolder(tmp_path).save_checkpoint(1, arrays, arrays, {}, 1)
+    for file in ("model", "optim"):
+        held = load_file(tmp_path / "checkpoints" / "step_1" / f"{file}.safetensors")
+        assert set(held) == set(arrays)
+        for name, array in arrays.items():
+            assert held[name].shape == array.shape, name
+            assert held[name].dtype == array.dtype, name
+            assert np.array_equal(held[name], array), name
+
+
+def test_what_a_killed_save_left_does_not_disturb_the_next(tmp_path):
+    part = tmp_path / "checkpoints" / ".step_5.part"
+    part.mkdir(parents=True)
+    (part / "model.safetensors").write_bytes(b"torn")
+    save(RunFolder(tmp_path), 5, 1, value=3.0)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "step_5"]
+
+
+# --- metrics
+
+
+def test_metrics_read_back_line_by_line_while_open(tmp_path):
+    metrics = RunFolder(tmp_path).metrics()
+    for step in range(3):
+        metrics.write({"step": step, "loss": 0.1})
+        assert [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl")] == list(range(step + 1))
+    metrics.close()
+    first = (tmp_path / "metrics.jsonl").read_text().splitlines()[0]
+    assert json.loads(first) == {"metrics_version": METRICS_VERSION}
+
+
+@pytest.mark.parametrize("cut", [1, 5, 12])
+def test_a_torn_last_line_is_left_out(tmp_path, cut):
+    metrics = RunFolder(tmp_path).metrics()
+    for step in range(3):
+        metrics.write({"step": step})
+    metrics.close()
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_text().rstrip("\n")
+    path.write_text(whole[:-cut] if cut < 12 else whole[:-11])
+    assert [r["step"] for r in read_metrics(path)] == [0, 1]
+
+
+def test_no_metrics_is_an_empty_list(tmp_path):
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_metrics_refuse_nan(tmp_path):
+    metrics = RunFolder(tmp_path).metrics()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        metrics.write({"loss": float("inf")})
+    metrics.close()
