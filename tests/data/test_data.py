@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from layerwise_lr.data.pictures import DataSpec
 from PIL import Image
 
 from layerwise_lr.data import batches, pictures
+from layerwise_lr.data.pictures import DataSpec
 from layerwise_lr.plan.errors import UserError
 
 DIGITS_BY_CLASS = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]  # UCI optdigits' test part, as published

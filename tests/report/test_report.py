@@ -115,8 +115,8 @@ def test_an_unlucky_order_of_test_pictures_does_not_change_the_choice(folder):
 
 def made(label, kind, tests, lr=1e-3, val=0.5):
     summaries = [{"val": {"accuracy": val}, "test": {"accuracy": v}} for v in tests]
-    runs = {n: stats.Run(Path(f"{label}{n}"), Config(seed=n), summary) for n, summary in enumerate(summaries)}
-    return stats.Setting(label, kind, lr, runs)
+    runs = {n: settled.Run(Path(f"{label}{n}"), Config(seed=n), summary) for n, summary in enumerate(summaries)}
+    return settled.Setting(label, kind, lr, runs)
 
 
 @pytest.mark.parametrize(
@@ -130,28 +130,28 @@ def made(label, kind, tests, lr=1e-3, val=0.5):
     ],
 )
 def test_verdict_where_the_answer_is_known(tests, word):
-    flat = made("flat", stats.FLAT, [0.80, 0.81, 0.79, 0.82])
-    sentence = stats.verdict(made("layer_decay 0.7", stats.DECAY, tests), flat, "accuracy")
+    flat = made("flat", settled.FLAT, [0.80, 0.81, 0.79, 0.82])
+    sentence = settled.verdict(made("layer_decay 0.7", settled.DECAY, tests), flat, "accuracy")
     others = {"is better than", "is worse than", "no difference", "no claim"} - {word}
     assert word in sentence and not any(other in sentence for other in others)
 
 
 def test_one_lucky_seed_is_not_the_best():
-    lucky, sound = made("a", stats.DECAY, [0.9], val=0.99), made("b", stats.DECAY, [0.8, 0.8], val=0.7)
-    assert stats.best([lucky, sound], stats.DECAY, "accuracy") is sound
-    assert stats.best([lucky], stats.DECAY, "accuracy") is lucky
+    lucky, sound = made("a", settled.DECAY, [0.9], val=0.99), made("b", settled.DECAY, [0.8, 0.8], val=0.7)
+    assert settled.best([lucky, sound], settled.DECAY, "accuracy") is sound
+    assert settled.best([lucky], settled.DECAY, "accuracy") is lucky
 
 
 def test_named_groups_with_other_scales_are_other_settings(folder):
-    run = stats.finished([folder])[0][0]
+    run = settled.finished([folder])[0][0]
 
     def with_scale(scale):
         group = f"groups: {{stem: {{match: [conv1], lr_scale: {scale}}}}}"
         text = run.config.to_yaml().replace("groups: {}", group)
         (folder / "other.yaml").write_text(text)
-        return run._replace(config=stats.configs.read(folder / "other.yaml"))
+        return run._replace(config=settled.configs.read(folder / "other.yaml"))
 
-    labels = [s.label for s in stats.settings([with_scale(0.1), with_scale(0.3)])]
+    labels = [s.label for s in settled.settings([with_scale(0.1), with_scale(0.3)])]
     assert len(labels) == 2 and "lr_scale 0.1" in labels[0] and "lr_scale 0.3" in labels[1]
 
 
@@ -268,7 +268,7 @@ def test_nothing_is_claimed_of_runs_that_were_not_measured(folder):
 def test_edges_of_the_grid_are_told(folder):
     (study,) = report.Report.read([folder], None).studies
     edges = [n for n in advice.notes(study) if n.text.startswith("flat:")]
-    best_lr = study.best[stats.FLAT].lr
+    best_lr = study.best[settled.FLAT].lr
     assert f"optimizer.lr={'0.0003' if best_lr == 1e-3 else '0.009'}" in edges[0].command.split()
 
 
