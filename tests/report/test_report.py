@@ -20,6 +20,7 @@ from layerwise_lr.plan.groups import Group
 from layerwise_lr.plan.plan import OptimizerSpec, Plan
 from layerwise_lr.plan.schedules import ScheduleSpec
 from layerwise_lr.report import advice, report
+from layerwise_lr.report import statistics as settled
 from layerwise_lr.run.config import Config
 
 SHORT = ["epochs=4", "eval_every=2", "data.test_size=300"]
