@@ -230,7 +230,7 @@ def frameworks(words: Sequence[str]) -> int:
                 {
                     "version": found.version(),
                     "modes": found.modes,
-                    "precisions": registry.precisions(found),
+                    "precisions": found.precisions,
                     "devices": found.devices(),
                 }
             )

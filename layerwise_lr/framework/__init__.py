@@ -6,16 +6,21 @@ Uses plan and models. `registry` finds plugins by name, `proof` measures that th
 """
 
 from ..models import KINDS, PLAIN_KINDS, Layer, Node, Residual, Seq, Tree, Weights, join, specs
-from ..plan import OPTIMIZERS, OptimizerSpec, Plan, UserError
+from ..plan import OPTIMIZERS, Group, OptimizerSpec, Plan, UserError
 from . import metrics, proof, registry
-from .contract import LOSS_SCALE, Framework, Scheduler, TrainState
+from .contract import LOSS_SCALE, Framework, Scheduler, Step, StepResult, TrainState
+from .offers import STATE_KEYS, GroupScheduler, by_optimizer, central_axes, fold, in_plan_order
+from .steps import begin, take_step
 
 __all__ = [
     "KINDS",
     "LOSS_SCALE",
     "OPTIMIZERS",
     "PLAIN_KINDS",
+    "STATE_KEYS",
     "Framework",
+    "Group",
+    "GroupScheduler",
     "Layer",
     "Node",
     "OptimizerSpec",
@@ -23,13 +28,21 @@ __all__ = [
     "Residual",
     "Scheduler",
     "Seq",
+    "Step",
+    "StepResult",
     "TrainState",
     "Tree",
     "UserError",
     "Weights",
+    "begin",
+    "by_optimizer",
+    "central_axes",
+    "fold",
+    "in_plan_order",
     "join",
     "metrics",
     "proof",
     "registry",
     "specs",
+    "take_step",
 ]

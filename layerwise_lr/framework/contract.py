@@ -1,22 +1,42 @@
-"""The contract that a plugin implements: types and docstrings only.
+"""The contract that a plugin implements. Four verbs are its heart: make_groups, make_optimizer, make_scheduler,
+train_step.
 
-The core promises: NumPy in (`x` float32 [B, C, H, W], `y` int64 [B]), canonical names, a checked plan,
-`scheduler.apply(step)` before every `train_step`, steps counted from 0 without gaps, `reseed` before each step of
-a model with dropout. A plugin passes every number explicitly and trusts no default of its framework: BatchNorm
-momentum, eps, padding and AdamW all differ between frameworks.
+Who calls what when. The core calls, in this order and once each: `__init__`, `make_model`, `set_weights`,
+`make_groups`, `make_optimizer`, `make_scheduler`; on a resumed run `set_optimizer_state`; then for every step, counted
+from 0 (or from `start`) without gaps, `scheduler.apply(index)` and `train_step`. Between two steps, and before the
+first, it may call `predict`, `get_weights`, `set_weights`, `get_optimizer_state`, `set_optimizer_state` and
+`scheduler.lrs`; none of them changes what the next step does, but for what was set. One framework object may make
+several models, and several states of one model, one after the other. The core promises: NumPy in, canonical names, a
+checked plan, only kinds, optimizers, modes and precisions that the class lists.
+
+A plugin passes every number explicitly and trusts no default of its framework: BatchNorm momentum, eps, padding and
+AdamW all differ between frameworks. It holds no learning-rate arithmetic: lrs come from the plan.
+
+The formulas are torch's; in NumPy, to be read, they are plugins/reference_plugin/layers.py and optimizers.py. Where
+frameworks are known to differ:
+
+- batchnorm: in training normalised by the batch's mean and biased variance, over batch and pixels; the running
+  variance takes the *unbiased* one: new = (1 - momentum) * old + momentum * batch. A layer that `Step.frozen` names
+  uses its running statistics as in evaluation and leaves them as they are.
+- attention: `qkv` gives [B, T, 3, heads, dim / heads] in this order of axes, q scaled by (dim / heads) ** -0.5.
+- gelu: the exact one, by erf. maxpool: the first of equal maxima takes the gradient. dropout: the kept are divided by
+  1 - p. avgpool has no padding.
+- momentum: buffer = momentum * buffer + g, at first g; the lr stays outside. adam: L2 in the gradient; adamw: decay
+  decoupled, p * (1 - lr * weight_decay); both correct the bias by steps counted per parameter, eps outside the root.
+- layer_adaptive: Adam's moments of g + weight_decay * p, no bias correction, and one step size per parameter,
+  p - lr * mean(|m| / (sqrt(v) + eps)) * m (seed document 002).
+- grad_centralization (Yong et al. 2020): g loses its mean over `central_axes(shape)`, before weight decay of any kind.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
-from ..models import Tree
-from ..plan import Plan
-
-Weights = dict[str, np.ndarray]
-"""float32 arrays by canonical name, in PyTorch shapes; parameters and buffers."""
+from ..models import Tree, Weights
+from ..plan import Plan, UserError
 
 LOSS_SCALE = 2.0**7
 """What fp16 multiplies the loss by and every gradient is divided by again, before anything reads it: smaller gradients
@@ -25,14 +45,47 @@ lr of a step is the plan's only where the step takes place. With 2**10 gradients
 overflow within five steps, with 2**7 and 2**4 they do not; faint ones are 0.4 to 1.5 % off with 2**7, 13 to 50 % without."""
 
 
-class Scheduler(Protocol):
-    """Writes the plan's learning rates into a native optimizer."""
+@dataclass(frozen=True)
+class Step:
+    """All that the core knows of one training step; it says so in the call, and nothing else does.
 
-    def apply(self, step: int) -> None:
-        """Set every group's lr for `step`; groups that the plan does not train at `step` stop moving."""
+    Args:
+        index: counted from 0.
+        active: per group of the plan, whether it trains. The others do not move at all and keep their optimizer state.
+        frozen: canonical names of the batchnorm layers that run on their running statistics and keep them.
+        seed: what is drawn at random in this step (dropout) follows from it alone, in every mode.
+        gradients: whether the caller wants them.
+    """
+
+    index: int
+    active: tuple[bool, ...]
+    frozen: frozenset[str]
+    seed: int
+    gradients: bool = False
+
+
+class StepResult(NamedTuple):
+    """What a step gave.
+
+    Args:
+        loss: mean cross-entropy before the update, a native scalar: nothing waits for the device.
+        gradients: float32 by canonical name, where `Step.gradients` asked for them: of the parameters that trained, as
+            the loss gave them, before weight decay and centralization, so that the proof need not take the plugin's
+            word for those. (A graph that cannot tell them apart gives them centralized.)
+    """
+
+    loss: Any
+    gradients: Weights | None = None
+
+
+class Scheduler(Protocol):
+    """Writes the plan's learning rates into a native optimizer, and does nothing else."""
+
+    def apply(self, index: int) -> None:
+        """Set every group's lr for step `index`."""
 
     def lrs(self) -> list[float]:
-        """What the native optimizer holds now, per group of the plan (a log, not a proof: see verify.py)."""
+        """What the native optimizer holds now, per group of the plan (a log, not a proof: see proof.py)."""
 
 
 @dataclass
@@ -44,7 +97,7 @@ class TrainState:
         groups: native parameter groups, one per group of the plan.
         optimizer: native optimizer or optimizers.
         scheduler: of the plan.
-        compiled: whatever a graph mode keeps.
+        compiled: whatever the plugin keeps from step to step.
     """
 
     model: Any
@@ -54,50 +107,86 @@ class TrainState:
     compiled: Any = None
 
 
-class Framework(Protocol):
-    """One framework in one mode on one device."""
+class Framework(ABC):
+    """One framework in one mode on one device. A plugin derives from it; what is abstract here it must have."""
 
-    modes: ClassVar[tuple[str, ...]]
-    optimizers: ClassVar[tuple[str, ...]]
     kinds: ClassVar[tuple[str, ...]]
-    fork_safe: ClassVar[bool]
-    """Whether a process may import it, fork, and train in the children."""
+    """Layers it can build, of KINDS and PLAIN_KINDS. A model with another is refused before the run."""
+    optimizers: ClassVar[tuple[str, ...]]
+    """Of OPTIMIZERS; likewise."""
+    modes: ClassVar[tuple[str, ...]] = ("eager",)
+    """The first is what the others are compared with."""
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     """All it has; one that a device or a mode lacks is a UserError of `__init__`. In bf16 and fp16 convolutions and
-    matrix products are 16 bits wide; weights, optimizer, loss and what `get_gradients` tells stay float32."""
+    matrix products are 16 bits wide; weights, optimizer, loss and the gradients of a StepResult stay float32."""
+    fork_safe: ClassVar[bool] = False
+    """Whether a process may import it, fork, and train in the children."""
     retry_on_signal: ClassVar[tuple[str, ...]] = ()
     """Modes that a fault of the framework itself may crash now and then: a job of a sweep is then started again."""
     known_failures: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     """mode -> conformance check -> why the framework cannot pass it there; what it refuses, it must refuse aloud."""
 
-    def __init__(self, device: str, mode: str, seed: int, precision: str, threads: int, deterministic: bool) -> None:
-        """Select device ("cpu", "cuda:0", "ascend:0", "auto"), mode and precision for the process; the last two are
-        of `modes` and `precisions`.
+    def __init__(
+        self,
+        device: str = "auto",
+        mode: str = "",
+        precision: str = "fp32",
+        threads: int = 1,
+        deterministic: bool = False,
+    ) -> None:
+        """Select for this process.
+
+        Args:
+            device: "cpu", "cuda:0", "ascend:0", "auto" (the best there is); `self.device` is what was found.
+            mode: of `modes`; "" is the first.
+            precision: of `precisions`.
+            threads: what the framework may use for one operation; 1 where several runs share the machine.
+            deterministic: only algorithms whose sums have one order: two runs are equal to the last bit on this
+                machine. Where a framework has no such switch and is not so by itself, a UserError.
 
         Raises:
             UserError: the device is absent; says which there are. Or it lacks the precision, or the mode does.
         """
+        self.device, self.mode, self.precision = self.choose_device(device), mode or self.modes[0], precision
+        self.threads, self.deterministic = threads, deterministic
+        self.loss_scale = LOSS_SCALE if precision == "fp16" else 1.0
+
+    @classmethod
+    def choose_device(cls, asked: str) -> str:
+        """One of `devices()`; "auto" is the first, "cuda" is "cuda:0".
+
+        Raises:
+            UserError: it is not there; says what is.
+        """
+        there = cls.devices()
+        wanted = there[0] if asked == "auto" else f"{asked}:0" if asked in ("cuda", "ascend") else asked
+        if wanted not in there:
+            raise UserError(f"framework.device={asked!r} is not here; {cls.version()} sees: {', '.join(there)}")
+        return wanted
 
     @staticmethod
     def devices() -> list[str]:
         """Devices at hand, best first; "cpu" is last."""
+        return ["cpu"]
 
     @staticmethod
+    @abstractmethod
     def version() -> str:
-        """Version and build, in one line."""
+        """Name, version and build, in one line."""
 
-    def reseed(self, seed: int) -> None:
-        """What the framework draws at random from here on (dropout) follows from `seed` alone."""
-
+    @abstractmethod
     def make_model(self, tree: Tree) -> Any:
         """The native model of a declared tree; its weights are whatever `set_weights` then puts there."""
 
+    @abstractmethod
     def get_weights(self, model: Any) -> Weights:
         """Copies of all parameters and buffers."""
 
+    @abstractmethod
     def set_weights(self, model: Any, weights: Weights) -> None:
         """Copy all parameters and buffers in, bit by bit."""
 
+    @abstractmethod
     def make_groups(self, model: Any, plan: Plan) -> list[Any]:
         """Native groups, one per plan group, in order, spelled the framework's own way.
 
@@ -105,29 +194,34 @@ class Framework(Protocol):
             UserError: this mode cannot do what the plan asks; says why, and the ways out.
         """
 
-    def make_optimizer(self, groups: Sequence[Any], plan: Plan) -> Any:
+    @abstractmethod
+    def make_optimizer(self, model: Any, groups: Sequence[Any], plan: Plan) -> Any:
         """Native optimizer; several keys in plan.optimizers become one each, stepped together."""
 
+    @abstractmethod
     def make_scheduler(self, optimizer: Any, plan: Plan, start: int) -> Scheduler:
         """The scheduler of a run that begins at step `start`."""
 
-    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray) -> Any:
-        """One update. Mean cross-entropy before it, as a native scalar: nothing waits for the device here."""
+    @abstractmethod
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        """One update.
 
-    def get_gradients(self, state: TrainState) -> Weights:
-        """Gradients of the last `train_step` as the loss gave them: before weight decay and centralization, so
-        that the proof need not take the plugin's word for those (a graph that cannot tell them apart gives them
-        centralized). A parameter that did not train is absent."""
+        Args:
+            state: as made; the lrs of this step are written already.
+            x: float32 [B, C, H, W] or int64 [B, T].
+            y: int64 [B].
+            step: which groups train, which batchnorm layers rest, the seed, whether gradients are wanted.
+        """
 
+    @abstractmethod
     def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
         """float32 logits [B, classes] in evaluation mode; leaves everything as it was."""
 
-    def set_active(self, state: TrainState, active: Sequence[bool]) -> None:
-        """Only these groups train from the next step; the others keep weights and optimizer state."""
-
+    @abstractmethod
     def get_optimizer_state(self, state: TrainState) -> Weights:
-        """Optimizer state as "parameter/key" -> array, under torch's keys in every framework: momentum_buffer;
-        exp_avg, exp_avg_sq, and step where the formula counts. So a run can go on in another framework."""
+        """Optimizer state as "parameter/key" -> array, under torch's keys (STATE_KEYS) in every framework, of the
+        parameters that have trained. So a run can go on in another framework."""
 
+    @abstractmethod
     def set_optimizer_state(self, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
-        """What `get_optimizer_state` gave; parameters without an entry start fresh."""
+        """What `get_optimizer_state` gave; parameters without an entry start fresh, so that {} resets all."""

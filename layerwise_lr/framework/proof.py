@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..plan import Group, OptimizerSpec, Plan
-from .contract import Framework, TrainState, Weights
+from .contract import Framework, Weights
+from .offers import central_axes
+from .steps import begin, take_step
 
 TOLERANCE = 1e-3
 _ROUNDING = 1e-5  # what float32 may contribute to a measured lr
@@ -121,26 +123,14 @@ def _step(
 ) -> tuple[Weights, Weights]:
     """One native step from `weights`: (weights after it, gradients of it)."""
     framework.set_weights(model, weights)
-    state = make_state(framework, model, plan, step)
-    framework.reseed(seed)
-    state.scheduler.apply(step)
-    framework.train_step(state, *batch)
-    return framework.get_weights(model), framework.get_gradients(state)
-
-
-def make_state(framework: Framework, model: Any, plan: Plan, start: int) -> TrainState:
-    """Everything native that a run needs from step `start` on."""
-    groups = framework.make_groups(model, plan)
-    optimizer = framework.make_optimizer(groups, plan)
-    state = TrainState(model, groups, optimizer, framework.make_scheduler(optimizer, plan, start))
-    framework.set_active(state, plan.active(start))
-    return state
+    result = take_step(framework, begin(framework, model, plan, step), plan, step, batch, seed, gradients=True)
+    return framework.get_weights(model), result.gradients or {}
 
 
 def _unit(plan: Plan, group: Group, gradient: np.ndarray, weight: np.ndarray) -> np.ndarray:
     g, w = gradient.astype(np.float64), weight.astype(np.float64)
-    if group.grad_centralization and g.ndim > 1:
-        g = g - g.mean(axis=tuple(range(1, g.ndim)), keepdims=True)
+    if group.grad_centralization and (axes := central_axes(g.shape)):
+        g = g - g.mean(axes, keepdims=True)
     spec = plan.optimizers[group.optimizer]
     return UNIT_STEP[spec.name](spec, g, w, group.weight_decay)
 

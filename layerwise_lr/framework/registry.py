@@ -4,12 +4,11 @@ Only the chosen plugin is imported. A config never names a dotted path.
 """
 
 import importlib
-import inspect
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..plan import UserError, did_you_mean
 from .contract import Framework
@@ -50,9 +49,6 @@ BUILT_INS: Mapping[str, BuiltIn] = {
         "layerwise_lr.plugins.reference_plugin.plugin", "ReferenceFramework", "numpy", "pip install numpy"
     ),
 }
-
-VERBS = tuple(name for name, member in inspect.getmembers(Framework, callable) if not name.startswith("_"))
-FACTS = ("modes", "optimizers", "kinds", "fork_safe")
 
 
 def _third_party() -> dict[str, EntryPoint]:
@@ -105,15 +101,45 @@ def load(name: str) -> type[Framework]:
         raise UserError(
             f"framework.name={name!r} is unknown; there are: {', '.join(names())}" + did_you_mean(name, names())
         )
-    missing = [part for part in (*VERBS, *FACTS) if not hasattr(found, part)]
+    return _checked(name, found)
+
+
+def _checked(name: str, found: Any) -> type[Framework]:
+    """`found`, where it is a plugin's class with all that the contract asks for."""
+    if not (isinstance(found, type) and issubclass(found, Framework)):
+        raise UserError(
+            f"the plugin of framework {name!r} is no layerwise_lr.framework.Framework; see plugins/README.md"
+        )
+    missing = [
+        *sorted(found.__abstractmethods__),
+        *(fact for fact in ("kinds", "optimizers") if not hasattr(found, fact)),
+    ]
     if missing:
         raise UserError(f"the plugin of framework {name!r} lacks {', '.join(missing)}; see plugins/README.md")
     return found
 
 
-def precisions(framework: type[Framework]) -> tuple[str, ...]:
-    """What a plugin says it has; one that says nothing has fp32."""
-    return tuple(getattr(framework, "precisions", Framework.precisions))
+def check_abilities(name: str, mode: str, precision: str, kinds: Iterable[str], optimizers: Iterable[str]) -> None:
+    """Whether the framework says that it can do this; nothing native is made.
+
+    Args:
+        name, mode, precision: as in FrameworkSpec.
+        kinds: of the model's layers.
+        optimizers: by name.
+
+    Raises:
+        UserError: the first that it lacks, and what it has.
+    """
+    found = load(name)
+    for key, asked, has in (
+        ("framework.mode={}", (mode,), found.modes),
+        ("framework.precision={}", (precision,), found.precisions),
+        ("model: layers of kind {}", kinds, found.kinds),
+        ("optimizer.name={}", optimizers, found.optimizers),
+    ):
+        lacking = [one for one in asked if one not in has]
+        if lacking:
+            raise UserError(f"{key.format(repr(lacking[0]))}: {name} has {', '.join(has)}")
 
 
 def config_paths() -> list[str]:

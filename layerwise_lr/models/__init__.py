@@ -4,7 +4,20 @@ Uses plan (ParamTable) and data (files, the cache). No framework: a plugin turns
 """
 
 from . import weights
-from .layers import KINDS, PLAIN_KINDS, Layer, Node, Residual, Seq, Tree, initial_weights, join, param_table, specs
+from .layers import (
+    KINDS,
+    PLAIN_KINDS,
+    Layer,
+    Node,
+    Residual,
+    Seq,
+    Tree,
+    initial_weights,
+    join,
+    param_table,
+    specs,
+    walk,
+)
 from .trees import MODELS, batchnorm, conv, linear, make_tree
 from .weights import Weights, WeightsSpec
 
@@ -27,5 +40,6 @@ __all__ = [
     "make_tree",
     "param_table",
     "specs",
+    "walk",
     "weights",
 ]

@@ -79,6 +79,15 @@ class ParamTable:
         """Whether `name` belongs to the classification head."""
         return name == self.head or name.startswith(self.head + ".")
 
+    def batchnorms(self) -> dict[str, tuple[str, ...]]:
+        """Every batchnorm layer that has parameters, and their names."""
+        found: dict[str, tuple[str, ...]] = {}
+        for row in self.trainable:
+            if row.layer_type == "batchnorm":
+                layer = row.name.rpartition(".")[0]
+                found[layer] = (*found.get(layer, ()), row.name)
+        return found
+
     def with_depths(self, depths: Mapping[str, int]) -> "ParamTable":
         """The same table under other depths, one for every row."""
         return replace(self, rows=tuple(replace(row, depth=depths[row.name]) for row in self.rows))

@@ -87,6 +87,7 @@ class Plan:
         schedules: by name; "default" is the run's.
         optimizers: by name; "default" is the run's.
         total_steps: length of the run.
+        batchnorms: layer -> its own parameters, of the batchnorm layers that rest while none of those trains.
     """
 
     groups: tuple[Group, ...]
@@ -94,6 +95,7 @@ class Plan:
     schedules: Mapping[str, ScheduleSpec]
     optimizers: Mapping[str, OptimizerSpec]
     total_steps: int
+    batchnorms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @cached_property
     def _functions(self) -> dict[str, Schedule]:
@@ -114,6 +116,20 @@ class Plan:
     def active(self, step: int) -> tuple[bool, ...]:
         """Which groups train at `step`."""
         return tuple(g.active[0] <= step < g.active[1] for g in self.groups)
+
+    def frozen(self, step: int) -> frozenset[str]:
+        """The batchnorm layers that run on their running statistics at `step` and keep them."""
+        return self._frozen_under(self.active(step))
+
+    def _frozen_under(self, active: tuple[bool, ...]) -> frozenset[str]:
+        if active not in self._frozen:
+            live = {name for group, on in zip(self.groups, active, strict=True) if on for name in group.params}
+            self._frozen[active] = frozenset(n for n, own in self.batchnorms.items() if not live & set(own))
+        return self._frozen[active]
+
+    @cached_property
+    def _frozen(self) -> dict[tuple[bool, ...], frozenset[str]]:
+        return {}
 
     def table(self, start: int = 0) -> np.ndarray:
         """float64 [total_steps - start, groups]: lr per step and group."""
@@ -176,7 +192,8 @@ class Plan:
         )
         named = {n: ScheduleSpec(**s) for n, s in data["schedules"].items()}
         optimizers = {n: OptimizerSpec(**o) for n, o in data["optimizers"].items()}
-        return cls(groups, data["base_lr"], named, optimizers, data["total_steps"])
+        batchnorms = {layer: tuple(own) for layer, own in data["batchnorms"].items()}
+        return cls(groups, data["base_lr"], named, optimizers, data["total_steps"], batchnorms)
 
     @cached_property
     def sha256(self) -> str:
@@ -197,7 +214,7 @@ def make_plan(
     table, given = group_table(table, grouping, base.lr, base.weight_decay)
     _check_names(grouping, optimizers, named)
     groups = gather(frozen(given, table, freeze, total_steps))
-    plan = Plan(groups, base.lr, dict(named), dict(optimizers), total_steps)
+    plan = Plan(groups, base.lr, dict(named), dict(optimizers), total_steps, table.batchnorms())
     plan.check(table)
     plan.table()  # every schedule can be evaluated at every step
     return table, plan

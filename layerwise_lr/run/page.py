@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..data import batches
-from ..framework import Framework, TrainState, Weights, metrics, proof, registry
-from ..models import Tree, param_table, weights
+from ..framework import Framework, TrainState, Weights, begin, metrics, proof, registry, take_step
+from ..models import Tree, param_table, walk, weights
 from ..plan import ParamTable, Plan, UserError, make_plan
 from . import config as configs
 from . import provenance
@@ -75,7 +75,7 @@ def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps)
                 )
             )
 
-        state = proof.make_state(framework, model, plan, 0)
+        state = begin(framework, model, plan)
         loop = Loop(config, plan, dataset, framework, state, start, folder, streams, say)
         last = loop.train(track)
         summary = summarise(config, plan, last, loop, time.perf_counter() - began, notes)
@@ -126,24 +126,17 @@ def write_plan(folder: RunFolder, table: ParamTable, plan: Plan) -> None:
 
 
 def make_framework(config: Config) -> Framework:
-    """The plugin, on its device; mode, precision and optimizers are checked against what it says it has."""
+    """The plugin, on its device; what the run needs is checked against what the class says it has."""
     spec = config.framework
-    found = registry.load(spec.name)
-    if spec.mode not in found.modes:
-        raise UserError(f"framework.mode={spec.mode!r}: {spec.name} has {', '.join(found.modes)}")
-    precisions = registry.precisions(found)
-    if spec.precision not in precisions:
-        raise UserError(f"framework.precision={spec.precision!r}: {spec.name} has {', '.join(precisions)}")
-    lacking = sorted({o.name for o in config.optimizers_by_name().values()} - set(found.optimizers))
-    if lacking:
-        raise UserError(f"framework {spec.name} has no optimizer {lacking[0]!r}; it has {', '.join(found.optimizers)}")
-    seed = seed_streams(config.seed)["dropout"]
-    return found(spec.device, spec.mode, seed, spec.precision, spec.threads, spec.deterministic)
+    kinds = dict.fromkeys(layer.kind for _, layer, _ in walk(config.tree().root))
+    names = dict.fromkeys(optimizer.name for optimizer in config.optimizers_by_name().values())
+    registry.check_abilities(spec.name, spec.mode, spec.precision, kinds, names)
+    return registry.load(spec.name)(spec.device, spec.mode, spec.precision, spec.threads, spec.deterministic)
 
 
 def may_crash(config: Config) -> bool:
     """Whether a crash in this mode is the framework's own, and worth another try (see jobs.py)."""
-    return config.framework.mode in getattr(registry.load(config.framework.name), "retry_on_signal", ())
+    return config.framework.mode in registry.load(config.framework.name).retry_on_signal
 
 
 def prove(
@@ -191,36 +184,32 @@ class Loop:
     def train(self, track: Track) -> dict[str, Any]:
         """All steps; returns the last evaluation."""
         log, total = self.folder.metrics(), self.plan.total_steps
-        begins = {phase.start: phase.active for phase in self.plan.phases()}
         last: dict[str, Any] = {}
         for step in track(range(total), total):
-            if step in begins:
-                self.framework.set_active(self.state, begins[step])
             due = (step + 1) % self.config.eval_every == 0 or step + 1 == total
             before = self.framework.get_weights(self.state.model) if due else {}
-            loss = self._step(step, log)
+            loss, gradients = self._step(step, log, due)
             if due:
-                last = self._evaluate(step + 1, before, log)
+                last = self._evaluate(step + 1, before, gradients, log)
                 shown = " ".join(f"{k} {v:.4f}" for k, v in last["val"].items())
                 self.say(f"step {step + 1}/{total}  training loss {loss:.4f}  validation {shown}")
             self._checkpoint(step + 1)
         log.close()
         return last
 
-    def _step(self, step: int, log: Metrics) -> float:
-        x, y = self.dataset.batch(step, self.config.batch_size, self.streams["order"])
+    def _step(self, step: int, log: Metrics, due: bool) -> tuple[float, Weights]:
+        batch = self.dataset.batch(step, self.config.batch_size, self.streams["order"])
         began = time.perf_counter()
-        self.framework.reseed((self.streams["dropout"] + step) % 2**32)
-        self.state.scheduler.apply(step)
-        loss = float(self.framework.train_step(self.state, x, y))
+        seed = (self.streams["dropout"] + step) % 2**32
+        result = take_step(self.framework, self.state, self.plan, step, batch, seed, gradients=due)
+        loss = float(result.loss)
         self.train_seconds += time.perf_counter() - began
         self._check("the loss", loss, step)
         log.write({"step": step, "loss": loss, "lrs": self.state.scheduler.lrs()})
-        return loss
+        return loss, result.gradients or {}
 
-    def _evaluate(self, step: int, before: Weights, log: Metrics) -> dict[str, Any]:
+    def _evaluate(self, step: int, before: Weights, gradients: Weights, log: Metrics) -> dict[str, Any]:
         now = self.framework.get_weights(self.state.model)
-        gradients = self.framework.get_gradients(self.state)
         record: dict[str, Any] = {"step": step, "val": self._measure(self.dataset.val)}
         if step == self.plan.total_steps:
             record["test"] = self._measure(self.dataset.test)
@@ -250,8 +239,8 @@ class Loop:
     def _measure(self, split: batches.Split) -> dict[str, float]:
         """Every metric over a split, in batches of the training's size (a graph has one shape only)."""
         size, logits = self.config.batch_size, []
-        for begin in range(0, len(split.y), size):
-            x = self.dataset.normalise(split.x[begin : begin + size])
+        for first in range(0, len(split.y), size):
+            x = self.dataset.normalise(split.x[first : first + size])
             full = np.concatenate([x, np.zeros((size - len(x), *x.shape[1:]), np.float32)])
             logits.append(self.framework.predict(self.state, full)[: len(x)])
         return metrics.measure(np.concatenate(logits), split.y) if logits else {}

@@ -4,7 +4,7 @@ A layer's `forward` keeps what its `backward` needs; `backward(dy)` fills `grads
 input. Gradients are sums over the batch of what the loss hands down.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import erf
 
 from layerwise_lr.framework import KINDS as DECLARED
-from layerwise_lr.framework import Layer, Node, Residual, Seq
+from layerwise_lr.framework import Layer, Tree, fold, join
 
 Array = np.ndarray
 
@@ -122,14 +122,19 @@ def _normalise_back(dy: Array, normed: Array, scale: Array, axes: tuple[int, ...
 
 
 class BatchNorm(Base):
-    """Per channel over batch and pixels; running variance is the unbiased one, as in torch."""
+    """Per channel over batch and pixels; running variance is the unbiased one, as in torch. A frozen one runs on its
+    running statistics, in training too, and keeps them."""
+
+    frozen = False
 
     def forward(self, x: Array, train: bool, rng: np.random.Generator) -> Array:
         weight, bias = self.p("weight")[:, None, None], self.p("bias")[:, None, None]
         eps, momentum = self.options["eps"], self.options["momentum"]
-        if not train:
+        self.resting = self.frozen or not train
+        if self.resting:
             mean, var = self.p("running_mean")[:, None, None], self.p("running_var")[:, None, None]
-            return (x - mean) / np.sqrt(var + eps) * weight + bias
+            self.kept = ((x - mean) / np.sqrt(var + eps), 1 / np.sqrt(var + eps))
+            return self.kept[0] * weight + bias
         normed, scale = _normalise(x, (0, 2, 3), eps)
         self.kept = (normed, scale)
         count = x.size / x.shape[1]
@@ -142,7 +147,8 @@ class BatchNorm(Base):
         normed, scale = self.kept
         self.grads["weight"] = (dy * normed).sum(axis=(0, 2, 3))
         self.grads["bias"] = dy.sum(axis=(0, 2, 3))
-        return _normalise_back(dy * self.p("weight")[:, None, None], normed, scale, (0, 2, 3))
+        wide = dy * self.p("weight")[:, None, None]
+        return wide * scale if self.resting else _normalise_back(wide, normed, scale, (0, 2, 3))
 
 
 class LayerNorm(Base):
@@ -361,37 +367,29 @@ KINDS: Mapping[str, Callable[[Layer], Op]] = {
 
 
 class Chain:
-    """Nodes one after the other; nested chains and sums included."""
+    """Parts one after the other; nested chains and sums included."""
 
-    def __init__(self, nodes: tuple[Node, ...], prefix: str) -> None:
-        self.parts: list[tuple[str, Op | Chain | Sum]] = [build(node, prefix) for node in nodes]
+    def __init__(self, parts: Sequence["Part"]) -> None:
+        self.parts = parts
 
     def forward(self, x: Array, train: bool, rng: np.random.Generator) -> Array:
         """In order."""
-        for _, part in self.parts:
+        for part in self.parts:
             x = part.forward(x, train, rng)
         return x
 
     def backward(self, dy: Array) -> Array:
         """In reverse order."""
-        for _, part in reversed(self.parts):
+        for part in reversed(self.parts):
             dy = part.backward(dy)
         return dy
-
-    def ops(self) -> Iterator[tuple[str, Op]]:
-        """(full name, layer) of every layer."""
-        for name, part in self.parts:
-            if isinstance(part, (Chain, Sum)):
-                yield from part.ops()
-            else:
-                yield name, part
 
 
 class Sum:
     """body(x) + shortcut(x)."""
 
-    def __init__(self, node: Residual, prefix: str) -> None:
-        self.body, self.shortcut = Chain(node.body, prefix), Chain(node.shortcut, prefix)
+    def __init__(self, body: "Part", shortcut: "Part") -> None:
+        self.body, self.shortcut = body, shortcut
 
     def forward(self, x: Array, train: bool, rng: np.random.Generator) -> Array:
         """The sum."""
@@ -401,18 +399,21 @@ class Sum:
         """Both ways."""
         return self.body.backward(dy) + self.shortcut.backward(dy)
 
-    def ops(self) -> Iterator[tuple[str, Op]]:
-        """Of both."""
-        yield from self.body.ops()
-        yield from self.shortcut.ops()
+
+Part = Op | Chain | Sum
 
 
-def build(node: Node, prefix: str = "") -> tuple[str, Op | Chain | Sum]:
-    """(full name, executable node)."""
-    name = ".".join(part for part in (prefix, node.name) if part)
-    if isinstance(node, Layer):
-        return name, KINDS[node.kind](node)
-    return name, Chain(node.children, name) if isinstance(node, Seq) else Sum(node, name)
+class Model:
+    """A whole declared tree: `ops` are its layers in execution order, `where` every array: name -> (layer, local name)."""
+
+    def __init__(self, tree: Tree) -> None:
+        self.ops: list[tuple[str, Op]] = []
+        self.chain: Part = fold(tree, self._layer, Chain, Sum)
+        self.where = {join(name, local): (op, local) for name, op in self.ops for local in op.params}
+
+    def _layer(self, name: str, layer: Layer) -> Part:
+        self.ops.append((name, KINDS[layer.kind](layer)))
+        return self.ops[-1][1]
 
 
 def loss(logits: Array, y: Array) -> tuple[float, Array]:

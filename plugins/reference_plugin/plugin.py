@@ -6,17 +6,22 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from layerwise_lr.framework import OPTIMIZERS, OptimizerSpec, Plan, TrainState, Tree, UserError, Weights
+from layerwise_lr.framework import (
+    OPTIMIZERS,
+    Framework,
+    GroupScheduler,
+    OptimizerSpec,
+    Plan,
+    Step,
+    StepResult,
+    TrainState,
+    Tree,
+    Weights,
+    central_axes,
+)
 
 from . import layers, optimizers
-
-
-@dataclass
-class Model:
-    """The executable tree, and every array by canonical name: (layer, local name)."""
-
-    chain: layers.Chain
-    where: dict[str, tuple[layers.Op, str]]
+from .layers import Model
 
 
 @dataclass
@@ -29,19 +34,15 @@ class Group:
     weight_decay: float
     spec: OptimizerSpec
     grad_centralization: bool
-    active: bool = True
     state: dict[str, optimizers.State] = field(default_factory=dict)
 
 
-class ReferenceScheduler:
+class ReferenceScheduler(GroupScheduler):
     """Writes Group.lr."""
 
-    def __init__(self, groups: Sequence[Group], plan: Plan) -> None:
-        self._groups, self._plan = groups, plan
-
-    def apply(self, step: int) -> None:
+    def apply(self, index: int) -> None:
         """The plan's lr of every group."""
-        for group, lr in zip(self._groups, self._plan.lrs(step), strict=True):
+        for group, lr in zip(self._groups, self._plan.lrs(index), strict=True):
             group.lr = lr
 
     def lrs(self) -> list[float]:
@@ -49,38 +50,21 @@ class ReferenceScheduler:
         return [group.lr for group in self._groups]
 
 
-class ReferenceFramework:
+class ReferenceFramework(Framework):
     """The contract in NumPy."""
 
-    modes: ClassVar[tuple[str, ...]] = ("eager",)
-    optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
     kinds: ClassVar[tuple[str, ...]] = tuple(layers.KINDS)
+    optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
     fork_safe: ClassVar[bool] = True
-
-    def __init__(self, device: str, mode: str, seed: int, precision: str, threads: int, deterministic: bool) -> None:
-        if device not in ("cpu", "auto"):
-            raise UserError(f"framework.device={device!r} is not here; the reference has: cpu")
-        self.reseed(seed)
-
-    @staticmethod
-    def devices() -> list[str]:
-        """The CPU."""
-        return ["cpu"]
 
     @staticmethod
     def version() -> str:
         """NumPy's."""
         return f"numpy {np.__version__}"
 
-    def reseed(self, seed: int) -> None:
-        """Dropout's generator."""
-        self._rng = np.random.default_rng(seed)
-
     def make_model(self, tree: Tree) -> Model:
         """All arrays zero until `set_weights`."""
-        chain = layers.Chain((tree.root,), "")
-        where = {f"{path}.{name}" if path else name: (op, name) for path, op in chain.ops() for name in op.params}
-        return Model(chain, where)
+        return Model(tree)
 
     def get_weights(self, model: Model) -> Weights:
         """Copies."""
@@ -95,61 +79,54 @@ class ReferenceFramework:
         """One Group per plan group."""
         return [
             Group(
-                g.params,
-                [model.where[n] for n in g.params],
-                plan.base_lr * g.lr_scale,
-                g.weight_decay,
-                plan.optimizers[g.optimizer],
-                g.grad_centralization,
+                group.params,
+                [model.where[name] for name in group.params],
+                plan.base_lr * group.lr_scale,
+                group.weight_decay,
+                plan.optimizers[group.optimizer],
+                group.grad_centralization,
             )
-            for g in plan.groups
+            for group in plan.groups
         ]
 
-    def make_optimizer(self, groups: Sequence[Group], plan: Plan) -> list[Group]:
+    def make_optimizer(self, model: Model, groups: Sequence[Group], plan: Plan) -> list[Group]:
         """The groups are the optimizer: each knows its formula and keeps its state."""
         return list(groups)
 
     def make_scheduler(self, optimizer: Sequence[Group], plan: Plan, start: int) -> ReferenceScheduler:
         """Over the groups."""
-        scheduler = ReferenceScheduler(optimizer, plan)
-        scheduler.apply(start)
-        return scheduler
+        return ReferenceScheduler(optimizer, plan)
 
-    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray) -> float:
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
         """Forward, backward by hand, one update of every active group."""
-        logits = state.model.chain.forward(_wide(x), True, self._rng)
-        value, gradient = layers.loss(logits, y)
+        for name, op in state.model.ops:
+            if isinstance(op, layers.BatchNorm):
+                op.frozen = name in step.frozen
+        logits = state.model.chain.forward(_wide(x), True, np.random.default_rng(step.seed))
+        loss, gradient = layers.loss(logits, y)
         state.model.chain.backward(gradient)
-        for group in state.optimizer:
-            if group.active:
-                _update(group)
-        return value
-
-    def get_gradients(self, state: TrainState) -> Weights:
-        """Of the active groups."""
-        return {
+        active = [group for group, on in zip(state.optimizer, step.active, strict=True) if on]
+        gradients = {
             name: op.grads[local].astype(np.float32)
-            for group in state.groups
-            if group.active
+            for group in active
             for name, (op, local) in zip(group.names, group.places, strict=True)
         }
+        for group in active:
+            _update(group)
+        return StepResult(loss, gradients if step.gradients else None)
 
     def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
         """Logits in evaluation mode."""
-        return state.model.chain.forward(_wide(x), False, self._rng).astype(np.float32)
-
-    def set_active(self, state: TrainState, active: Sequence[bool]) -> None:
-        """Inactive groups are skipped by the update."""
-        for group, on in zip(state.groups, active, strict=True):
-            group.active = on
+        logits: np.ndarray = state.model.chain.forward(_wide(x), False, np.random.default_rng(0))
+        return logits.astype(np.float32)
 
     def get_optimizer_state(self, state: TrainState) -> Weights:
         """float32, under torch's keys."""
         return {
-            f"{name}/{key}": np.array(a, np.float32)
+            f"{name}/{key}": np.array(array, np.float32)
             for group in state.groups
             for name, own in group.state.items()
-            for key, a in own.items()
+            for key, array in own.items()
         }
 
     def set_optimizer_state(self, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
@@ -169,8 +146,8 @@ def _wide(x: np.ndarray) -> np.ndarray:
 def _gradient(group: Group, place: tuple[layers.Op, str]) -> Any:
     op, local = place
     gradient = op.grads[local]
-    if group.grad_centralization and gradient.ndim > 1:
-        gradient = gradient - gradient.mean(axis=tuple(range(1, gradient.ndim)), keepdims=True)
+    if group.grad_centralization and (axes := central_axes(gradient.shape)):
+        gradient = gradient - gradient.mean(axes, keepdims=True)
     return gradient
 
 

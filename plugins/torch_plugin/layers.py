@@ -1,51 +1,11 @@
-"""Each kind of declared layer as a torch module, under the same canonical names."""
+"""Each kind of declared layer as a torch module, every number explicit, and the model made of them."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from layerwise_lr.framework import Layer, Node, Residual, Tree
-
-
-class Conv(nn.Conv2d):
-    """conv: every number explicit."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, stride: int, padding: int, groups: int, bias: bool
-    ) -> None:
-        super().__init__(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=bias)
-
-
-class Linear(nn.Linear):
-    """linear; the declared `std` concerns the initial values only."""
-
-    def __init__(self, in_features: int, out_features: int, std: float | None = None) -> None:
-        super().__init__(in_features, out_features)
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """batchnorm without num_batches_tracked."""
-
-    def __init__(self, features: int, eps: float, momentum: float) -> None:
-        super().__init__(features, eps=eps, momentum=momentum)
-        self.num_batches_tracked = None
-
-
-class LayerNorm(nn.LayerNorm):
-    """layernorm over the last axis."""
-
-    def __init__(self, features: int, eps: float) -> None:
-        super().__init__(features, eps=eps)
-
-
-class Embedding(nn.Embedding):
-    """embedding: int64 [B, T] -> float32 [B, T, D]."""
-
-    def __init__(self, num_embeddings: int, dim: int) -> None:
-        super().__init__(num_embeddings, dim)
+from layerwise_lr.framework import Layer, Tree, fold, join
 
 
 class Attention(nn.Module):
@@ -102,12 +62,24 @@ class Plain(nn.Module):
         return self.function(x)
 
 
+def _conv(
+    in_channels: int, out_channels: int, kernel: int, stride: int, padding: int, groups: int, bias: bool
+) -> nn.Module:
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=bias)
+
+
+def _batchnorm(features: int, eps: float, momentum: float) -> nn.Module:
+    norm = nn.BatchNorm2d(features, eps, momentum)
+    norm.num_batches_tracked = None  # a buffer that no other framework has
+    return norm
+
+
 KINDS: Mapping[str, Callable[..., nn.Module]] = {
-    "conv": Conv,
-    "linear": Linear,
-    "batchnorm": BatchNorm,
-    "layernorm": LayerNorm,
-    "embedding": Embedding,
+    "conv": _conv,
+    "linear": lambda in_features, out_features, std: nn.Linear(in_features, out_features),  # std: initial values only
+    "batchnorm": _batchnorm,
+    "layernorm": lambda features, eps: nn.LayerNorm(features, eps),
+    "embedding": lambda num_embeddings, dim: nn.Embedding(num_embeddings, dim),
     "attention": Attention,
     "tokens": Tokens,
     "layerscale": LayerScale,
@@ -125,58 +97,34 @@ KINDS: Mapping[str, Callable[..., nn.Module]] = {
 }
 
 
-class Sequential(nn.Module):
-    """Children in order; nameless ones are kept under keys that `canonical` removes again."""
+class Model(nn.Module):
+    """A whole declared tree."""
 
-    def __init__(self, children: tuple[Node, ...]) -> None:
+    def __init__(self, tree: Tree) -> None:
         super().__init__()
-        for index, child in enumerate(children):
-            self.add_module(_key(index, child.name), build(child))
+        self.names: list[str] = []
+        self.layers = nn.ModuleList()
+        self.function = fold(tree, self._layer)
+
+    def _layer(self, name: str, layer: Layer) -> nn.Module:
+        self.names.append(name)
+        self.layers.append(KINDS[layer.kind](**layer.options))
+        return self.layers[-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """One after the other."""
-        for child in self.children():
-            x = child(x)
-        return x
+        """float32 [B, C, H, W] or int64 [B, T] -> logits [B, classes]."""
+        return self.function(x)
 
+    def arrays(self) -> dict[str, Tensor]:
+        """Parameters and buffers by canonical name; the tensors themselves."""
+        return {
+            join(name, local): tensor
+            for name, layer in zip(self.names, self.layers, strict=True)
+            for local, tensor in layer.state_dict(keep_vars=True).items()
+        }
 
-class Sum(nn.Module):
-    """body(x) + shortcut(x)."""
-
-    def __init__(self, node: Residual) -> None:
-        super().__init__()
-        self.add_module(_key(0, ""), Sequential(node.body))
-        self.add_module(_key(1, ""), Sequential(node.shortcut))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The residual sum."""
-        body, shortcut = self.children()
-        return body(x) + shortcut(x)
-
-
-def _key(index: int, name: str) -> str:
-    """torch forbids dots and empty names; a nameless node's key begins with "~"."""
-    return f"~{index}:{name.replace('.', '/')}"
-
-
-def canonical(native: str) -> str:
-    """The canonical name of a native one: "~3:blocks.~0:0.~1:.~0:norm1.weight" -> "blocks.0.norm1.weight"."""
-    parts = (part.partition(":")[2] if part.startswith("~") else part for part in native.split("."))
-    return ".".join(part.replace("/", ".") for part in parts if part)
-
-
-def build(node: Node) -> nn.Module:
-    """The module of a node."""
-    if isinstance(node, Layer):
-        return KINDS[node.kind](**node.options)
-    return Sum(node) if isinstance(node, Residual) else Sequential(node.children)
-
-
-def build_tree(tree: Tree) -> nn.Module:
-    """The module of a whole model."""
-    return build(tree.root)
-
-
-def loss(logits: Tensor, y: Tensor) -> Any:
-    """Mean cross-entropy."""
-    return functional.cross_entropy(logits, y)
+    def rest(self, frozen: frozenset[str]) -> None:
+        """These batchnorm layers run on their running statistics in the next training step, the others train."""
+        for name, layer in zip(self.names, self.layers, strict=True):
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.train(name not in frozen)

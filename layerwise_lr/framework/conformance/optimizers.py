@@ -1,0 +1,112 @@
+"""Checks of optimizers: each against its NumPy formula, its state, going on from a checkpoint."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from ...models import Weights
+from ...plan import GroupingSpec, GroupSpec, OptimizerSpec
+from .kit import (
+    ADAMW,
+    COSINE,
+    DECAY,
+    LAYER_ADAPTIVE,
+    MOMENTUM,
+    SGD,
+    TREES,
+    Kit,
+    close,
+    curve,
+    need,
+    plan_for,
+    residual_net,
+)
+
+
+def check_weight_decay_per_group(kit: Kit) -> None:
+    """Each group decays by its own weight decay, and no other."""
+    tree = residual_net()
+    groups = {
+        "strong": GroupSpec(["block"], weight_decay=0.5),
+        "none": GroupSpec(["mid"], weight_decay=0.0),
+        "rest": GroupSpec(["*"]),
+    }
+    grouping = GroupingSpec("by_module", groups=groups, no_weight_decay=False)
+    for optimizer in kit.optimizers(MOMENTUM, ADAMW):
+        mine, theirs = kit.both(tree, plan_for(tree, optimizer, grouping), 4)
+        close(optimizer.name, mine.weights, theirs.weights, 1e-3)
+
+
+def _optimizer_check(label: str, spec: OptimizerSpec, grouping: GroupingSpec = DECAY) -> Callable[[Kit], None]:
+    def check(kit: Kit) -> None:
+        tree = TREES["lenet"]()
+        mine, theirs = kit.both(tree, plan_for(tree, spec, grouping, COSINE), 5)
+        curve(label, mine.losses, theirs.losses, 1e-5)
+        close(label, mine.weights, theirs.weights, 2e-4)
+
+    check.__doc__ = f"{label} equals its NumPy formula for 5 steps, per-group lr and weight decay included."
+    return check
+
+
+check_optimizer_sgd = _optimizer_check("sgd", replace(SGD, weight_decay=0.01))
+check_optimizer_momentum = _optimizer_check("momentum", MOMENTUM)
+check_optimizer_nesterov = _optimizer_check("nesterov", replace(MOMENTUM, nesterov=True))
+check_optimizer_adam = _optimizer_check("adam", replace(ADAMW, name="adam", eps=1e-4))
+check_optimizer_adamw = _optimizer_check("adamw", replace(ADAMW, eps=1e-4))
+check_optimizer_layer_adaptive = _optimizer_check(  # several parameters in a group: each has a step size of its own
+    "layer_adaptive", replace(LAYER_ADAPTIVE, eps=1e-4), GroupingSpec("backbone_head", backbone_scale=0.5)
+)
+
+
+def check_two_optimizers(kit: Kit) -> None:
+    """Groups under different optimizers are each stepped by their own, together."""
+    tree = TREES["lenet"]()
+    groups = {"conv": GroupSpec(["conv1", "conv2"], optimizer="slow"), "fc": GroupSpec(["*"])}
+    plan = plan_for(
+        tree, replace(ADAMW, eps=1e-4), GroupingSpec("by_module", groups=groups), optimizers={"slow": MOMENTUM}
+    )
+    mine, theirs = kit.both(tree, plan, 5)
+    close("momentum for conv, adamw for the rest", mine.weights, theirs.weights, 2e-4)
+
+
+def check_grad_centralization(kit: Kit) -> None:
+    """A group that asks for it has each output's gradient mean removed; the others keep theirs."""
+    tree = TREES["lenet"]()
+    groups = {"conv": GroupSpec(["conv1", "fc1"], grad_centralization=True), "rest": GroupSpec(["*"])}
+    mine, theirs = kit.both(tree, plan_for(tree, MOMENTUM, GroupingSpec("by_module", groups=groups)), 4)
+    close("4 steps", mine.weights, theirs.weights, 2e-4)
+
+
+def check_optimizer_state(kit: Kit) -> None:
+    """Optimizer state comes by canonical parameter name under torch's keys, with torch's values."""
+    for optimizer in kit.optimizers(MOMENTUM, ADAMW):
+        tree = TREES["lenet"]()
+        mine, theirs = kit.both(tree, plan_for(tree, optimizer), 3)
+        close(optimizer.name, mine.state, theirs.state, 1e-3)
+
+
+def check_resume_is_seamless(kit: Kit) -> None:
+    """10 steps = 5 steps, weights and optimizer state into a fresh model, 5 steps."""
+    _resume(kit, (MOMENTUM, ADAMW))
+
+
+def check_resume_layer_adaptive(kit: Kit) -> None:
+    """The same under layer_adaptive, whose state comes under torch's keys and is exp_avg and exp_avg_sq alone."""
+    state = _resume(kit, (LAYER_ADAPTIVE,))
+    keys = {key.rpartition("/")[2] for key in state}
+    need(keys == {"exp_avg", "exp_avg_sq"}, "keys of the state", "exp_avg, exp_avg_sq", sorted(keys))
+
+
+def _resume(kit: Kit, optimizers: Sequence[OptimizerSpec]) -> Weights:
+    """State at the end, of the last optimizer."""
+    for optimizer in kit.optimizers(*optimizers):
+        tree = residual_net(dropout=0.3)
+        plan = plan_for(tree, optimizer, schedule=COSINE)
+        whole = kit.session(tree, plan).train(10)
+        half = kit.session(tree, plan).train(5)
+        second = kit.session(tree, plan, start=5)
+        kit.framework.set_weights(second.model, half.weights)
+        kit.framework.set_optimizer_state(second.state, half.state)
+        rest = second.train(10)
+        curve(optimizer.name, rest.losses, whole.losses[5:], 1e-6)
+        close(optimizer.name, rest.weights, whole.weights, 1e-5)
+    return rest.state
