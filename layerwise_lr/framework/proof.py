@@ -1,67 +1,48 @@
 """The effective-lr proof: how far each parameter really moves, against the plan. An lr is measured, never read back.
 
-From the run's own weights, one training step with a fresh native optimizer moves parameter p by -lr * u, where u
-follows from the gradient of that very step and the optimizer's formula. So the measured lr is -<dw, u> / <u, u>, and
-the error is all of the movement that is not planned, |dw + lr * u| / |lr * u|, whatever its direction. float32 cannot
-show a tiny lr on a large weight; the probe therefore multiplies the plan's base_lr by a power of two (exact) until
-rounding is far below the tolerance. Afterwards nothing of the probe is left: weights and optimizer are made anew.
+A step moves parameter p by -lr * u, where u follows from the gradient of that very step, the optimizer's state before
+it and the optimizer's formula (updates.py). So the measured lr is -<dw, u> / <u, u>, and the error is all of the
+movement that is not planned, |dw + lr * u| / |lr * u|, whatever its direction. What does not train must not move by a
+bit: parameters outside their window, and the statistics of batchnorm layers that rest.
+
+Twice: `check` before step 0, on a rehearsal of at most three steps through one native state, for what only a rehearsal
+can show: steps that are still to come, and lrs too faint for float32 (it multiplies base_lr by a power of two, exact,
+until rounding is far below the tolerance; afterwards nothing of it is left). And `measure` during training, on the
+steps of the run itself, from what the run holds: rounding of the weights is allowed for.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import ceil, isfinite, log2
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..plan import Group, OptimizerSpec, Plan
-from .contract import Framework, Weights
+from ..plan import Group, Plan
+from .contract import Framework, TrainState, Weights
 from .offers import central_axes
 from .steps import begin, take_step
+from .updates import UNITS
 
 TOLERANCE = 1e-3
-_ROUNDING = 1e-5  # what float32 may contribute to a measured lr
-_MAX_PROBES = 4
+_ROUNDING = 1e-5  # what float32 may contribute to an lr measured by rehearsal
+_HALF_ULP = 2.0**-24  # float32's relative rounding
+_ROUNDINGS = 3  # of a weight in one update: the decay's, the step's, the copy's
 
-UnitStep = Callable[[OptimizerSpec, np.ndarray, np.ndarray, float], np.ndarray]
-
-
-def _adam(spec: OptimizerSpec, gradient: np.ndarray) -> np.ndarray:
-    """First step of Adam: both bias corrections cancel the betas."""
-    return gradient / (np.abs(gradient) + spec.eps)
-
-
-def _layer_adaptive(spec: OptimizerSpec, gradient: np.ndarray) -> np.ndarray:
-    """First step of layer_adaptive, which corrects no bias: the betas stay in it."""
-    average = (1 - spec.betas[0]) * gradient
-    return np.abs(average / (np.sqrt(1 - spec.betas[1]) * np.abs(gradient) + spec.eps)).mean() * average
-
-
-UNIT_STEP: Mapping[str, UnitStep] = {
-    "sgd": lambda s, g, w, wd: g + wd * w,
-    "momentum": lambda s, g, w, wd: (g + wd * w) * (1 + s.momentum if s.nesterov else 1),
-    "adam": lambda s, g, w, wd: _adam(s, g + wd * w),
-    "adamw": lambda s, g, w, wd: _adam(s, g) + wd * w,
-    "layer_adaptive": lambda s, g, w, wd: _layer_adaptive(s, g + wd * w),
-}
-"""What a fresh optimizer subtracts from a parameter per unit of lr: (spec, gradient, weight, weight decay)."""
-
-
-class LrMismatch(Exception):
-    """The framework does not do what the plan says; `report` is lr_check.json."""
-
-    def __init__(self, report: dict[str, Any]) -> None:
-        row = max(report["groups"], key=lambda r: r["relative_error"])
-        super().__init__(
-            f"group {row['group']} does not move as planned at step {row['step']}: {row['worst']} is off "
-            f"by {row['relative_error']:.2e}, more than {TOLERANCE:g}"
-        )
-        self.report = report
+Batch = tuple[np.ndarray, np.ndarray]
 
 
 class Measurement(NamedTuple):
-    """One group at one step: planned and measured lr, and the parameter that fits worst (1.0: it moved though
-    it must not, or the other way round)."""
+    """One group at one step.
+
+    Args:
+        group: its name; "batchnorm statistics" for the layers that rest.
+        step: counted from 0.
+        planned: lr; 0 where nothing may move.
+        measured: lr by displacement; None where the gradient is zero or a movement is not finite.
+        relative_error: of the parameter that fits worst; 1.0: it moved though it must not, or the other way round.
+        worst: that parameter.
+    """
 
     group: str
     step: int
@@ -71,113 +52,145 @@ class Measurement(NamedTuple):
     worst: str
 
 
+class LrMismatch(Exception):
+    """The framework does not do what the plan says; `records` are lines of lr_check.jsonl, the last is at fault."""
+
+    def __init__(self, records: Sequence[dict[str, Any]]) -> None:
+        row = max(records[-1]["groups"], key=lambda r: r["relative_error"])
+        off = f"by {row['relative_error']:.2e}, more than {TOLERANCE:g}"
+        super().__init__(
+            f"group {row['group']} does not move as planned at step {row['step']}: {row['worst']} is off {off}"
+        )
+        self.records = records
+
+
 def check(
-    framework: Framework, model: Any, plan: Plan, weights: Weights, batch: tuple[np.ndarray, np.ndarray], seed: int
-) -> dict[str, Any]:
-    """Prove the plan on the real model with the real native optimizer; returns lr_check.json.
+    framework: Framework, model: Any, plan: Plan, weights: Weights, batch: Batch, seed: int
+) -> list[dict[str, Any]]:
+    """Prove the plan by rehearsal on the real model with the real native optimizer; returns lines of lr_check.jsonl.
 
     Raises:
         LrMismatch: some parameter moved otherwise than planned, by more than TOLERANCE.
     """
     steps = probe_steps(plan)
-    power = max(_power(framework, model, plan, weights, batch, seed, step) for step in steps)
+    power = _power(framework, model, plan, weights, batch, seed, steps)
     loud = replace(plan, base_lr=plan.base_lr * 2.0**power)
-    rows = [row for step in steps for row in _probe(framework, model, loud, weights, batch, seed, step)]
-    framework.set_weights(model, weights)
-    rows = [
-        r._replace(planned=r.planned / 2.0**power, measured=None if r.measured is None else r.measured / 2.0**power)
-        for r in rows
-    ]
-    report: dict[str, Any] = {
-        "max_relative_error": max((r.relative_error for r in rows), default=0.0),
-        "tolerance": TOLERANCE,
-        "steps": steps,
-        "base_lr_times": 2.0**power,
-        "unmeasured": sorted({r.group for r in rows if r.measured is None}),
-        "groups": [r._asdict() for r in rows],
-    }
-    if not report["max_relative_error"] <= TOLERANCE:
-        raise LrMismatch(report)
-    return report
+    state = begin(framework, model, loud, steps[0])
+    records: list[dict[str, Any]] = []
+    try:
+        for step in steps:
+            framework.set_optimizer_state(state, {})
+            state.scheduler = framework.make_scheduler(state.optimizer, loud, step)
+            after, gradients = _rehearse(framework, state, loud, weights, batch, seed, step)
+            rows = measure(loud, step, weights, after, gradients, {})
+            quiet = [r._replace(planned=r.planned / 2.0**power, measured=_scaled(r.measured, power)) for r in rows]
+            add(records, "start", step, quiet, base_lr_times=2.0**power)
+    finally:
+        framework.set_weights(model, weights)
+    return records
+
+
+def add(records: list[dict[str, Any]], when: str, step: int, rows: Sequence[Measurement], **more: Any) -> None:
+    """One more line of lr_check.jsonl.
+
+    Raises:
+        LrMismatch: it tells of a movement that is not planned.
+    """
+    worst = max((row.relative_error for row in rows), default=0.0)
+    groups = [row._asdict() for row in rows]
+    records.append(
+        {"when": when, "step": step, "max_relative_error": worst, "tolerance": TOLERANCE, **more, "groups": groups}
+    )
+    if not worst <= TOLERANCE:
+        raise LrMismatch(records)
 
 
 def probe_steps(plan: Plan) -> list[int]:
-    """Steps that show every group moving, its schedule at work, and who is frozen: a few, spread over the phases."""
-    lrs = plan.table()
+    """Two steps (one, where the run has one): the one in which most groups move, and the one that differs most from
+    it in who moves and by how much."""
     phases = plan.phases()
-    chosen = [phases[i] for i in sorted({round(i) for i in np.linspace(0, len(phases) - 1, _MAX_PROBES)})]
-    steps = {p.start + int(lrs[p.start : p.stop].sum(axis=1).argmax()) for p in chosen}
-    steps.add(plan.total_steps // 2)
-    steps |= {int(column.argmax()) for column in lrs.T if not any(column[step] for step in steps)}
-    return sorted(steps)
+    steps = {int(step) for p in phases for step in np.linspace(p.start, p.stop - 1, min(p.stop - p.start, 16))}
+    lrs = {step: np.array(plan.lrs(step)) for step in sorted(steps)}
+    first = max(lrs, key=lambda step: ((lrs[step] > 0).sum(), lrs[step].sum()))
+
+    def differs(step: int) -> tuple[int, float]:
+        here, there = lrs[step], lrs[first]
+        return int(((here > 0) != (there > 0)).sum()), float(np.abs(here - there).sum())
+
+    return sorted({first, max(lrs, key=differs)})
 
 
-def _step(
-    framework: Framework,
-    model: Any,
-    plan: Plan,
-    weights: Weights,
-    batch: tuple[np.ndarray, np.ndarray],
-    seed: int,
-    step: int,
+def _rehearse(
+    framework: Framework, state: TrainState, plan: Plan, weights: Weights, batch: Batch, seed: int, step: int
 ) -> tuple[Weights, Weights]:
     """One native step from `weights`: (weights after it, gradients of it)."""
-    framework.set_weights(model, weights)
-    result = take_step(framework, begin(framework, model, plan, step), plan, step, batch, seed, gradients=True)
-    return framework.get_weights(model), result.gradients or {}
-
-
-def _unit(plan: Plan, group: Group, gradient: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    g, w = gradient.astype(np.float64), weight.astype(np.float64)
-    if group.grad_centralization and (axes := central_axes(g.shape)):
-        g = g - g.mean(axes, keepdims=True)
-    spec = plan.optimizers[group.optimizer]
-    return UNIT_STEP[spec.name](spec, g, w, group.weight_decay)
+    framework.set_weights(state.model, weights)
+    result = take_step(framework, state, plan, step, batch, seed, gradients=True)
+    return framework.get_weights(state.model), result.gradients or {}
 
 
 def _power(
-    framework: Framework,
-    model: Any,
-    plan: Plan,
-    weights: Weights,
-    batch: tuple[np.ndarray, np.ndarray],
-    seed: int,
-    step: int,
+    framework: Framework, model: Any, plan: Plan, weights: Weights, batch: Batch, seed: int, steps: Sequence[int]
 ) -> int:
-    """The power of two that lifts every movement at `step` above float32 rounding of the weights."""
-    _, gradients = _step(framework, model, plan, weights, batch, seed, step)
+    """The power of two that lifts every movement at `steps` above float32 rounding of the weights."""
+    step = max(steps, key=lambda step: sum(plan.active(step)))
+    _, gradients = _rehearse(framework, begin(framework, model, plan, step), plan, weights, batch, seed, step)
     worst = 0.0
     for group in plan.groups:
-        lr = plan.lr(step, group)
-        for name in group.params if lr else ():
+        lrs = [lr for step in steps if (lr := plan.lr(step, group))]
+        for name in group.params if lrs else ():
             if name in gradients:
-                length = float(np.linalg.norm(_unit(plan, group, gradients[name], weights[name])))
-                noise = 2.0**-24 * float(np.linalg.norm(weights[name]))
-                worst = max(worst, noise / (lr * length)) if length else worst
+                length = float(np.linalg.norm(_unit(plan, group, weights[name], gradients[name], {})))
+                noise = _HALF_ULP * float(np.linalg.norm(weights[name]))
+                worst = max(worst, noise / (min(lrs) * length)) if length else worst
     return min(max(0, ceil(log2(worst / _ROUNDING))), 60) if worst else 0
 
 
-def _probe(
-    framework: Framework,
-    model: Any,
-    plan: Plan,
-    weights: Weights,
-    batch: tuple[np.ndarray, np.ndarray],
-    seed: int,
-    step: int,
+def measure(
+    plan: Plan, step: int, before: Weights, after: Weights, gradients: Weights, state: Weights
 ) -> list[Measurement]:
-    after, gradients = _step(framework, model, plan, weights, batch, seed, step)
-    return [_measure(plan, group, step, weights, after, gradients) for group in plan.groups]
+    """What one step did, group by group; then the statistics of the batchnorm layers that rest.
+
+    Args:
+        plan: that step's.
+        step: counted from 0.
+        before, after: all weights and buffers around it.
+        gradients: of the step, before weight decay and centralization.
+        state: the optimizer's before it, "parameter/key" -> array.
+    """
+    held: dict[str, dict[str, np.ndarray]] = {}
+    for key, array in state.items():
+        name, _, part = key.rpartition("/")
+        held.setdefault(name, {})[part] = array
+    rows = [
+        _moving(plan, group, step, before, after, gradients, held)
+        if plan.lr(step, group)
+        else _resting(group.name, group.params, step, before, after)
+        for group in plan.groups
+    ]
+    known = {name for group in plan.groups for name in group.params}
+    rest = [name for name in before if name not in known and name.rpartition(".")[0] in plan.frozen(step)]
+    return [*rows, _resting("batchnorm statistics", rest, step, before, after)] if rest else rows
 
 
-def _measure(plan: Plan, group: Group, step: int, before: Weights, after: Weights, gradients: Weights) -> Measurement:
+def _resting(group: str, names: Sequence[str], step: int, before: Weights, after: Weights) -> Measurement:
+    restless = [name for name in names if not np.array_equal(before[name], after[name])]
+    if restless:
+        return Measurement(group, step, 0.0, None, 1.0, restless[0])
+    return Measurement(group, step, 0.0, 0.0, 0.0, "")
+
+
+def _moving(
+    plan: Plan,
+    group: Group,
+    step: int,
+    before: Weights,
+    after: Weights,
+    gradients: Weights,
+    held: Mapping[str, Mapping[str, np.ndarray]],
+) -> Measurement:
     """The group's lr by displacement; its error is that of its worst parameter."""
     planned = plan.lr(step, group)
-    if planned == 0:
-        restless = [n for n in group.params if not np.array_equal(before[n], after[n])]
-        if restless:
-            return Measurement(group.name, step, 0.0, None, 1.0, restless[0])
-        return Measurement(group.name, step, 0.0, 0.0, 0.0, "")
     dot = square = 0.0
     errors: dict[str, float] = {}
     for name in group.params:
@@ -185,31 +198,42 @@ def _measure(plan: Plan, group: Group, step: int, before: Weights, after: Weight
             errors[name] = 1.0
             continue
         change = after[name].astype(np.float64) - before[name]
-        unit = _unit(plan, group, gradients[name], before[name])
+        unit = _unit(plan, group, before[name], gradients[name], held.get(name, {}))
         dot, square = dot - float((change * unit).sum()), square + float((unit * unit).sum())
-        errors[name] = _error(change, planned * unit)
+        errors[name] = _error(change, planned * unit, float(np.linalg.norm(before[name])))
     worst = max(errors, key=lambda n: errors[n])
     measured = dot / square if square else None
-    return Measurement(
-        group.name,
-        step,
-        planned,
-        measured if measured is None or isfinite(measured) else None,
-        errors[worst],
-        worst if errors[worst] else "",
-    )
+    shown = measured if measured is not None and isfinite(measured) else None
+    return Measurement(group.name, step, planned, shown, errors[worst], worst if errors[worst] else "")
 
 
-def _error(moved: np.ndarray, planned: np.ndarray) -> float:
-    """What moved though it was not planned, as a share of the plan: 1 where there should be nothing, or is a NaN."""
+def _unit(
+    plan: Plan, group: Group, weight: np.ndarray, gradient: np.ndarray, held: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    g, w = gradient.astype(np.float64), weight.astype(np.float64)
+    if group.grad_centralization and (axes := central_axes(g.shape)):
+        g = g - g.mean(axes, keepdims=True)
+    spec = plan.optimizers[group.optimizer]
+    return UNITS[spec.name](spec, w, g, group.weight_decay, {k: a.astype(np.float64) for k, a in held.items()})
+
+
+def _error(moved: np.ndarray, planned: np.ndarray, weight: float) -> float:
+    """What moved though it was not planned, as a share of the plan, but for the rounding of a weight of that norm: 1
+    where there should be nothing, or is a NaN."""
     length = float(np.linalg.norm(planned))
-    error = float(np.linalg.norm(moved + planned)) / length if length else float(moved.any())
+    if not length:
+        return float(moved.any())
+    error = max(float(np.linalg.norm(moved + planned)) - _ROUNDINGS * _HALF_ULP * weight, 0.0) / length
     return error if isfinite(error) else 1.0
 
 
-def table(report: Mapping[str, Any]) -> Sequence[tuple[str, ...]]:
+def _scaled(measured: float | None, power: int) -> float | None:
+    return None if measured is None else measured / 2.0**power
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Rows (group, step, planned, measured, error, worst parameter), the worst first."""
-    rows = sorted(report["groups"], key=lambda r: -r["relative_error"])
+    rows = sorted((row for line in records for row in line["groups"]), key=lambda r: -r["relative_error"])
     return [
         (
             r["group"],

@@ -1,0 +1,50 @@
+"""What each optimizer subtracts from a parameter per unit of lr, in NumPy: torch's formulas, from the state before.
+
+w, g: the parameter and its gradient (before weight decay), one shape. held: the state under STATE_KEYS, {} for a
+parameter that has not trained yet. The plugin's arithmetic is measured against these; the reference plugin has its own.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from ..plan import OptimizerSpec
+
+Held = Mapping[str, np.ndarray]
+Unit = Callable[[OptimizerSpec, np.ndarray, np.ndarray, float, Held], np.ndarray]
+
+
+def _momentum(spec: OptimizerSpec, w: np.ndarray, g: np.ndarray, weight_decay: float, held: Held) -> np.ndarray:
+    g = g + weight_decay * w
+    buffer = spec.momentum * held["momentum_buffer"] + g if "momentum_buffer" in held else g
+    return g + spec.momentum * buffer if spec.nesterov else buffer
+
+
+def _moments(spec: OptimizerSpec, g: np.ndarray, held: Held) -> tuple[np.ndarray, np.ndarray]:
+    """(exp_avg, exp_avg_sq) after the step."""
+    beta1, beta2 = spec.betas
+    return (
+        beta1 * held.get("exp_avg", np.zeros_like(g)) + (1 - beta1) * g,
+        beta2 * held.get("exp_avg_sq", np.zeros_like(g)) + (1 - beta2) * g * g,
+    )
+
+
+def _adam(spec: OptimizerSpec, g: np.ndarray, held: Held) -> np.ndarray:
+    average, square = _moments(spec, g, held)
+    step = float(held.get("step", 0.0)) + 1
+    corrected = square / (1 - spec.betas[1] ** step)
+    return average / (1 - spec.betas[0] ** step) / (np.sqrt(corrected) + spec.eps)
+
+
+def _layer_adaptive(spec: OptimizerSpec, g: np.ndarray, held: Held) -> np.ndarray:
+    average, square = _moments(spec, g, held)
+    return (np.abs(average) / (np.sqrt(square) + spec.eps)).mean() * average
+
+
+UNITS: Mapping[str, Unit] = {
+    "sgd": lambda spec, w, g, weight_decay, held: g + weight_decay * w,
+    "momentum": _momentum,
+    "adam": lambda spec, w, g, weight_decay, held: _adam(spec, g + weight_decay * w, held),
+    "adamw": lambda spec, w, g, weight_decay, held: _adam(spec, g, held) + weight_decay * w,
+    "layer_adaptive": lambda spec, w, g, weight_decay, held: _layer_adaptive(spec, g + weight_decay * w, held),
+}
