@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from .assigning import Assignment
 from .errors import UserError, did_you_mean
-from .groups import FOREVER, Assignment
+from .groups import FOREVER
 from .params import ParamTable
 from .schedules import Duration
 

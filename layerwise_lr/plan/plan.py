@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import schedules
+from .assigning import gather, group_table
 from .errors import UserError, did_you_mean
 from .freezing import FreezeSpec, frozen
-from .groups import FOREVER, Group, GroupingSpec, gather, group_table
+from .groups import FOREVER, Group, GroupingSpec
 from .params import ParamTable
 from .schedules import Schedule, ScheduleSpec
 
