@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image
 
 from ..plan import Absent, UserError, did_you_mean
-from . import archives, own
+from . import cifar10, idx, own
 from .files import cache_folder
-from .spec import DataSpec, Facts, Pool, from_arrays
+from .spec import DataSpec, Facts, Pictures, Pool, from_arrays
 
 
-def _resized(held: archives.Pictures, spec: DataSpec) -> Pool:
+def _resized(held: Pictures, spec: DataSpec) -> Pool:
     return from_arrays(held.x, held.y, spec, held.test)
 
 
@@ -59,7 +59,7 @@ def _cifar10_facts(spec: DataSpec) -> Facts:
 
 
 def _idx_facts(spec: DataSpec) -> Facts:
-    y, test = archives.read_idx_labels(own.given_path(spec))
+    y, test = idx.read_labels(own.given_path(spec))
     own.check_classes(own.given_path(spec), y)
     return Facts(len(y), int(y.max()) + 1, test)
 
@@ -89,14 +89,14 @@ READERS: Mapping[str, Reader] = {
         lambda spec: from_arrays(*_cached("mnist"), spec, 10000),
     ),
     "cifar10": Reader(
-        lambda spec: archives.find_cifar10(_cifar10_at(spec)),
+        lambda spec: cifar10.find(_cifar10_at(spec)),
         _cifar10_facts,
-        lambda spec: _resized(archives.read_cifar10(_cifar10_at(spec), spec.checksum), spec),
+        lambda spec: _resized(cifar10.read(_cifar10_at(spec), spec.checksum), spec),
     ),
     "idx": Reader(
-        lambda spec: archives.find_idx(own.given_path(spec)),
+        lambda spec: idx.find(own.given_path(spec)),
         _idx_facts,
-        lambda spec: _resized(archives.read_idx(own.given_path(spec)), spec),
+        lambda spec: _resized(idx.read(own.given_path(spec)), spec),
     ),
     "npz": Reader(own.find, own.npz_facts, own.npz_pool),
     "image_folder": Reader(own.find, own.folder_facts, own.folder_pool),

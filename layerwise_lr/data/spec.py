@@ -1,4 +1,4 @@
-"""What is asked of a data set (DataSpec), what is known of it (Facts), and its pictures at the size asked for (Pool)."""
+"""What is asked of a data set (DataSpec), what is known of it (Facts), its pictures as read and as asked for (Pool)."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple, Optional
@@ -50,6 +50,14 @@ class Pool:
     x: np.ndarray
     y: np.ndarray
     test: int = 0
+
+
+class Pictures(NamedTuple):
+    """A set as it was read: x uint8 [N, H, W] or [N, 3, H, W], y int64 [N], the last `test` its own test part."""
+
+    x: np.ndarray
+    y: np.ndarray
+    test: int
 
 
 class Facts(NamedTuple):
