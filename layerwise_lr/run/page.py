@@ -141,7 +141,7 @@ def make_framework(config: Config) -> Framework:
 
 
 def may_crash(config: Config) -> bool:
-    """Whether a crash in this mode is the framework's own, and worth another try (see jobs.py)."""
+    """Whether a crash in this mode is the framework's own, and worth another try (a sweep's pool gives it one)."""
     return config.framework.mode in getattr(registry.load(config.framework.name), "retry_on_signal", ())
 
 
