@@ -127,8 +127,8 @@ def test_hydra_is_known_to_the_command_line_and_its_side_door_only():
 
 def test_omegaconf_is_known_to_three():
     users = {name_of(p) for p in ALL if "omegaconf" in tops(p)}
-    assert users <= {"layerwise_lr/cli/program.py", "layerwise_lr/run/config.py", *map(name_of, HYDRA_DOOR)}
-    assert "layerwise_lr/run/config.py" in users
+    assert users <= {"layerwise_lr/cli/program.py", "layerwise_lr/run/reading.py", *map(name_of, HYDRA_DOOR)}
+    assert "layerwise_lr/run/reading.py" in users
 
 
 @pytest.mark.parametrize("path", [*CORE, *HYDRA_DOOR], ids=name_of)
@@ -217,7 +217,7 @@ def writes(path):
 
 def test_files_are_written_where_it_is_said():
     writers = {p.stem: sorted(set(writes(p))) for p in ALL if list(writes(p))}
-    assert set(writers) <= {"folder", "fetch", "jobs", "report", "plots"}
+    assert set(writers) <= {"folder", "fetch", "jobs", "pool", "report", "plots"}
     assert {"folder", "fetch", "jobs"} <= set(writers)
 
 

@@ -6,7 +6,8 @@ Uses plan (its errors). Files are read as plain arrays; no code in them can run.
 from . import batches, fetch, pictures
 from .batches import Dataset, Split, available, train_count
 from .files import cache_folder, read_npz, read_torch_file
-from .pictures import READERS, DataSpec, facts
+from .pictures import READERS, facts
+from .spec import DataSpec
 
 __all__ = [
     "READERS",

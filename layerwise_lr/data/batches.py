@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..plan import Absent, UserError
-from .pictures import DataSpec, facts, load_pool, reader
+from .pictures import facts, load_pool, reader
+from .spec import DataSpec
 
 
 class Split(NamedTuple):

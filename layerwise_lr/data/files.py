@@ -4,6 +4,7 @@ import importlib
 import io
 import os
 import pickle
+import tarfile
 import zlib
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -14,6 +15,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ..plan import UserError
+
+TORN = (EOFError, zlib.error, OSError, tarfile.TarError, ValueError)  # what gzip and tar raise on a faulty file
 
 
 def cache_folder() -> Path:

@@ -1,96 +1,22 @@
-"""Where the pictures come from: what each data set is called, where its files are, how they are read.
-
-A Pool is every picture of a set at the size asked for (uint8 [N, C, S, S]); data.py draws a run's parts from it.
-"""
+"""Where the pictures come from: what each data set is called, where its files are, how they are read."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ..plan import Absent, UserError, did_you_mean
-from . import archives
-from .files import cache_folder, read_npz
-
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-
-
-@dataclass
-class DataSpec:
-    """The data as data.
-
-    Args:
-        name: digits | elpv | mnist | cifar10 | idx | npz | image_folder.
-        path: of the .npz file (arrays x, y), of the folder with one sub-folder per class, with the IDX files, or with
-            CIFAR-10's archive (null: the cache folder's cifar10).
-        image_size: pixels a side; pictures are resized to it.
-        channels: 1 (grey) or 3.
-        train_size: training pictures, drawn by the run's seed, the same share of each class; null: all.
-        val_size, test_size: fixed by split_seed. Choices are made on val; test is only reported.
-        split_seed: of the fixed parts.
-        mean, std: per channel (or one for all), of pixels in [0, 1].
-        flip: mirror each training picture left to right with probability 1/2.
-        checksum: refuse a CIFAR-10 that is not the published one.
-        stand_in: "digits" where the data are not on this machine; null: that is an error.
-        stands_for: of a stand-in, the data that were not there; filled in by data.available.
-    """
-
-    name: str = "digits"
-    path: Optional[str] = None  # noqa: UP045 (OmegaConf 2.3 reads Optional)
-    image_size: int = 28
-    channels: int = 1
-    train_size: Optional[int] = 50  # noqa: UP045
-    val_size: int = 400
-    test_size: int = 1000
-    split_seed: int = 0
-    mean: list[float] = field(default_factory=lambda: [0.5])
-    std: list[float] = field(default_factory=lambda: [0.5])
-    flip: bool = False
-    checksum: bool = True
-    stand_in: Optional[str] = None  # noqa: UP045
-    stands_for: Optional[str] = None  # noqa: UP045
+from . import cifar10, idx, own
+from .files import cache_folder
+from .spec import DataSpec, Facts, Pictures, Pool, from_arrays
 
 
-@dataclass(frozen=True, eq=False)
-class Pool:
-    """All pictures: x uint8 [N, C, S, S], y int64 [N]; the last `test` of them are the set's own test part."""
-
-    x: np.ndarray
-    y: np.ndarray
-    test: int = 0
-
-
-class Facts(NamedTuple):
-    """What a plan needs to know of a data set without reading it."""
-
-    pictures: int
-    classes: int
-    test: int  # of which the set's own test part
-
-
-def _resize(image: Image.Image, spec: DataSpec) -> np.ndarray:
-    mode = "L" if spec.channels == 1 else "RGB"
-    size = (spec.image_size, spec.image_size)
-    array = np.asarray(image.convert(mode).resize(size, Image.Resampling.BILINEAR))
-    return array[None] if spec.channels == 1 else array.transpose(2, 0, 1)
-
-
-def _from_arrays(x: np.ndarray, y: np.ndarray, spec: DataSpec, test: int = 0) -> Pool:
-    """x uint8 [N, H, W] or [N, C, H, W]."""
-    planes = x[:, None] if x.ndim == 3 else x
-    if planes.shape[1:] == (spec.channels, spec.image_size, spec.image_size):  # nothing to resize: 5 s less for 60000
-        return Pool(np.ascontiguousarray(planes), y.astype(np.int64), test)
-    pictures = [Image.fromarray(p if p.ndim == 2 else np.moveaxis(p, 0, -1).squeeze()) for p in x]
-    return Pool(np.stack([_resize(p, spec) for p in pictures]), y.astype(np.int64), test)
-
-
-def _resized(held: archives.Pictures, spec: DataSpec) -> Pool:
-    return _from_arrays(held.x, held.y, spec, held.test)
+def _resized(held: Pictures, spec: DataSpec) -> Pool:
+    return from_arrays(held.x, held.y, spec, held.test)
 
 
 def _digits(spec: DataSpec) -> Pool:
@@ -120,83 +46,6 @@ def _cached(name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy")
 
 
-def _npz(spec: DataSpec) -> tuple[np.ndarray, np.ndarray]:
-    path = _existing(spec)
-    try:
-        held = read_npz(path)
-        x, y = held["x"], held["y"]
-    except (KeyError, ValueError, OSError) as error:
-        raise UserError(f"data.path={path}: not an .npz with arrays x and y ({error})") from None
-    if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[1] not in (1, 3)):
-        raise UserError(
-            f"data.path={path}: x must be uint8 [N, H, W] or [N, 1 or 3, H, W], it is {x.dtype} {list(x.shape)}"
-        )
-    if y.shape != x.shape[:1] or y.dtype.kind not in "iu" or (len(y) and y.min() < 0):
-        raise UserError(f"data.path={path}: y must be {len(x)} labels from 0, it is {y.dtype} {list(y.shape)}")
-    _check_classes(path, y)
-    return x, y
-
-
-def _check_classes(path: Path, y: np.ndarray) -> None:
-    """At least two, without a gap."""
-    if len(y) == 0:
-        raise UserError(f"data.path={path}: holds no pictures")
-    without = sorted(set(range(int(y.max()) + 1)) - set(y.tolist())) if y.max() < len(y) else ["..."]
-    if y.max() < 1 or without:
-        gap = f", no picture is of class {without[0]}" if without else ""
-        raise UserError(
-            f"data.path={path}: needs at least two classes, numbered 0, 1, 2, ... without a gap; "
-            f"the highest label is {y.max()}{gap}"
-        )
-
-
-def _folder_files(spec: DataSpec) -> list[tuple[Path, int]]:
-    path = _existing(spec)
-    classes = sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
-    found = [(p, label) for label, c in enumerate(classes) for p in sorted(c.iterdir()) if p.suffix.lower() in PICTURES]
-    empty = [c.name for label, c in enumerate(classes) if label not in {n for _, n in found}]
-    if len(classes) < 2 or empty:
-        raise UserError(
-            f"data.path={path}: needs a sub-folder with pictures per class, at least two; found "
-            f"{len(classes)}{', without pictures: ' + ', '.join(empty) if empty else ''}"
-        )
-    return found
-
-
-def _path(spec: DataSpec) -> Path:
-    if not spec.path:
-        raise UserError(f"data.path is missing: data={spec.name} needs data.path=...")
-    return Path(spec.path)
-
-
-def _existing(spec: DataSpec) -> Path:
-    if not _path(spec).exists():
-        raise Absent(f"data.path={spec.path}: no such file or folder")
-    return _path(spec)
-
-
-def _image_folder(spec: DataSpec) -> Pool:
-    pictures, labels = [], []
-    for path, label in _folder_files(spec):
-        try:
-            with Image.open(path) as image:
-                pictures.append(_resize(image, spec))
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise UserError(f"{path}: not a readable picture ({error}); mend or remove it") from None
-        labels.append(label)
-    return Pool(np.stack(pictures), np.array(labels, np.int64))
-
-
-def _npz_facts(spec: DataSpec) -> Facts:
-    y = _npz(spec)[1]
-    return Facts(len(y), int(y.max()) + 1, 0)
-
-
-def _folder_facts(spec: DataSpec) -> Facts:
-    found = _folder_files(spec)
-    return Facts(len(found), found[-1][1] + 1, 0)
-
-
 def _cifar10_at(spec: DataSpec) -> Path:
     return Path(spec.path) if spec.path else cache_folder() / "cifar10"
 
@@ -210,8 +59,8 @@ def _cifar10_facts(spec: DataSpec) -> Facts:
 
 
 def _idx_facts(spec: DataSpec) -> Facts:
-    y, test = archives.read_idx_labels(_path(spec))
-    _check_classes(_path(spec), y)
+    y, test = idx.read_labels(own.given_path(spec))
+    own.check_classes(own.given_path(spec), y)
     return Facts(len(y), int(y.max()) + 1, test)
 
 
@@ -232,27 +81,25 @@ class Reader(NamedTuple):
 READERS: Mapping[str, Reader] = {
     "digits": Reader(lambda spec: None, lambda spec: Facts(1797, 10, 0), _digits),
     "elpv": Reader(
-        lambda spec: _cache_of("elpv"),
-        lambda spec: Facts(2624, 2, 0),
-        lambda spec: _from_arrays(*_cached("elpv"), spec),
+        lambda spec: _cache_of("elpv"), lambda spec: Facts(2624, 2, 0), lambda spec: from_arrays(*_cached("elpv"), spec)
     ),
     "mnist": Reader(
         lambda spec: _cache_of("mnist"),
         lambda spec: Facts(70000, 10, 10000),
-        lambda spec: _from_arrays(*_cached("mnist"), spec, 10000),
+        lambda spec: from_arrays(*_cached("mnist"), spec, 10000),
     ),
     "cifar10": Reader(
-        lambda spec: archives.find_cifar10(_cifar10_at(spec)),
+        lambda spec: cifar10.find(_cifar10_at(spec)),
         _cifar10_facts,
-        lambda spec: _resized(archives.read_cifar10(_cifar10_at(spec), spec.checksum), spec),
+        lambda spec: _resized(cifar10.read(_cifar10_at(spec), spec.checksum), spec),
     ),
     "idx": Reader(
-        lambda spec: archives.find_idx(_path(spec)),
+        lambda spec: idx.find(own.given_path(spec)),
         _idx_facts,
-        lambda spec: _resized(archives.read_idx(_path(spec)), spec),
+        lambda spec: _resized(idx.read(own.given_path(spec)), spec),
     ),
-    "npz": Reader(_existing, _npz_facts, lambda spec: _from_arrays(*_npz(spec), spec)),
-    "image_folder": Reader(_existing, _folder_facts, _image_folder),
+    "npz": Reader(own.find, own.npz_facts, own.npz_pool),
+    "image_folder": Reader(own.find, own.folder_facts, own.folder_pool),
 }
 
 

@@ -2,23 +2,19 @@
 
 import resource
 import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..data import batches
-from ..framework import Framework, TrainState, Weights, begin, metrics, proof, registry, take_step
+from ..framework import Framework, Weights, begin, proof, registry
 from ..models import Tree, param_table, walk, weights
-from ..plan import ParamTable, Plan, UserError, make_plan
-from . import config as configs
-from . import provenance
-from .config import Config
-from .folder import CONFIG, Metrics, RunFolder
-
-Say = Callable[[str], None]
-Track = Callable[[Iterable[int], int], Iterable[int]]
+from ..plan import ParamTable, Plan, make_plan
+from . import provenance, reading
+from .folder import CONFIG, RunFolder
+from .loop import Loop, Say, Track
+from .schema import Config
 
 
 def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps) -> dict[str, Any]:
@@ -33,7 +29,7 @@ def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps)
         UserError: the input is at fault. LrMismatch: the framework does not do what the plan says.
     """
     folder = RunFolder(path)
-    config = configs.read(path / CONFIG)
+    config = reading.read(path / CONFIG)
     with folder.running():
         began = time.perf_counter()
         streams = seed_streams(config.seed)
@@ -135,7 +131,7 @@ def make_framework(config: Config) -> Framework:
 
 
 def may_crash(config: Config) -> bool:
-    """Whether a crash in this mode is the framework's own, and worth another try (see jobs.py)."""
+    """Whether a crash in this mode is the framework's own, and worth another try (a sweep's pool gives it one)."""
     return config.framework.mode in registry.load(config.framework.name).retry_on_signal
 
 
@@ -162,98 +158,6 @@ def prove(
     )
 
 
-class Loop:
-    """The training loop and what it records."""
-
-    def __init__(
-        self,
-        config: Config,
-        plan: Plan,
-        dataset: batches.Dataset,
-        framework: Framework,
-        state: TrainState,
-        start: Weights,
-        folder: RunFolder,
-        streams: dict[str, int],
-        say: Say,
-    ) -> None:
-        self.config, self.plan, self.dataset, self.framework = config, plan, dataset, framework
-        self.state, self.start, self.folder, self.streams, self.say = state, start, folder, streams, say
-        self.train_seconds = 0.0
-
-    def train(self, track: Track) -> dict[str, Any]:
-        """All steps; returns the last evaluation."""
-        log, total = self.folder.metrics(), self.plan.total_steps
-        last: dict[str, Any] = {}
-        for step in track(range(total), total):
-            due = (step + 1) % self.config.eval_every == 0 or step + 1 == total
-            before = self.framework.get_weights(self.state.model) if due else {}
-            loss, gradients = self._step(step, log, due)
-            if due:
-                last = self._evaluate(step + 1, before, gradients, log)
-                shown = " ".join(f"{k} {v:.4f}" for k, v in last["val"].items())
-                self.say(f"step {step + 1}/{total}  training loss {loss:.4f}  validation {shown}")
-            self._checkpoint(step + 1)
-        log.close()
-        return last
-
-    def _step(self, step: int, log: Metrics, due: bool) -> tuple[float, Weights]:
-        batch = self.dataset.batch(step, self.config.batch_size, self.streams["order"])
-        began = time.perf_counter()
-        seed = (self.streams["dropout"] + step) % 2**32
-        result = take_step(self.framework, self.state, self.plan, step, batch, seed, gradients=due)
-        loss = float(result.loss)
-        self.train_seconds += time.perf_counter() - began
-        self._check("the loss", loss, step)
-        log.write({"step": step, "loss": loss, "lrs": self.state.scheduler.lrs()})
-        return loss, result.gradients or {}
-
-    def _evaluate(self, step: int, before: Weights, gradients: Weights, log: Metrics) -> dict[str, Any]:
-        now = self.framework.get_weights(self.state.model)
-        record: dict[str, Any] = {"step": step, "val": self._measure(self.dataset.val)}
-        if step == self.plan.total_steps:
-            record["test"] = self._measure(self.dataset.test)
-        record["groups"] = {
-            g.name: {
-                "gradient_norm": _norm([gradients[n] for n in g.params if n in gradients]),
-                "update_ratio": _ratio([now[n] - before[n] for n in g.params], [before[n] for n in g.params]),
-                "distance": _ratio([now[n] - self.start[n] for n in g.params], [self.start[n] for n in g.params]),
-            }
-            for g in self.plan.groups
-        }
-        for group, numbers in record["groups"].items():
-            self._check(f"the gradient of group {group}", numbers["gradient_norm"], step - 1)
-            self._check(f"the distance that group {group} has moved", numbers["distance"], step - 1)
-        self._check("the validation loss", record["val"].get("loss", 0.0), step - 1)
-        log.write(record)
-        return record
-
-    def _check(self, what: str, number: float, step: int) -> None:
-        if not np.isfinite(number):
-            half = " or take framework.precision=fp32" if self.config.framework.precision == "fp16" else ""
-            raise UserError(
-                f"{what} is {number} at step {step}: lower optimizer.lr (it is {self.plan.base_lr:g}) "
-                f"or lengthen scheduler.warmup{half}"
-            )
-
-    def _measure(self, split: batches.Split) -> dict[str, float]:
-        """Every metric over a split, in batches of the training's size (a graph has one shape only)."""
-        size, logits = self.config.batch_size, []
-        for first in range(0, len(split.y), size):
-            x = self.dataset.normalise(split.x[first : first + size])
-            full = np.concatenate([x, np.zeros((size - len(x), *x.shape[1:]), np.float32)])
-            logits.append(self.framework.predict(self.state, full)[: len(x)])
-        return metrics.measure(np.concatenate(logits), split.y) if logits else {}
-
-    def _checkpoint(self, done: int) -> None:
-        spec = self.config.checkpoint
-        if done == self.plan.total_steps or (spec.every and done % spec.every == 0):
-            optimizer = self.framework.get_optimizer_state(self.state) if spec.optimizer else None
-            facts = {"plan_sha256": self.plan.sha256, "framework": self.config.framework.name}
-            weights_now = self.framework.get_weights(self.state.model)
-            self.folder.save_checkpoint(done, weights_now, optimizer, facts, spec.keep)
-
-
 def summarise(
     config: Config, plan: Plan, last: dict[str, Any], loop: Loop, seconds: float, notes: list[str]
 ) -> dict[str, Any]:
@@ -272,11 +176,3 @@ def summarise(
         "plan_sha256": plan.sha256,
         "notes": notes,
     }
-
-
-def _norm(arrays: list[np.ndarray]) -> float:
-    return float(np.sqrt(sum(float(np.vdot(a, a)) for a in arrays)))
-
-
-def _ratio(change: list[np.ndarray], whole: list[np.ndarray]) -> float:
-    return _norm(change) / max(_norm(whole), 1e-12)

@@ -1,42 +1,25 @@
-"""Processes: each job of a sweep in its own, a few at a time, none able to harm another.
+"""Starting jobs: each in a process of its own, none able to harm another; the pool waits for them.
 
 Jobs of one framework are forked from a parent that has imported it and read the data, where the plugin says that
 this is safe; else each starts a fresh interpreter. Either way the job is `run(folder)`, and its folder is the answer.
 """
 
 import os
-import signal
 import subprocess
 import sys
-import time
 import traceback
-from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Protocol
 
 from ..data import pictures
 from ..framework import registry
 from ..plan import UserError
 from ..run import Config, FrameworkSpec, RunFolder, page
-
-Done = Callable[[Path], None]
-_POLL = 0.02  # seconds
-_TRIES = 5  # a run of 4000 steps of 1 ms dies in about half of all tries, one of ordinary steps hardly ever
-_CRASHES = (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS)
-
-
-class Process(Protocol):
-    """What a forked child and a Popen have in common."""
-
-    pid: int
-
-    def poll(self) -> int | None:
-        """Exit code, negative for a signal, None while it runs."""
+from .pool import Done, Process, conclude, end, work_off
 
 
 @dataclass(frozen=True)
@@ -118,7 +101,7 @@ def run_jobs(jobs: Mapping[Path, Config], options: Options, done: Done) -> None:
         if options.fork == "auto" and _can_fork():
             _in_forked_parent(own, at_once, threads, options, done)
         else:
-            _pool(list(own), partial(_spawn, threads=threads), at_once, options.timeout, done)
+            work_off(list(own), partial(_spawn, threads=threads), at_once, options.timeout, done)
 
 
 def _in_forked_parent(jobs: Mapping[Path, Config], at_once: int, threads: int, options: Options, done: Done) -> None:
@@ -135,13 +118,13 @@ def _in_forked_parent(jobs: Mapping[Path, Config], at_once: int, threads: int, o
             for line in told:
                 done(Path(line.rstrip("\n")))
     except KeyboardInterrupt:
-        _end([parent])
+        end([parent])
         raise
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if code == 130:
         raise KeyboardInterrupt
     for path in jobs:
-        _conclude(RunFolder(path), code, None)
+        conclude(RunFolder(path), code, None)
 
 
 def _parent(jobs: Mapping[Path, Config], at_once: int, threads: int, options: Options, write: int) -> int:
@@ -151,7 +134,7 @@ def _parent(jobs: Mapping[Path, Config], at_once: int, threads: int, options: Op
     os.environ |= thread_environment(threads)
     try:
         start = _preload(jobs, threads)
-        _pool(list(jobs), start, at_once, options.timeout, tell)
+        work_off(list(jobs), start, at_once, options.timeout, tell)
     except KeyboardInterrupt:
         return 130
     except BaseException:
@@ -221,80 +204,3 @@ def run_and_tell(path: Path) -> int:
         code = 1
     sys.stdout.flush()
     return code
-
-
-def _pool(
-    paths: Sequence[Path], start: Callable[[Path], Process], at_once: int, timeout: float | None, done: Done
-) -> None:
-    """`at_once` jobs at a time until all have ended; whatever a job did, its folder says so afterwards."""
-    waiting, running, tries = deque(paths), dict[Path, tuple[Process, float]](), Counter[Path]()
-    try:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                path = waiting.popleft()
-                running[path] = (start(path), time.monotonic())
-            for path, (process, began) in list(running.items()):
-                late = timeout is not None and time.monotonic() - began > timeout
-                if late:
-                    _kill(process)
-                code = process.poll()
-                if code is not None:
-                    del running[path]
-                    tries[path] += 1
-                    if tries[path] < _TRIES and not late and _again(RunFolder(path), code, tries[path]):
-                        waiting.appendleft(path)
-                        continue
-                    _conclude(RunFolder(path), code, timeout if late else None)
-                    done(path)
-            time.sleep(_POLL)
-    except KeyboardInterrupt:
-        _end([process for process, _ in running.values()])
-        raise
-
-
-def _again(folder: RunFolder, code: int, tries: int) -> bool:
-    """Whether a crash is the framework's known own fault; says so. The run begins anew, in the same folder."""
-    facts = folder.read_json("env.json")
-    if code not in _CRASHES or not (facts and facts["retry_on_signal"]) or folder.read_json("summary.json"):
-        return False
-    line = (
-        f"died of {signal.Signals(-code).name}, which {facts['framework']} is known to do in this mode: "
-        f"started again ({tries + 1} of {_TRIES})"
-    )
-    with (folder.path / "log.txt").open("a") as log:
-        print(line, file=log)
-    print(f"{folder.path.name}: {line}", file=sys.stderr, flush=True)
-    return True
-
-
-def _conclude(folder: RunFolder, code: int, timeout: float | None) -> None:
-    """A job that could not write its own end gets one."""
-    status = folder.read_json("status.json")
-    if status and status["state"] in ("completed", "failed", "interrupted"):
-        return
-    if timeout is not None:
-        folder.fail(f"stopped after {timeout:g} seconds (hydra.launcher.timeout)")
-    else:
-        how = f"died of {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-        folder.fail(f"{how} before it could finish")
-
-
-def _kill(process: Process) -> None:
-    os.kill(process.pid, signal.SIGKILL)
-    _wait(process, 10)
-
-
-def _end(processes: Sequence[Process]) -> None:
-    """Ctrl-C reaches every process of a terminal by itself; tell those that it did not reach, then insist."""
-    for send, seconds in ((None, 2), (signal.SIGTERM, 10), (signal.SIGKILL, 10)):
-        for process in processes:
-            if send and process.poll() is None:
-                os.kill(process.pid, send)
-        for process in processes:
-            _wait(process, seconds)
-
-
-def _wait(process: Process, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < end:
-        time.sleep(_POLL)

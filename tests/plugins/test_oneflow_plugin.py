@@ -173,7 +173,7 @@ def plan_and_tree(case):
 
 def child(program, *words):
     """Run a Python program that may use everything above; its last line of output is JSON. A Graph that crashes of
-    OneFlow's own race is started again, as a job of a sweep is (jobs.py), and said so."""
+    OneFlow's own race is started again, as a job of a sweep is (pool.py), and said so."""
     code = "import sys\nfrom test_oneflow_plugin import *\n" + textwrap.dedent(program)
     for attempt in range(5):
         done = subprocess.run(
@@ -590,7 +590,7 @@ def test_sweep_agrees_with_torch(tmp_path):
 def test_a_crashed_graph_job_is_started_again(tmp_path, capfd):
     """A job that the framework crashes once: it is run again, and says so. A real child, a real SIGSEGV."""
     from layerwise_lr.run.folder import RunFolder
-    from layerwise_lr.sweep import jobs
+    from layerwise_lr.sweep import pool
 
     folders = {name: RunFolder.claim(tmp_path / name) for name in ("known", "other", "always")}
     for name, folder in folders.items():
@@ -612,7 +612,7 @@ def test_a_crashed_graph_job_is_started_again(tmp_path, capfd):
         return subprocess.Popen([sys.executable, "-c", textwrap.dedent(program), str(path)], env=ENVIRONMENT)
 
     ended = []
-    jobs._pool([f.path for f in folders.values()], start, 2, None, ended.append)
+    pool.work_off([f.path for f in folders.values()], start, 2, None, ended.append)
     assert sorted(path.name for path in ended) == ["always", "known", "other"]
     states = {name: folder.state() for name, folder in folders.items()}
     assert states == {"known": "completed", "other": "failed", "always": "failed"}

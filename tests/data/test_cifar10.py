@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from layerwise_lr.data import archives, batches, fetch
+from layerwise_lr.data import batches, cifar10, fetch
+from layerwise_lr.data.files import read_pickle
 from layerwise_lr.data.pictures import DataSpec, _read, facts, load_pool
 from layerwise_lr.plan.errors import Absent, UserError
 
 NAMES = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
-FORMS = {"python": archives.PYTHON, "binary": archives.BINARY}
+FORMS = {"python": cifar10.PYTHON, "binary": cifar10.BINARY}
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +60,8 @@ def batch_binary(x, y):
 
 def batch_files(form, x, y):
     """File name -> content; 20 pictures each."""
-    make = batch_python if form is archives.PYTHON else batch_binary
-    suffix = "" if form is archives.PYTHON else ".bin"
+    make = batch_python if form is cifar10.PYTHON else batch_binary
+    suffix = "" if form is cifar10.PYTHON else ".bin"
     return {f"{n}{suffix}": make(x[20 * i : 20 * i + 20], y[20 * i : 20 * i + 20]) for i, n in enumerate(NAMES)}
 
 
@@ -111,7 +112,7 @@ def test_each_form_gives_the_very_pictures(form, how, pictures, tmp_path):
 
 def test_the_set_s_own_test_part_is_the_test_part(pictures, tmp_path):
     x, y = pictures
-    held = batches.load(spec_of(place("archive", archives.BINARY, batch_files(archives.BINARY, x, y), tmp_path)), 0)
+    held = batches.load(spec_of(place("archive", cifar10.BINARY, batch_files(cifar10.BINARY, x, y), tmp_path)), 0)
     assert {p.tobytes() for p in held.test.x} == {p.tobytes() for p in x[100:]}
     assert not {p.tobytes() for p in held.train.x} & {p.tobytes() for p in x[100:]}
 
@@ -122,7 +123,7 @@ def test_batches_pickled_by_python_3_are_read_too(protocol, key, pictures, tmp_p
     x, y = pictures
     content = {key("data"): x[:20].reshape(20, 3072), key("labels"): y[:20].tolist()}
     held = dict.fromkeys(NAMES, pickle.dumps(content, protocol))
-    pool = load_pool(spec_of(place("archive", archives.PYTHON, held, tmp_path)))
+    pool = load_pool(spec_of(place("archive", cifar10.PYTHON, held, tmp_path)))
     assert np.array_equal(pool.x[:20], x[:20])
     assert np.array_equal(pool.y[100:], y[:20])
 
@@ -140,7 +141,7 @@ def test_the_published_set_is_known_without_a_look_at_it(tmp_path):
 def test_no_path_is_the_cache_folder(pictures, tmp_path, monkeypatch):
     monkeypatch.setenv("LAYERWISE_LR_CACHE", str(tmp_path))
     (tmp_path / "cifar10").mkdir()
-    place("archive", archives.BINARY, batch_files(archives.BINARY, *pictures), tmp_path / "cifar10")
+    place("archive", cifar10.BINARY, batch_files(cifar10.BINARY, *pictures), tmp_path / "cifar10")
     _read.cache_clear()
     assert facts(replace(spec_of("unused"), path=None)).pictures == 120
     _read.cache_clear()
@@ -161,19 +162,19 @@ def test_a_set_of_the_published_checksum_is_accepted(form, how, pictures, tmp_pa
     """The control of the above, with this set's own checksums (computed by hashlib) as the published ones."""
     held = batch_files(form, *pictures)
     path = place(how, form, held, tmp_path)
-    kind = hashlib.md5 if form is archives.PYTHON else hashlib.sha256
+    kind = hashlib.md5 if form is cifar10.PYTHON else hashlib.sha256
     own = form._replace(
         sha256=hashlib.sha256((tmp_path / form.archive).read_bytes()).hexdigest() if how == "archive" else "0" * 64,
         files={name: kind(content).hexdigest() for name, content in held.items()},
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(archives, "PYTHON" if form is archives.PYTHON else "BINARY", own)
-        assert np.array_equal(archives.read_cifar10(path, checksum=True).x, pictures[0])
+        patch.setattr(cifar10, "PYTHON" if form is cifar10.PYTHON else "BINARY", own)
+        assert np.array_equal(cifar10.read(path, checksum=True).x, pictures[0])
 
 
 def test_the_published_checksums_are_whole():
     """A slip of the pen would refuse everyone's download."""
-    for form, length in ((archives.PYTHON, 32), (archives.BINARY, 64)):
+    for form, length in ((cifar10.PYTHON, 32), (cifar10.BINARY, 64)):
         assert len(form.sha256) == 64
         assert {len(digest) for digest in form.files.values()} == {length}
         assert len(set(form.files.values())) == 6
@@ -194,12 +195,12 @@ def test_a_truncated_archive_is_said(form, share, pictures, tmp_path):
 
 
 def test_a_flipped_bit_and_no_archive_are_said(pictures, tmp_path):
-    whole = bytearray(pack(archives.BINARY, batch_files(archives.BINARY, *pictures)))
+    whole = bytearray(pack(cifar10.BINARY, batch_files(cifar10.BINARY, *pictures)))
     whole[-8] ^= 1  # in gzip's own checksum
-    (tmp_path / archives.BINARY.archive).write_bytes(whole)
+    (tmp_path / cifar10.BINARY.archive).write_bytes(whole)
     with pytest.raises(UserError, match=r"cut short, or no \.tar\.gz"):
         load_pool(spec_of(tmp_path))
-    (tmp_path / archives.BINARY.archive).write_bytes(gzip.compress(b"hello " * 1000))
+    (tmp_path / cifar10.BINARY.archive).write_bytes(gzip.compress(b"hello " * 1000))
     with pytest.raises(UserError, match=r"cut short, or no \.tar\.gz"):
         load_pool(spec_of(tmp_path))
 
@@ -216,14 +217,14 @@ def test_a_missing_member_is_named(form, how, pictures, tmp_path):
 
 def test_a_link_is_no_member(pictures, tmp_path):
     """Exact names, plain files: a link in an archive is not followed."""
-    held = batch_files(archives.BINARY, *pictures)
+    held = batch_files(cifar10.BINARY, *pictures)
     del held["test_batch.bin"]
-    with tarfile.open(tmp_path / archives.BINARY.archive, "w:gz") as made:
+    with tarfile.open(tmp_path / cifar10.BINARY.archive, "w:gz") as made:
         for name, content in held.items():
-            info = tarfile.TarInfo(f"{archives.BINARY.folder}/{name}")
+            info = tarfile.TarInfo(f"{cifar10.BINARY.folder}/{name}")
             info.size = len(content)
             made.addfile(info, io.BytesIO(content))
-        link = tarfile.TarInfo(f"{archives.BINARY.folder}/test_batch.bin")
+        link = tarfile.TarInfo(f"{cifar10.BINARY.folder}/test_batch.bin")
         link.type, link.linkname = tarfile.SYMTYPE, "data_batch_1.bin"
         made.addfile(link)
     with pytest.raises(UserError, match=r"lacks test_batch\.bin"):
@@ -250,9 +251,9 @@ GOOD = {"data": np.zeros((20, 3072), np.uint8), "labels": [0] * 20}
     ],
 )
 def test_a_faulty_batch_is_refused(content, word, pictures, tmp_path):
-    held = {**batch_files(archives.PYTHON, *pictures), "data_batch_4": pickle.dumps(content, 4)}
+    held = {**batch_files(cifar10.PYTHON, *pictures), "data_batch_4": pickle.dumps(content, 4)}
     with pytest.raises(UserError, match=f"data_batch_4: .*{word}"):
-        load_pool(spec_of(place("archive", archives.PYTHON, held, tmp_path)))
+        load_pool(spec_of(place("archive", cifar10.PYTHON, held, tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -264,9 +265,9 @@ def test_a_faulty_batch_is_refused(content, word, pictures, tmp_path):
     ],
 )
 def test_a_faulty_binary_batch_is_refused(content, word, pictures, tmp_path):
-    held = {**batch_files(archives.BINARY, *pictures), "test_batch.bin": content}
+    held = {**batch_files(cifar10.BINARY, *pictures), "test_batch.bin": content}
     with pytest.raises(UserError, match=rf"test_batch\.bin: .*{word}"):
-        load_pool(spec_of(place("unpacked", archives.BINARY, held, tmp_path)))
+        load_pool(spec_of(place("unpacked", cifar10.BINARY, held, tmp_path)))
 
 
 # --- pickles
@@ -289,9 +290,9 @@ class EvilEncoder:
 def test_a_malicious_pickle_is_refused_and_not_run(pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     evil = pickle.dumps({**GOOD, "labels": Evil()}, 2)
-    held = {**batch_files(archives.PYTHON, *pictures), "data_batch_2": evil}
+    held = {**batch_files(cifar10.PYTHON, *pictures), "data_batch_2": evil}
     with pytest.raises(UserError, match=r"data_batch_2: .*system is no array"):
-        load_pool(spec_of(place("archive", archives.PYTHON, held, tmp_path)))
+        load_pool(spec_of(place("archive", cifar10.PYTHON, held, tmp_path)))
     assert not Path("pwned").exists()
     pickle.loads(evil)  # the control: this file is dangerous
     assert Path("pwned").exists()
@@ -313,106 +314,11 @@ def test_a_malicious_pickle_is_refused_and_not_run(pictures, tmp_path, monkeypat
 )
 def test_what_is_no_pickle_of_arrays_is_a_value_error_of_one_line(packed):
     with pytest.raises(ValueError) as caught:
-        archives.read_pickle(packed)
+        read_pickle(packed)
     assert str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_fetch_reads_pickles_by_the_same_door():
-    assert fetch.read_pickle is archives.read_pickle
+    assert fetch.read_pickle is read_pickle
     assert "pickle" not in vars(fetch)
-
-
-# --- IDX
-
-
-def idx(array):
-    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-
-
-@pytest.fixture(scope="module")
-def digits():
-    """200 real digits 28x28; the last 50 will be the test part."""
-    pool = load_pool(DataSpec())
-    return pool.x[:200, 0], pool.y[:200].astype(np.uint8)
-
-
-def write_idx(folder, x, y, packed=False):
-    folder.mkdir(exist_ok=True)
-    parts = zip(archives.IDX, (x[:150], y[:150], x[150:], y[150:]), strict=True)
-    for name, array in parts:
-        path = folder / (f"{name}.gz" if packed else name)
-        path.write_bytes(gzip.compress(idx(array)) if packed else idx(array))
-    return folder
-
-
-def idx_spec(folder, **options):
-    return DataSpec(name="idx", path=str(folder), train_size=100, val_size=40, test_size=50, **options)
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_idx_pictures_come_as_written(packed, digits, tmp_path):
-    x, y = digits
-    spec = idx_spec(write_idx(tmp_path, x, y, packed))
-    pool = load_pool(spec)
-    assert np.array_equal(pool.x[:, 0], x)
-    assert np.array_equal(pool.y, y)
-    assert facts(spec) == (200, 10, 50)
-    assert {p.tobytes() for p in batches.load(spec, 0).test.x} == {p.tobytes() for p in x[150:]}
-
-
-def test_facts_of_idx_need_no_pictures(digits, tmp_path):
-    write_idx(tmp_path, *digits)
-    for name in (archives.IDX[0], archives.IDX[2]):
-        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:16])
-    assert facts(idx_spec(tmp_path)) == (200, 10, 50)
-    with pytest.raises(UserError, match="117600 bytes, but it holds 0; get it again"):
-        load_pool(idx_spec(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "word"),
-    [
-        (0, lambda b: b"\0\0\x0d\x03" + b[4:], "begins with 00000d03, an IDX file of pictures with 00000803"),
-        (0, lambda b: b[:9], "begins with 00000803"),
-        (1, lambda b: b"", "begins with nothing, an IDX file of labels with 00000801"),
-        (1, lambda b: b[:-1], r"its header says \[150\], 150 bytes, but it holds 149"),
-        (1, lambda b: idx(np.zeros(151, np.uint8)), "151 labels for 150 pictures"),
-        (2, lambda b: b[:-1], "39200 bytes, but it holds 39199"),
-        (2, lambda b: b + b"\0", "but it holds more"),
-        (2, lambda b: idx(np.zeros((50, 27, 28), np.uint8)), r"pictures are \[27, 28\], in train-images"),
-        (3, lambda b: idx(np.zeros(0, np.uint8)), "holds 0"),
-    ],
-)
-def test_a_faulty_idx_file_is_named(name, change, word, digits, tmp_path):
-    path = write_idx(tmp_path, *digits) / archives.IDX[name]
-    path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(UserError, match=rf"{archives.IDX[name]}: .*{word}"):
-        load_pool(idx_spec(tmp_path))
-
-
-@pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.999])
-def test_a_truncated_gz_is_named(share, digits, tmp_path):
-    path = write_idx(tmp_path, *digits, packed=True) / f"{archives.IDX[0]}.gz"
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz: (cut short, or no \.gz|begins with nothing)"):
-        load_pool(idx_spec(tmp_path))
-
-
-def test_a_missing_idx_file_is_an_error_and_none_are_absent_data(digits, tmp_path):
-    with pytest.raises(Absent, match=r"no IDX files are here.*apt install dataset-fashion-mnist"):
-        facts(idx_spec(tmp_path / "nowhere"))
-    (write_idx(tmp_path, *digits) / archives.IDX[3]).unlink()
-    with pytest.raises(UserError, match=rf"lacks {archives.IDX[3]}") as caught:
-        facts(idx_spec(tmp_path))
-    assert not isinstance(caught.value, Absent)
-
-
-def test_idx_needs_a_path_and_classes_without_a_gap(digits, tmp_path):
-    with pytest.raises(UserError, match=r"data\.path is missing"):
-        facts(DataSpec(name="idx"))
-    x, y = digits
-    write_idx(tmp_path, x, np.where(y == 3, 4, y).astype(np.uint8))
-    with pytest.raises(UserError, match="no picture is of class 3"):
-        facts(idx_spec(tmp_path))

@@ -5,8 +5,9 @@ import pytest
 
 from layerwise_lr.models.layers import param_table
 from layerwise_lr.models.trees import make_tree
+from layerwise_lr.plan.assigning import gather, group_table
 from layerwise_lr.plan.errors import UserError
-from layerwise_lr.plan.groups import FOREVER, GroupingSpec, GroupSpec, gather, group_table
+from layerwise_lr.plan.groups import FOREVER, GroupingSpec, GroupSpec
 from layerwise_lr.plan.params import ParamInfo, ParamTable
 from layerwise_lr.plan.plan import FreezeSpec, OptimizerSpec, make_plan
 from layerwise_lr.plan.schedules import ScheduleSpec

@@ -1,36 +1,22 @@
-"""Published sets of pictures in their own files: CIFAR-10's two archives, and IDX (MNIST, Fashion-MNIST).
+"""CIFAR-10 as published: either archive, or what was unpacked of it.
 
-All is read in memory: nothing is unpacked to disk, no code in a file can run. Pictures are uint8 [N, 3, 32, 32]
-(CIFAR-10) or [N, H, W] (IDX), labels int64 [N]; the set's own test part is last.
+All is read in memory: nothing is unpacked to disk, no code in a file can run. Pictures are uint8 [N, 3, 32, 32],
+labels int64 [N]; the set's own test part is last.
 """
 
 import gzip
 import hashlib
 import io
-import math
 import tarfile
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..plan import Absent, UserError
-from .files import read_pickle
-
-TORN = (EOFError, zlib.error, OSError, tarfile.TarError, ValueError)  # what gzip and tar raise on a faulty file
-
-
-class Pictures(NamedTuple):
-    """x and y as above, of which the last `test` are the set's own test part."""
-
-    x: np.ndarray
-    y: np.ndarray
-    test: int
-
-
-# --- CIFAR-10
+from .files import TORN, read_pickle
+from .spec import Pictures
 
 
 class Form(NamedTuple):
@@ -97,7 +83,7 @@ BINARY = Form(  # sha256 as in torchvision-ruby's cifar10.rb
 )
 
 
-def find_cifar10(path: Path) -> tuple[Form, Path]:
+def find(path: Path) -> tuple[Form, Path]:
     """The form that is in (or is) `path`, and its archive or unpacked folder.
 
     Raises:
@@ -114,17 +100,17 @@ def find_cifar10(path: Path) -> tuple[Form, Path]:
     )
 
 
-def read_cifar10(path: Path, checksum: bool) -> Pictures:
+def read(path: Path, checksum: bool) -> Pictures:
     """All batches that are in `path`, in their order.
 
     Args:
-        path: see find_cifar10.
+        path: see find.
         checksum: refuse what is not the published set; else any number of pictures is accepted.
 
     Raises:
         UserError: absent, altered, cut short, a member missing, no such pictures or labels.
     """
-    form, place = find_cifar10(path)
+    form, place = find(path)
     held = _unpacked(form, place, checksum) if place.is_dir() else _members(form, place, checksum)
     parts = []
     for name in form.files:
@@ -187,87 +173,3 @@ def _compare(path: Path, packed: bytes, published: str, form: Form) -> None:
             f"{path}: its {kind} is {found[:12]}..., the published one {published[:12]}...; get it whole from "
             f"{form.address}, or take it as it is: data.checksum=false"
         )
-
-
-# --- IDX
-
-IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-
-
-def find_idx(folder: Path) -> list[Path]:
-    """The four files, plain or .gz, in the order of IDX.
-
-    Raises:
-        Absent: none is there. UserError: not all are.
-    """
-    pairs = [[p for p in (folder / name, folder / f"{name}.gz") if p.is_file()] for name in IDX]
-    if not any(pairs):
-        raise Absent(
-            f"data.path={folder}: no IDX files are here ({IDX[0]}[.gz] and its three companions); Debian's "
-            "Fashion-MNIST: apt install dataset-fashion-mnist, then data=fashion_mnist"
-        )
-    for name, pair in zip(IDX, pairs, strict=True):
-        if not pair:
-            raise UserError(f"data.path={folder}: lacks {name}[.gz]; the four IDX files belong together")
-    return [pair[0] for pair in pairs]
-
-
-def read_idx_labels(folder: Path) -> tuple[np.ndarray, int]:
-    """(all labels int64 [N], how many are the test part's); of the pictures only the headers are read.
-
-    Raises:
-        UserError: what the headers say does not fit together.
-    """
-    pictures, labels, test_pictures, test_labels = find_idx(folder)
-    shapes = [_read_idx(path, 3, header=True) for path in (pictures, test_pictures)]
-    if shapes[0][1:] != shapes[1][1:]:
-        raise UserError(
-            f"{test_pictures}: pictures are {list(shapes[1][1:])}, in {pictures.name} {list(shapes[0][1:])}"
-        )
-    parts = [_read_idx(path, 1) for path in (labels, test_labels)]
-    for path, shape, part in zip((labels, test_labels), shapes, parts, strict=True):
-        if len(part) != shape[0]:
-            raise UserError(f"{path}: {len(part)} labels for {shape[0]} pictures; the four IDX files belong together")
-    return np.concatenate(parts).astype(np.int64), len(parts[1])
-
-
-def read_idx(folder: Path) -> Pictures:
-    """All four files."""
-    y, test = read_idx_labels(folder)
-    files = find_idx(folder)
-    return Pictures(np.concatenate([_read_idx(files[0], 3), _read_idx(files[2], 3)]), y, test)
-
-
-def _read_idx(path: Path, axes: int, header: bool = False) -> Any:
-    """One file's array uint8 with `axes` axes, or with `header` only its shape.
-
-    The format: two zero bytes, 8 for uint8, the number of axes, each axis as 4 bytes big-endian, the bytes.
-    """
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            start = file.read(4 + 4 * axes)
-            magic = bytes([0, 0, 8, axes])
-            if start[:4] != magic or len(start) < 4 + 4 * axes:
-                raise UserError(
-                    f"{path}: begins with {start[:4].hex() or 'nothing'}, an IDX file of "
-                    f"{_kind(axes)} with {magic.hex()}"
-                )
-            shape = tuple(np.frombuffer(start, ">u4", offset=4).tolist())
-            if header:
-                return shape
-            return _whole(path, shape, file.read(math.prod(shape) + 1))
-    except TORN as error:
-        raise UserError(f"{path}: cut short, or no .gz ({error}); get it again") from None
-
-
-def _whole(path: Path, shape: Sequence[int], packed: bytes) -> np.ndarray:
-    if len(packed) != math.prod(shape) or not packed:
-        more = "more" if len(packed) > math.prod(shape) else len(packed)
-        raise UserError(
-            f"{path}: its header says {list(shape)}, {math.prod(shape)} bytes, but it holds {more}; get it again"
-        )
-    return np.frombuffer(packed, np.uint8).reshape(shape)
-
-
-def _kind(axes: int) -> str:
-    return "pictures" if axes == 3 else "labels"

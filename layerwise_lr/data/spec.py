@@ -1,0 +1,85 @@
+"""What is asked of a data set (DataSpec), what is known of it (Facts), its pictures as read and as asked for (Pool)."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, Optional
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass
+class DataSpec:
+    """The data as data.
+
+    Args:
+        name: digits | elpv | mnist | cifar10 | idx | npz | image_folder.
+        path: of the .npz file (arrays x, y), of the folder with one sub-folder per class, with the IDX files, or with
+            CIFAR-10's archive (null: the cache folder's cifar10).
+        image_size: pixels a side; pictures are resized to it.
+        channels: 1 (grey) or 3.
+        train_size: training pictures, drawn by the run's seed, the same share of each class; null: all.
+        val_size, test_size: fixed by split_seed. Choices are made on val; test is only reported.
+        split_seed: of the fixed parts.
+        mean, std: per channel (or one for all), of pixels in [0, 1].
+        flip: mirror each training picture left to right with probability 1/2.
+        checksum: refuse a CIFAR-10 that is not the published one.
+        stand_in: "digits" where the data are not on this machine; null: that is an error.
+        stands_for: of a stand-in, the data that were not there; filled in by data.available.
+    """
+
+    name: str = "digits"
+    path: Optional[str] = None  # noqa: UP045 (OmegaConf 2.3 reads Optional)
+    image_size: int = 28
+    channels: int = 1
+    train_size: Optional[int] = 50  # noqa: UP045
+    val_size: int = 400
+    test_size: int = 1000
+    split_seed: int = 0
+    mean: list[float] = field(default_factory=lambda: [0.5])
+    std: list[float] = field(default_factory=lambda: [0.5])
+    flip: bool = False
+    checksum: bool = True
+    stand_in: Optional[str] = None  # noqa: UP045
+    stands_for: Optional[str] = None  # noqa: UP045
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """All pictures: x uint8 [N, C, S, S], y int64 [N]; the last `test` of them are the set's own test part."""
+
+    x: np.ndarray
+    y: np.ndarray
+    test: int = 0
+
+
+class Pictures(NamedTuple):
+    """A set as it was read: x uint8 [N, H, W] or [N, 3, H, W], y int64 [N], the last `test` its own test part."""
+
+    x: np.ndarray
+    y: np.ndarray
+    test: int
+
+
+class Facts(NamedTuple):
+    """What a plan needs to know of a data set without reading it."""
+
+    pictures: int
+    classes: int
+    test: int  # of which the set's own test part
+
+
+def resize(image: Image.Image, spec: DataSpec) -> np.ndarray:
+    """uint8 [C, S, S]."""
+    mode = "L" if spec.channels == 1 else "RGB"
+    size = (spec.image_size, spec.image_size)
+    array = np.asarray(image.convert(mode).resize(size, Image.Resampling.BILINEAR))
+    return array[None] if spec.channels == 1 else array.transpose(2, 0, 1)
+
+
+def from_arrays(x: np.ndarray, y: np.ndarray, spec: DataSpec, test: int = 0) -> Pool:
+    """The pool of x uint8 [N, H, W] or [N, C, H, W] and labels y [N], of which the last `test` are the test part."""
+    planes = x[:, None] if x.ndim == 3 else x
+    if planes.shape[1:] == (spec.channels, spec.image_size, spec.image_size):  # nothing to resize: 5 s less for 60000
+        return Pool(np.ascontiguousarray(planes), y.astype(np.int64), test)
+    pictures = [Image.fromarray(p if p.ndim == 2 else np.moveaxis(p, 0, -1).squeeze()) for p in x]
+    return Pool(np.stack([resize(p, spec) for p in pictures]), y.astype(np.int64), test)
