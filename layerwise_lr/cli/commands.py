@@ -9,6 +9,7 @@ import subprocess
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -129,9 +130,10 @@ def prove(config: Config, path: Path, overrides: Sequence[str]) -> None:
     framework = page.make_framework(config)
     start, _ = weights.start_weights(tree, config.weights, streams["init"])
     batch = batches.load(config.data, streams["subset"]).batch(0, config.batch_size, streams["order"])
-    line = page.prove(folder, framework, framework.make_model(tree), planned, start, batch, streams["dropout"])
-    show.show_mismatch(proof.table(folder.read_json("lr_check.json"))[:12])
-    console.say(f"{line}\nall rows: {console.relative(path / 'lr_check.json')}")
+    prover = page.Prover(replace(config.verify, start=True), folder, framework, planned, console.say)
+    prover.rehearse(framework.make_model(tree), start, batch, streams["dropout"])
+    show.show_mismatch(proof.table(prover.records)[:12])
+    console.say(f"all rows: {console.relative(path / 'lr_check.jsonl')}")
 
 
 def run_sweep(

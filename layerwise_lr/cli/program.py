@@ -60,7 +60,7 @@ Prints where plans, learning rates, losses and final weights differ from the fir
 from which step on; writes compare.json and compare.png. Takes what train takes:
 """
 VERIFY_HELP = """layerwise-lr verify: does the framework really apply the plan?
-One step from the real weights with the real optimizer; writes lr_check.json; exit code 1 where a
+One step from the real weights with the real optimizer; writes lr_check.jsonl; exit code 1 where a
 parameter moved otherwise than planned by more than 0.1 %. Takes what train takes:
 """
 
@@ -121,8 +121,8 @@ def _main(words: list[str]) -> NoReturn:
     except BrokenPipeError:  # `layerwise-lr plan | head`: the reader has had enough
         os._exit(1)  # nobody reads: nothing is left to flush
     except proof.LrMismatch as mismatch:
-        show.show_mismatch(proof.table(mismatch.report))
-        _fail(f"{mismatch}; the run was stopped before step 0 (verify=off trains all the same)", 1)
+        show.show_mismatch(proof.table(mismatch.records[-1:]))
+        _fail(f"{mismatch}; the run was stopped (verify=warn trains all the same)", 1)
     except commands.JobsFailed as failed:
         _fail(str(failed), failed.code)
     except (UserError, HydraException, OmegaConfBaseException) as error:

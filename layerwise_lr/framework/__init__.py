@@ -10,6 +10,7 @@ from ..plan import OPTIMIZERS, Group, OptimizerSpec, Plan, UserError
 from . import metrics, proof, registry
 from .contract import LOSS_SCALE, Framework, Scheduler, Step, StepResult, TrainState
 from .offers import STATE_KEYS, GroupScheduler, by_optimizer, central_axes, fold, in_plan_order
+from .proof import TOLERANCE
 from .steps import begin, take_step
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "OPTIMIZERS",
     "PLAIN_KINDS",
     "STATE_KEYS",
+    "TOLERANCE",
     "Framework",
     "Group",
     "GroupScheduler",

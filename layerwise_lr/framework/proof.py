@@ -42,6 +42,8 @@ class Measurement(NamedTuple):
         measured: lr by displacement; None where the gradient is zero or a movement is not finite.
         relative_error: of the parameter that fits worst; 1.0: it moved though it must not, or the other way round.
         worst: that parameter.
+        resolution: what rounding of the weights may hide, as a share of the movement, in the parameter where it is
+            most; a group with 0.5 is known to move by half to one and a half of its lr.
     """
 
     group: str
@@ -50,6 +52,7 @@ class Measurement(NamedTuple):
     measured: float | None
     relative_error: float
     worst: str
+    resolution: float = 0.0
 
 
 class LrMismatch(Exception):
@@ -97,10 +100,9 @@ def add(records: list[dict[str, Any]], when: str, step: int, rows: Sequence[Meas
         LrMismatch: it tells of a movement that is not planned.
     """
     worst = max((row.relative_error for row in rows), default=0.0)
-    groups = [row._asdict() for row in rows]
-    records.append(
-        {"when": when, "step": step, "max_relative_error": worst, "tolerance": TOLERANCE, **more, "groups": groups}
-    )
+    facts = {"when": when, "step": step, "max_relative_error": worst, "tolerance": TOLERANCE}
+    hidden = max((row.resolution for row in rows), default=0.0)
+    records.append({**facts, "resolution": hidden, **more, "groups": [row._asdict() for row in rows]})
     if not worst <= TOLERANCE:
         raise LrMismatch(records)
 
@@ -111,6 +113,7 @@ def probe_steps(plan: Plan) -> list[int]:
     phases = plan.phases()
     steps = {int(step) for p in phases for step in np.linspace(p.start, p.stop - 1, min(p.stop - p.start, 16))}
     lrs = {step: np.array(plan.lrs(step)) for step in sorted(steps)}
+    lrs = {step: row for step, row in lrs.items() if row.any()} or lrs  # a step of lr 0 throughout shows little
     first = max(lrs, key=lambda step: ((lrs[step] > 0).sum(), lrs[step].sum()))
 
     def differs(step: int) -> tuple[int, float]:
@@ -193,6 +196,7 @@ def _moving(
     planned = plan.lr(step, group)
     dot = square = 0.0
     errors: dict[str, float] = {}
+    resolution = 0.0
     for name in group.params:
         if name not in gradients:
             errors[name] = 1.0
@@ -200,11 +204,12 @@ def _moving(
         change = after[name].astype(np.float64) - before[name]
         unit = _unit(plan, group, before[name], gradients[name], held.get(name, {}))
         dot, square = dot - float((change * unit).sum()), square + float((unit * unit).sum())
-        errors[name] = _error(change, planned * unit, float(np.linalg.norm(before[name])))
+        errors[name], hidden = _error(change, planned * unit, float(np.linalg.norm(before[name])))
+        resolution = max(resolution, hidden)
     worst = max(errors, key=lambda n: errors[n])
     measured = dot / square if square else None
     shown = measured if measured is not None and isfinite(measured) else None
-    return Measurement(group.name, step, planned, shown, errors[worst], worst if errors[worst] else "")
+    return Measurement(group.name, step, planned, shown, errors[worst], worst if errors[worst] else "", resolution)
 
 
 def _unit(
@@ -217,14 +222,17 @@ def _unit(
     return UNITS[spec.name](spec, w, g, group.weight_decay, {k: a.astype(np.float64) for k, a in held.items()})
 
 
-def _error(moved: np.ndarray, planned: np.ndarray, weight: float) -> float:
-    """What moved though it was not planned, as a share of the plan, but for the rounding of a weight of that norm: 1
-    where there should be nothing, or is a NaN."""
+def _error(moved: np.ndarray, planned: np.ndarray, weight: float) -> tuple[float, float]:
+    """(error, resolution): what moved though it was not planned, as a share of the plan, 1 where there should be
+    nothing or is a NaN; and what the rounding of a weight of that norm may have made of it. An error beyond the
+    tolerance is told without that."""
     length = float(np.linalg.norm(planned))
     if not length:
-        return float(moved.any())
-    error = max(float(np.linalg.norm(moved + planned)) - _ROUNDINGS * _HALF_ULP * weight, 0.0) / length
-    return error if isfinite(error) else 1.0
+        return float(moved.any()), 0.0
+    error, hidden = float(np.linalg.norm(moved + planned)) / length, _ROUNDINGS * _HALF_ULP * weight / length
+    if error > TOLERANCE:
+        error = max(error - hidden, 0.0)
+    return (error if isfinite(error) else 1.0), hidden
 
 
 def _scaled(measured: float | None, power: int) -> float | None:

@@ -22,6 +22,9 @@ class FreezeSpec:
         stages: module prefixes below the head in the order in which they thaw; empty: depth by depth.
         match: module prefixes that stop (after) or train (only).
         at: when they stop (after).
+        batchnorm: eval | train: what a batchnorm layer does while none of its own parameters trains: run on its
+            running statistics and keep them (as Keras and most fine-tuning recipes do), or on the batch's, which
+            move the statistics of a frozen layer.
     """
 
     strategy: str = "none"
@@ -29,6 +32,7 @@ class FreezeSpec:
     stages: list[str] = field(default_factory=list)
     match: list[str] = field(default_factory=list)
     at: Duration = "50%"
+    batchnorm: str = "eval"
 
 
 def frozen(

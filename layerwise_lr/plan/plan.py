@@ -218,7 +218,14 @@ def make_plan(
     table, given = group_table(table, grouping, base.lr, base.weight_decay)
     _check_names(grouping, optimizers, named)
     groups = gather(frozen(given, table, freeze, total_steps))
-    plan = Plan(groups, base.lr, dict(named), dict(optimizers), total_steps, table.batchnorms())
+    plan = Plan(
+        groups,
+        base.lr,
+        dict(named),
+        dict(optimizers),
+        total_steps,
+        table.batchnorms() if freeze.batchnorm == "eval" else {},
+    )
     plan.check(table)
     plan.table()  # every schedule can be evaluated at every step
     return table, plan

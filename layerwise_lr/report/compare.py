@@ -67,7 +67,6 @@ def read_run(path: Path) -> RunFacts:
         raise UserError(f"{path} did not finish ({folder.state()}): see {path / 'log.txt'}")
     steps = [r for r in read_metrics(path / "metrics.jsonl") if "loss" in r]
     checkpoint = path / "checkpoints" / (path / "checkpoints" / "latest").read_text().strip() / "model.safetensors"
-    check = folder.read_json("lr_check.json")
     return RunFacts(
         label_of(config),
         config,
@@ -75,7 +74,9 @@ def read_run(path: Path) -> RunFacts:
         np.array([r["loss"] for r in steps]),
         np.array([r["lrs"] for r in steps]),
         (path / "params.csv").read_text(),
-        check["max_relative_error"] if check else None,
+        proof["max_relative_error"]
+        if (proof := summary.get("proof")) and (proof["start"] or proof["training"])
+        else None,
         load_file(checkpoint),
         summary["test"].get("accuracy", float("nan")),
         summary["train_seconds"],

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from ..framework import TOLERANCE
 from ..plan import Plan, UserError
 from ..run import RunFolder
 from . import plots
@@ -212,15 +213,22 @@ def _figures(study: Study, key: str) -> list[tuple[Markup, str, str]]:
 
 
 def _proof(study: Study) -> str:
-    """One sentence on lr_check.json of all runs."""
-    checks = [c for run in study.runs if (c := RunFolder(run.path).read_json("lr_check.json"))]
-    if not checks:
-        return "The effective learning rate was not measured in these runs (verify=false)."
-    unmeasured = max(len(check["unmeasured"]) for check in checks)
-    worst, limit = max(c["max_relative_error"] for c in checks), checks[0]["tolerance"]
-    left = f"{unmeasured} parameters could not be measured." if unmeasured else "No parameter was left out."
-    how = f"In {len(checks)} of {len(study.runs)} runs it was measured how far each parameter really moves."
-    return f"{how} The largest difference to the plan was {worst:.1g} of the lr (limit {limit:g}). {left}"
+    """A few sentences on what was measured in all runs (summary.json's "proof")."""
+    proofs = [p for run in study.runs if (p := run.summary.get("proof")) and (p["start"] or p["training"])]
+    if not proofs:
+        return "The effective learning rate was not measured in these runs (verify=off)."
+    total = Counter[str]()
+    for proof in proofs:
+        total.update({key: proof[key] for key in ("training", "evaluations", "mismatches", "faint")})
+    proved = total["training"] - total["mismatches"] - total["faint"]
+    faint = f", at {total['faint']} the step was too small for float32 to show" if total["faint"] else ""
+    wrong = f", at {total['mismatches']} IT WAS NOT AS PLANNED" if total["mismatches"] else ""
+    how = f"In {len(proofs)} of {len(study.runs)} runs it was measured how far each parameter really moves"
+    worst = max(p["max_relative_error"] for p in proofs)
+    return (
+        f"{how}: proved at {proved} of {total['evaluations']} evaluations{faint}{wrong}. "
+        f"The largest difference to the plan was {worst:.1g} of the lr (limit {TOLERANCE:g})."
+    )
 
 
 def _environment(study: Study) -> list[str]:

@@ -47,12 +47,13 @@ def in_steps(config: Config, clock: Clock) -> Config:
         UserError: one is no duration, is missing, or is longer than the run.
     """
     groups = {n: _group(g, f"grouping.groups.{n}", clock) for n, g in config.grouping.groups.items()}
-    every = config.checkpoint.every
+    every, measure = config.checkpoint.every, config.verify.every
     return replace(
         config,
         steps=clock.total,
         grouping=replace(config.grouping, groups=groups),
         freeze=_freeze(config.freeze, clock),
+        verify=replace(config.verify, every=None if measure is None else clock.interval(measure, "verify.every")),
         eval_every=clock.interval(config.eval_every, "eval_every"),
         scheduler=_schedule(config.scheduler, "scheduler", clock),
         schedules={n: _schedule(s, f"schedules.{n}", clock) for n, s in config.schedules.items()},

@@ -1,7 +1,7 @@
 """The run folder: claimed once, written atomically, readable without this program.
 
 config.resolved.yaml command.json git.json git.diff requirements.lock.txt   before the run, by whoever starts it
-env.json seed.json data.json params.csv plan.json lrs.csv lr_check.json     before step 0
+env.json seed.json data.json params.csv plan.json lrs.csv lr_check.jsonl    before step 0
 metrics.jsonl checkpoints/step_N/ log.txt                                   during it
 status.json                                                                 always: where the run stands
 summary.json                                                                last: its presence means finished
@@ -74,9 +74,15 @@ class RunFolder:
         except FileNotFoundError:
             return None
 
-    def metrics(self) -> "Metrics":
-        """metrics.jsonl, from its beginning."""
-        return Metrics(self.path / "metrics.jsonl")
+    def metrics(self) -> "Lines":
+        """metrics.jsonl, from its beginning; the first line tells the version."""
+        made = self.lines("metrics.jsonl")
+        made.write({"metrics_version": METRICS_VERSION})
+        return made
+
+    def lines(self, name: str) -> "Lines":
+        """A file of JSON lines, from its beginning."""
+        return Lines(self.path / name)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -136,12 +142,11 @@ class RunFolder:
         return {"state": state, "pid": os.getpid(), "host": socket.gethostname(), "updated": _now(), **more}
 
 
-class Metrics:
-    """metrics.jsonl: one JSON object per line, written as it happens; the first line tells the version."""
+class Lines:
+    """One JSON object per line, written as it happens."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w", buffering=1, encoding="utf-8")
-        self.write({"metrics_version": METRICS_VERSION})
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record."""
@@ -152,15 +157,20 @@ class Metrics:
         self._file.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole records of a metrics.jsonl; a torn last line is left out."""
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole records of a file of JSON lines; a torn last line is left out; none where there is no file."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
             break
-    return records[1:]
+    return records
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, but for its first line, which tells the version."""
+    return read_lines(path)[1:]
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

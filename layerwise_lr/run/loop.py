@@ -9,7 +9,8 @@ import numpy as np
 from ..data import batches
 from ..framework import Framework, TrainState, Weights, metrics, take_step
 from ..plan import Plan, UserError
-from .folder import Metrics, RunFolder
+from .folder import Lines, RunFolder
+from .proving import Prover
 from .schema import Config
 
 Say = Callable[[str], None]
@@ -29,10 +30,12 @@ class Loop:
         start: Weights,
         folder: RunFolder,
         streams: dict[str, int],
+        prover: Prover,
         say: Say,
     ) -> None:
         self.config, self.plan, self.dataset, self.framework = config, plan, dataset, framework
         self.state, self.start, self.folder, self.streams, self.say = state, start, folder, streams, say
+        self.prover = prover
         self.train_seconds = 0.0
 
     def train(self, track: Track) -> dict[str, Any]:
@@ -41,17 +44,21 @@ class Loop:
         last: dict[str, Any] = {}
         for step in track(range(total), total):
             due = (step + 1) % self.config.eval_every == 0 or step + 1 == total
-            before = self.framework.get_weights(self.state.model) if due else {}
-            loss, gradients = self._step(step, log, due)
+            proved = self.prover.due(step, due)
+            before = self.prover.hold(self.state) if proved else self._weights() if due else {}
+            loss, gradients = self._step(step, log, due or proved)
+            now = self._weights() if due or proved else {}
+            if proved:
+                self.prover.compare(step, now, gradients)
             if due:
-                last = self._evaluate(step + 1, before, gradients, log)
+                last = self._evaluate(step + 1, before, now, gradients, log)
                 shown = " ".join(f"{k} {v:.4f}" for k, v in last["val"].items())
                 self.say(f"step {step + 1}/{total}  training loss {loss:.4f}  validation {shown}")
             self._checkpoint(step + 1)
         log.close()
         return last
 
-    def _step(self, step: int, log: Metrics, due: bool) -> tuple[float, Weights]:
+    def _step(self, step: int, log: Lines, due: bool) -> tuple[float, Weights]:
         batch = self.dataset.batch(step, self.config.batch_size, self.streams["order"])
         began = time.perf_counter()
         seed = (self.streams["dropout"] + step) % 2**32
@@ -62,8 +69,7 @@ class Loop:
         log.write({"step": step, "loss": loss, "lrs": self.state.scheduler.lrs()})
         return loss, result.gradients or {}
 
-    def _evaluate(self, step: int, before: Weights, gradients: Weights, log: Metrics) -> dict[str, Any]:
-        now = self.framework.get_weights(self.state.model)
+    def _evaluate(self, step: int, before: Weights, now: Weights, gradients: Weights, log: Lines) -> dict[str, Any]:
         record: dict[str, Any] = {"step": step, "val": self._measure(self.dataset.val)}
         if step == self.plan.total_steps:
             record["test"] = self._measure(self.dataset.test)
@@ -99,12 +105,15 @@ class Loop:
             logits.append(self.framework.predict(self.state, full)[: len(x)])
         return metrics.measure(np.concatenate(logits), split.y) if logits else {}
 
+    def _weights(self) -> Weights:
+        return self.framework.get_weights(self.state.model)
+
     def _checkpoint(self, done: int) -> None:
         spec = self.config.checkpoint
         if done == self.plan.total_steps or (spec.every and done % spec.every == 0):
             optimizer = self.framework.get_optimizer_state(self.state) if spec.optimizer else None
             facts = {"plan_sha256": self.plan.sha256, "framework": self.config.framework.name}
-            weights_now = self.framework.get_weights(self.state.model)
+            weights_now = self._weights()
             self.folder.save_checkpoint(done, weights_now, optimizer, facts, spec.keep)
 
 

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from ..data import batches
-from ..framework import Framework, Weights, begin, proof, registry
+from ..framework import Framework, begin, registry
 from ..models import Tree, param_table, walk, weights
 from ..plan import ParamTable, Plan, make_plan
 from . import provenance, reading
 from .folder import CONFIG, RunFolder
 from .loop import Loop, Say, Track
+from .proving import Prover
 from .schema import Config
 
 
@@ -58,21 +59,12 @@ def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps)
         framework.set_weights(model, start)
         for note in notes:
             say(note)
-        if config.verify:
-            say(
-                prove(
-                    folder,
-                    framework,
-                    model,
-                    plan,
-                    start,
-                    dataset.batch(0, config.batch_size, streams["order"]),
-                    streams["dropout"],
-                )
-            )
+        prover = Prover(config.verify, folder, framework, plan, say)
+        first = dataset.batch(0, config.batch_size, streams["order"])
+        prover.rehearse(model, start, first, streams["dropout"])
 
         state = begin(framework, model, plan)
-        loop = Loop(config, plan, dataset, framework, state, start, folder, streams, say)
+        loop = Loop(config, plan, dataset, framework, state, start, folder, streams, prover, say)
         last = loop.train(track)
         summary = summarise(config, plan, last, loop, time.perf_counter() - began, notes)
         folder.write_json("summary.json", summary)
@@ -135,29 +127,6 @@ def may_crash(config: Config) -> bool:
     return config.framework.mode in registry.load(config.framework.name).retry_on_signal
 
 
-def prove(
-    folder: RunFolder,
-    framework: Framework,
-    model: Any,
-    plan: Plan,
-    start: Weights,
-    batch: tuple[np.ndarray, np.ndarray],
-    seed: int,
-) -> str:
-    """Write lr_check.json whatever it says; returns the line to tell."""
-    try:
-        report = proof.check(framework, model, plan, start, batch, seed)
-    except proof.LrMismatch as mismatch:
-        folder.write_json("lr_check.json", mismatch.report)
-        raise
-    folder.write_json("lr_check.json", report)
-    count = sum(len(g.params) for g in plan.groups)
-    return (
-        f"effective lr proved: {count} parameters in {len(plan.groups)} groups move as planned "
-        f"(largest error {report['max_relative_error']:.0e})"
-    )
-
-
 def summarise(
     config: Config, plan: Plan, last: dict[str, Any], loop: Loop, seconds: float, notes: list[str]
 ) -> dict[str, Any]:
@@ -174,5 +143,6 @@ def summarise(
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "config_sha256": config.sha256(),
         "plan_sha256": plan.sha256,
+        "proof": loop.prover.summary(),
         "notes": notes,
     }

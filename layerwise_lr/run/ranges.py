@@ -10,8 +10,8 @@ from dataclasses import asdict, fields, is_dataclass
 from typing import Any, NamedTuple
 
 from ..data import READERS, DataSpec
-from ..plan import GroupingSpec, GroupSpec, OptimizerSpec, ScheduleSpec, UserError
-from .schema import CheckpointSpec, Config, FrameworkSpec, ModelSpec
+from ..plan import FreezeSpec, GroupingSpec, GroupSpec, OptimizerSpec, ScheduleSpec, UserError
+from .schema import CheckpointSpec, Config, FrameworkSpec, ModelSpec, VerifySpec
 
 
 class Rule(NamedTuple):
@@ -67,6 +67,8 @@ RULES = (
         "a name for a folder: not empty, no slash, no dot or space in front",
         repr,
     ),
+    Rule(FreezeSpec, "batchnorm", lambda word, _: word in ("eval", "train"), "eval or train"),
+    Rule(VerifySpec, "on_mismatch", lambda word, _: word in ("stop", "warn"), "stop or warn"),
     Rule(Config, "metric", lambda m, _: m in ("accuracy", "balanced_accuracy"), "accuracy or balanced_accuracy"),
     _least(FrameworkSpec, "threads", 1),
     _least(ModelSpec, "width", 1),

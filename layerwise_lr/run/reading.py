@@ -60,6 +60,8 @@ def read(path: Path) -> Config:
         raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
     if "${" in repr(data):  # of the data, not the text: YAML can spell "$" as "\x24"
         raise UserError(f"{path}: holds an interpolation ('${{'); a resolved config has none")
+    if isinstance(data, dict) and isinstance(data.get("verify"), bool):  # as version 0.1 wrote it
+        data["verify"] = {"start": data["verify"], "training": data["verify"]}
     try:
         return from_data(data)
     except UserError as error:

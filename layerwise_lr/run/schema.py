@@ -55,6 +55,23 @@ class CheckpointSpec:
 
 
 @dataclass
+class VerifySpec:
+    """When the plan is proved by measurement, and what a mismatch does.
+
+    Args:
+        start: rehearse up to three steps before step 0.
+        training: measure the step before every evaluation, on the running training.
+        every: measure a step this often as well; null: at evaluations only.
+        on_mismatch: stop | warn.
+    """
+
+    start: bool = True
+    training: bool = True
+    every: Duration = None
+    on_mismatch: str = "stop"
+
+
+@dataclass
 class Config:
     """One run. Durations are "2 epochs", "10%" or steps; `steps` wins over `epochs`."""
 
@@ -75,7 +92,7 @@ class Config:
     steps: Optional[int] = None  # noqa: UP045
     eval_every: Duration = "1 epoch"
     metric: str = "accuracy"
-    verify: bool = True
+    verify: VerifySpec = field(default_factory=VerifySpec)
     checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
 
     def schedules_by_name(self) -> dict[str, ScheduleSpec]:

@@ -55,7 +55,7 @@ def _effective_lr(kit: Kit, optimizers: Sequence[OptimizerSpec]) -> None:
             try:
                 proof.check(kit.framework, session.model, plan, session.initial, batch(tree), 0)
             except proof.LrMismatch as mismatch:
-                worst = proof.table(mismatch.report)[0]
+                worst = proof.table(mismatch.records)[0]
                 raise Failure(
                     f"{name}, {optimizer.name}: group {worst[0]}, step {worst[1]}: wanted lr {worst[2]}, "
                     f"measured {worst[3]} ({worst[5]})"

@@ -1,0 +1,109 @@
+"""The proof of one run, before it and during it, into lr_check.jsonl: a line per measured step."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..framework import Framework, TrainState, Weights, proof
+from ..plan import Plan
+from .folder import RunFolder
+from .schema import VerifySpec
+
+
+FAINT = 0.5
+"""A step whose resolution is above this was too small for float32 to show."""
+
+
+class Prover:
+    """Measures the steps that are due and keeps every measurement.
+
+    Args:
+        spec: when, and what a mismatch does.
+        folder: lr_check.jsonl is begun in it.
+        framework, plan: of the run.
+        say: told a line now and then.
+    """
+
+    def __init__(
+        self, spec: VerifySpec, folder: RunFolder, framework: Framework, plan: Plan, say: Callable[[str], None]
+    ) -> None:
+        self.spec, self.framework, self.plan, self.say = spec, framework, plan, say
+        self.records: list[dict[str, Any]] = []
+        self.mismatches = self.evaluations = 0
+        self._log = folder.lines("lr_check.jsonl") if spec.start or spec.training else None
+        self._before: tuple[Weights, Weights] = {}, {}
+
+    def rehearse(self, model: Any, start: Weights, batch: tuple[np.ndarray, np.ndarray], seed: int) -> None:
+        """Before step 0, where the spec asks for it; says what was proved.
+
+        Raises:
+            LrMismatch: and the spec says stop.
+        """
+        if not self.spec.start:
+            return
+        try:
+            self._keep(proof.check(self.framework, model, self.plan, start, batch, seed))
+        except proof.LrMismatch as mismatch:
+            self._keep(mismatch.records)
+            self._mismatch(mismatch)
+            return
+        count, worst = sum(len(g.params) for g in self.plan.groups), self.worst()
+        self.say(
+            f"effective lr proved: {count} parameters in {len(self.plan.groups)} groups move as planned "
+            f"(largest error {worst:.0e})"
+        )
+
+    def due(self, step: int, evaluation: bool) -> bool:
+        """Whether this step is measured; `evaluation`: one follows it."""
+        every = self.spec.every
+        self.evaluations += evaluation
+        return self.spec.training and (evaluation or (every is not None and (step + 1) % every == 0))
+
+    def hold(self, state: TrainState) -> Weights:
+        """Keep what the step's movement is measured from, weights and optimizer state before it; gives the weights."""
+        self._before = self.framework.get_weights(state.model), self.framework.get_optimizer_state(state)
+        return self._before[0]
+
+    def compare(self, step: int, after: Weights, gradients: Weights) -> None:
+        """The step that was held for, against the plan.
+
+        Raises:
+            LrMismatch: and the spec says stop.
+        """
+        (before, held), self._before = self._before, ({}, {})
+        made: list[dict[str, Any]] = []
+        try:
+            proof.add(made, "training", step, proof.measure(self.plan, step, before, after, gradients, held))
+        except proof.LrMismatch as mismatch:
+            self._keep(made)
+            self._mismatch(mismatch)
+            return
+        self._keep(made)
+
+    def worst(self) -> float:
+        """The largest error so far; 0.0 where nothing was measured."""
+        return max((record["max_relative_error"] for record in self.records), default=0.0)
+
+    def summary(self) -> dict[str, Any]:
+        """For summary.json: how often it was measured in training, how often that was not as planned."""
+        measured = [record for record in self.records if record["when"] == "training"]
+        return {
+            "start": any(record["when"] == "start" for record in self.records),
+            "training": len(measured),
+            "faint": sum(record["resolution"] > FAINT for record in measured),
+            "evaluations": self.evaluations,
+            "mismatches": self.mismatches,
+            "max_relative_error": self.worst(),
+        }
+
+    def _keep(self, records: Sequence[dict[str, Any]]) -> None:
+        self.records += records
+        for record in records if self._log else ():
+            self._log.write(record)  # type: ignore[union-attr]
+
+    def _mismatch(self, mismatch: proof.LrMismatch) -> None:
+        self.mismatches += 1
+        if self.spec.on_mismatch == "stop":
+            raise mismatch
+        self.say(f"WARNING: {mismatch}; the run goes on (verify.on_mismatch=warn)")
