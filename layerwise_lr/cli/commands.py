@@ -46,9 +46,10 @@ def preflight(config: Config, device: bool) -> None:
         config: final.
         device: also import the framework and ask for its device and mode.
     """
-    tree, _, _ = page.plan_of(config)
+    tree, table, _ = page.plan_of(config)
     if config.framework.name not in registry.names() or registry.installed(config.framework.name) is None:
         registry.load(config.framework.name)  # says what there is, or how to install it
+    page.check_memory(config, table)
     weights.start_weights(tree, config.weights, 0)
     batches.load(config.data, page.seed_streams(config.seed)["subset"])
     if device:
@@ -309,6 +310,8 @@ def compare(folder: Path) -> None:
     headings, rows = made.table()
     console.table(headings, rows, right=range(1, len(headings)))
     console.text(f"{made.plans()}. {LEGEND}{LEGEND_NOISE if made.noise() else ''}")
+    for reason in made.by_design():
+        console.text(f"WARNING: these runs differ by design: {reason}", strong=True)
     compare_plot(made, folder / "compare.png")
     RunFolder(folder).write_json("compare.json", {d.label: d._asdict() for d in made.differences()})
     console.say(f"compare.json compare.png in {console.relative(folder)}")

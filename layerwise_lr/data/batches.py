@@ -30,6 +30,20 @@ class Dataset:
     val: Split
     test: Split
     spec: DataSpec
+    names: tuple[str, ...]
+
+    def notes(self) -> list[str]:
+        """What must be told before a metric is read: classes that a part has no picture of."""
+        found = []
+        for what, split in (("validation", self.val), ("test", self.test)):
+            missing = [name for label, name in enumerate(self.names) if not (split.y == label).any()]
+            if missing and len(split.y):
+                found.append(
+                    f"the {what} part has no picture of {len(missing)} of {len(self.names)} classes "
+                    f"({', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}): its balanced accuracy is a mean "
+                    f"over the others; raise data.{what[:3] if what == 'validation' else what}_size"
+                )
+        return found
 
     def normalise(self, x: np.ndarray) -> np.ndarray:
         """uint8 [B, C, S, S] -> float32, (x / 255 - mean) / std."""
@@ -57,7 +71,8 @@ class Dataset:
             digest = hashlib.sha256(np.ascontiguousarray(split.x).tobytes() + split.y.tobytes()).hexdigest()
             counts = np.bincount(split.y).tolist() if len(split.y) else []
             parts[name] = {"n": len(split.y), "class_counts": counts, "sha256": digest}
-        return {"name": self.spec.name, "shape": list(self.train.x.shape[1:]), **parts}
+        classes = dict(enumerate(self.names))
+        return {"name": self.spec.name, "shape": list(self.train.x.shape[1:]), "classes": classes, **parts}
 
 
 def available(spec: DataSpec) -> DataSpec:
@@ -125,7 +140,8 @@ def load(spec: DataSpec, seed: int) -> Dataset:
     if missing:
         raise UserError(f"data.train_size={count} leaves no picture of class {missing[0]}; take at least one a class")
     train_part, val_part, test_part = (Split(pool.x[i], pool.y[i]) for i in (train, val, test))
-    return Dataset(train_part, val_part, test_part, spec)
+    names = pool.names or tuple(map(str, range(int(pool.y.max()) + 1)))
+    return Dataset(train_part, val_part, test_part, spec, names)
 
 
 def _share(y: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Pictures of the user's own: an .npz of arrays, or a folder with a sub-folder per class."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -71,9 +72,19 @@ def check_classes(path: Path, y: np.ndarray) -> None:
         )
 
 
+def class_folders(path: Path) -> list[Path]:
+    """The sub-folders in natural order: 1, 2, 10 rather than 1, 10, 2; their places are the classes' numbers."""
+
+    def key(folder: Path) -> list[tuple[bool, int, str]]:
+        parts = re.split(r"(\d+)", folder.name)
+        return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts if part]
+
+    return sorted((p for p in path.iterdir() if p.is_dir()), key=key)
+
+
 def _folder_files(spec: DataSpec) -> list[tuple[Path, int]]:
     path = find(spec)
-    classes = sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
+    classes = class_folders(path) if path.is_dir() else []
     found = [(p, label) for label, c in enumerate(classes) for p in sorted(c.iterdir()) if p.suffix.lower() in PICTURES]
     empty = [c.name for label, c in enumerate(classes) if label not in {n for _, n in found}]
     if len(classes) < 2 or empty:
@@ -94,7 +105,7 @@ def folder_pool(spec: DataSpec) -> Pool:
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
             raise UserError(f"{path}: not a readable picture ({error}); mend or remove it") from None
         labels.append(label)
-    return Pool(np.stack(pictures), np.array(labels, np.int64))
+    return Pool(np.stack(pictures), np.array(labels, np.int64), names=tuple(p.name for p in class_folders(find(spec))))
 
 
 def folder_facts(spec: DataSpec) -> Facts:

@@ -45,11 +45,13 @@ class DataSpec:
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """All pictures: x uint8 [N, C, S, S], y int64 [N]; the last `test` of them are the set's own test part."""
+    """All pictures: x uint8 [N, C, S, S], y int64 [N]; the last `test` of them are the set's own test part; `names`
+    are the classes', by their number (empty: the numbers are all there is)."""
 
     x: np.ndarray
     y: np.ndarray
     test: int = 0
+    names: tuple[str, ...] = ()
 
 
 class Pictures(NamedTuple):

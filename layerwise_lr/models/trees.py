@@ -264,6 +264,8 @@ def make_tree(name: str, num_classes: int, in_channels: int, image_size: int, **
     fixed = function.keywords if isinstance(function, partial) else {}
     takes = set(inspect.signature(function).parameters) - {"name", "blocks", "block", "expansion"}
     takes -= {"num_classes", "in_channels", "image_size"}
+    if options.get("dropout") == 0 and "dropout" not in takes:  # none is what such a model has
+        del options["dropout"]
     unknown = sorted(set(options) - takes)
     if unknown:
         raise UserError(

@@ -110,6 +110,15 @@ def start_weights(tree: Tree, spec: WeightsSpec, seed: int) -> tuple[Weights, li
             )
     if other_head:  # all of the head: a kept bias would belong to other classes
         other_head = {n for n in weights if table.is_head(n)}
+    broken = next(
+        (n for n, a in found.items() if n in weights and n not in other_head and not np.isfinite(a).all()), None
+    )
+    if broken is not None:
+        count = int((~np.isfinite(found[broken])).sum())
+        raise UserError(
+            f"{path.name}: {count} of {found[broken].size} numbers of {broken} are NaN or infinite; "
+            "take another file, or weights=none"
+        )
     weights |= {n: np.ascontiguousarray(a, np.float32) for n, a in found.items() if n not in other_head}
     notes.insert(0, f"{len(weights) - len(other_head)} arrays loaded from {path.name}")
     if other_head:

@@ -167,6 +167,7 @@ class Plan:
             ],
             "groups with an unknown schedule": [g.name for g in self.groups if g.schedule not in self.schedules],
             "groups with an unknown optimizer": [g.name for g in self.groups if g.optimizer not in self.optimizers],
+            "groups whose lr is 0 at every step": [g.name for g in self.groups if self._still(g)],
         }
         for fault, names in faults.items():
             if names:
@@ -177,6 +178,11 @@ class Plan:
                     f"the plan has {len(names)} {fault}: {', '.join(names[:6])}"
                     f"{', ...' if len(names) > 6 else ''}{hint}"
                 )
+
+    def _still(self, group: Group) -> bool:
+        """Its schedule is 0 throughout its window, and nobody asked for it by lr 0."""
+        start, stop = group.active[0], min(group.active[1], self.total_steps)
+        return bool(group.lr_scale) and start < stop and not any(self.factor(s, group) for s in range(start, stop))
 
     def _idle(self, group: Group) -> bool:
         """Its window is empty or past the end, and nobody asked for it to stay frozen."""
@@ -227,7 +233,6 @@ def make_plan(
         table.batchnorms() if freeze.batchnorm == "eval" else {},
     )
     plan.check(table)
-    plan.table()  # every schedule can be evaluated at every step
     return table, plan
 
 

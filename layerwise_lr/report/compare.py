@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from safetensors.numpy import load_file
 
+from ..models import walk
 from ..plan import UserError
 from ..run import CONFIG, Config, RunFolder, read_metrics, reading
 
@@ -33,6 +34,7 @@ class RunFacts(NamedTuple):
     weights: dict[str, np.ndarray]
     accuracy: float
     seconds: float
+    device: str
 
 
 class Difference(NamedTuple):
@@ -80,6 +82,7 @@ def read_run(path: Path) -> RunFacts:
         load_file(checkpoint),
         summary["test"].get("accuracy", float("nan")),
         summary["train_seconds"],
+        (folder.read_json("env.json") or {}).get("device", ""),
     )
 
 
@@ -135,6 +138,21 @@ class Comparison:
     def differences(self) -> list[Difference]:
         """Every run against the first."""
         return [difference(run, self.runs[0]) for run in self.runs[1:]]
+
+    def by_design(self) -> list[str]:
+        """Why runs may differ though every plugin is right; nothing where they may not."""
+        reasons, first = [], self.runs[0].config
+        rates = [layer.options["p"] for _, layer, _ in walk(first.tree().root) if layer.kind == "dropout"]
+        if any(rates):
+            reasons.append(
+                f"dropout {max(rates):g} is on, and every framework draws masks of its own: model.dropout=0 to compare"
+            )
+        devices = {run.device for run in self.runs if run.device.startswith(("cuda", "ascend"))}
+        if devices and not all(run.config.framework.deterministic for run in self.runs):
+            reasons.append(
+                f"on {', '.join(sorted(devices))} sums have no fixed order: framework.deterministic=true, where it can"
+            )
+        return reasons
 
     def noise(self) -> Difference | None:
         """The first run against its own twin in float64: what rounding alone makes of this experiment."""

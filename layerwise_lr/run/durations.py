@@ -36,7 +36,13 @@ class Clock(NamedTuple):
         return steps_of(duration, key, self.total, self.per_epoch)
 
     def interval(self, duration: Duration, key: str) -> int:
-        """As `steps`, but at least one: what happens every so often."""
+        """As `steps`, but at least one: what happens every so often.
+
+        Raises:
+            UserError: every 0 steps.
+        """
+        if re.fullmatch(r"[0.]+\D*", str(duration).strip()):
+            raise UserError(f"{key}={duration} must be at least one step")
         return max(self.steps(duration, key), 1)
 
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -54,11 +54,18 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Whole or not at all: a temporary file, then a rename."""
+        self._write(name, [text])
+
+    def write_rows(self, name: str, rows: Iterable[str]) -> None:
+        """Lines, each written as it is computed; whole or not at all."""
+        self._write(name, (f"{row}\n" for row in rows))
+
+    def _write(self, name: str, parts: Iterable[str]) -> None:
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f"{target.name}.{os.getpid()}.part")
         with part.open("w", encoding="utf-8") as file:
-            file.write(text)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         part.replace(target)

@@ -89,12 +89,22 @@ class Loop:
         return record
 
     def _check(self, what: str, number: float, step: int) -> None:
-        if not np.isfinite(number):
-            half = " or take framework.precision=fp32" if self.config.framework.precision == "fp16" else ""
+        """A number of the run that is no number, with the cause that was measured."""
+        if np.isfinite(number):
+            return
+        half = self.config.framework.precision == "fp16"
+        way = "; float16 holds no more than 65504: framework.precision=fp32" if half else ""
+        if step == 0 and what == "the loss":  # no weight has moved yet
+            x, _ = self.dataset.batch(0, self.config.batch_size, self.streams["order"])
+            name = max(self.start, key=lambda name: float(np.abs(self.start[name]).max(initial=0)))
             raise UserError(
-                f"{what} is {number} at step {step}: lower optimizer.lr (it is {self.plan.base_lr:g}) "
-                f"or lengthen scheduler.warmup{half}"
+                f"{what} is {number} at step 0, before anything was trained: the pictures reach {np.abs(x).max():.3g} "
+                f"(data.mean, data.std), the start weights {np.abs(self.start[name]).max():.3g} in {name} (weights){way}"
             )
+        raise UserError(
+            f"{what} is {number} at step {step}: lower optimizer.lr (it is {self.plan.base_lr:g}) "
+            f"or lengthen scheduler.warmup{way}"
+        )
 
     def _measure(self, split: batches.Split) -> dict[str, float]:
         """Every metric over a split, in batches of the training's size (a graph has one shape only)."""

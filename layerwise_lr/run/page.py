@@ -1,16 +1,18 @@
 """The page: run(folder) reads the folder's config and writes everything else beside it."""
 
+import os
 import resource
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..data import batches
+from ..data import batches, facts
 from ..framework import Framework, begin, registry
 from ..models import Tree, param_table, walk, weights
-from ..plan import ParamTable, Plan, make_plan
+from ..plan import ParamTable, Plan, UserError, make_plan
 from . import provenance, reading
 from .folder import CONFIG, RunFolder
 from .loop import Loop, Say, Track
@@ -47,14 +49,14 @@ def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps)
                 **provenance.environment(),
                 "framework": config.framework.name,
                 "framework_version": framework.version(),
-                "device": config.framework.device,
+                "device": framework.device,
                 "devices": framework.devices(),
                 "threads": config.framework.threads,
                 "retry_on_signal": may_crash(config),
             },
         )
         start, told = weights.start_weights(tree, config.weights, streams["init"])
-        notes = [*batches.notes(config.data), *told]
+        notes = [*batches.notes(config.data), *dataset.notes(), *told]
         model = framework.make_model(tree)
         framework.set_weights(model, start)
         for note in notes:
@@ -89,7 +91,33 @@ def plan_of(config: Config) -> tuple[Tree, ParamTable, Plan]:
         config.freeze,
         config.steps,
     )
+    if config.batch_size == 1 and set(plan.batchnorms) - frozenset.intersection(
+        *(plan.frozen(p.start) for p in plan.phases())
+    ):
+        raise UserError(
+            f"batch_size=1: model {tree.name} has batchnorm layers that train, and one picture has no statistics; "
+            "take batch_size=2 or more"
+        )
     return tree, table, plan
+
+
+def check_memory(config: Config, table: ParamTable) -> None:
+    """Whether this machine can hold the run at all.
+
+    Raises:
+        UserError: weights, gradients and optimizer state, or the pictures, are more than its memory.
+    """
+    known, data = facts(config.data), config.data
+    numel = sum(row.numel for row in table)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for what, needs in (
+        (f"model {config.model.name} has {numel:,} numbers; with gradients and optimizer state they need", 16 * numel),
+        (f"data {data.name} at image_size={data.image_size} need", known.pictures * data.channels * data.image_size**2),
+    ):
+        if needs > there:
+            raise UserError(
+                f"{what} {needs / 2**30:,.0f} GiB, this machine has {there / 2**30:,.0f}: take smaller sizes"
+            )
 
 
 def write_plan(folder: RunFolder, table: ParamTable, plan: Plan) -> None:
@@ -108,9 +136,8 @@ def write_plan(folder: RunFolder, table: ParamTable, plan: Plan) -> None:
         ),
     )
     folder.write_json("plan.json", plan.to_dict())
-    lines = [",".join(["step", *(g.name for g in plan.groups)])]
-    lines += [",".join([str(step), *map(repr, plan.lrs(step))]) for step in range(plan.total_steps)]
-    folder.write_text("lrs.csv", "\n".join(lines) + "\n")
+    rows = (",".join([str(step), *map(repr, plan.lrs(step))]) for step in range(plan.total_steps))
+    folder.write_rows("lrs.csv", chain([",".join(["step", *(g.name for g in plan.groups)])], rows))
 
 
 def make_framework(config: Config) -> Framework:

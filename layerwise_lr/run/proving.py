@@ -10,7 +10,6 @@ from ..plan import Plan
 from .folder import RunFolder
 from .schema import VerifySpec
 
-
 FAINT = 0.5
 """A step whose resolution is above this was too small for float32 to show."""
 

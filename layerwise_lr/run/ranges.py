@@ -43,12 +43,20 @@ def _least(spec: type, key: str, low: int) -> Rule:
     return Rule(spec, key, lambda value, _: value >= low, f"at least {low}")
 
 
-def _no_less(spec: type, key: str) -> Rule:
-    return Rule(spec, key, lambda value, _: value >= 0, "0 or more")
+def _within(spec: type, key: str, low: int, high: int) -> Rule:
+    """A size: no machine holds more."""
+    return Rule(spec, key, lambda value, _: low <= value <= high, f"from {low} to {high:,}")
 
 
 def _above(spec: type, key: str) -> Rule:
     return Rule(spec, key, lambda value, _: value > 0, "above 0")
+
+
+def _rate(spec: type, key: str, above_zero: bool = False) -> Rule:
+    """A learning rate, a factor of one or a decay: beyond these float32 makes infinities of weights."""
+    if above_zero:
+        return Rule(spec, key, lambda value, _: 1e-30 <= value <= 1e6, "from 1e-30 to 1e6")
+    return Rule(spec, key, lambda value, _: 0 <= value <= 1e6, "from 0 to 1e6")
 
 
 def _share(spec: type, key: str, wanted: str = "from 0 to 1") -> Rule:
@@ -57,9 +65,9 @@ def _share(spec: type, key: str, wanted: str = "from 0 to 1") -> Rule:
 
 RULES = (
     _least(Config, "seed", 0),
-    _least(Config, "batch_size", 1),
-    _least(Config, "epochs", 1),
-    _least(Config, "steps", 1),
+    _within(Config, "batch_size", 1, 10**6),
+    _within(Config, "epochs", 1, 10**6),
+    _within(Config, "steps", 1, 10**7),
     Rule(
         Config,
         "name",
@@ -70,25 +78,30 @@ RULES = (
     Rule(FreezeSpec, "batchnorm", lambda word, _: word in ("eval", "train"), "eval or train"),
     Rule(VerifySpec, "on_mismatch", lambda word, _: word in ("stop", "warn"), "stop or warn"),
     Rule(Config, "metric", lambda m, _: m in ("accuracy", "balanced_accuracy"), "accuracy or balanced_accuracy"),
-    _least(FrameworkSpec, "threads", 1),
-    _least(ModelSpec, "width", 1),
-    _least(ModelSpec, "depth", 1),
-    _least(ModelSpec, "patch_size", 1),
-    _least(ModelSpec, "embed_dim", 1),
-    _least(ModelSpec, "num_heads", 1),
+    _within(FrameworkSpec, "threads", 1, 1024),
+    _within(ModelSpec, "width", 1, 10**6),
+    _within(ModelSpec, "depth", 1, 1000),
+    _within(ModelSpec, "patch_size", 1, 4096),
+    _within(ModelSpec, "embed_dim", 1, 10**5),
+    _within(ModelSpec, "num_heads", 1, 10**5),
     Rule(ModelSpec, "dropout", lambda p, _: 0 <= p < 1, "from 0 to below 1"),
-    _least(DataSpec, "image_size", 4),
+    _within(DataSpec, "image_size", 4, 4096),
     _least(DataSpec, "train_size", 1),
     _least(DataSpec, "val_size", 1),
     _least(DataSpec, "test_size", 1),
     _least(DataSpec, "split_seed", 0),
     Rule(DataSpec, "channels", lambda n, _: n in (1, 3), "1 or 3"),
-    Rule(DataSpec, "mean", lambda mean, data: len(mean) in (1, data.channels), "1 or {channels} numbers"),
+    Rule(
+        DataSpec,
+        "mean",
+        lambda mean, data: len(mean) in (1, data.channels) and all(abs(one) <= 1e6 for one in mean),
+        "1 or {channels} numbers within 1e6",
+    ),
     Rule(
         DataSpec,
         "std",
-        lambda std, data: len(std) in (1, data.channels) and min(std) > 0,
-        "1 or {channels} numbers above 0",
+        lambda std, data: len(std) in (1, data.channels) and all(1e-6 <= one <= 1e6 for one in std),
+        "1 or {channels} numbers from 1e-6 to 1e6",
     ),
     Rule(DataSpec, "stand_in", lambda name, _: name == "digits", "digits or null"),
     Rule(
@@ -100,10 +113,10 @@ RULES = (
     Rule(GroupingSpec, "layer_decay", lambda decay, _: decay > 0, "above 0 and at most 1"),  # above 1: allow_above_one
     Rule(GroupingSpec, "stem_scale", lambda scale, _: 0 < scale <= 1, "above 0 and at most 1"),
     _share(GroupingSpec, "min_scale"),
-    _no_less(GroupingSpec, "backbone_scale"),
-    _no_less(GroupSpec, "lr"),
-    _no_less(GroupSpec, "lr_scale"),
-    _no_less(GroupSpec, "weight_decay"),
+    _rate(GroupingSpec, "backbone_scale"),
+    _rate(GroupSpec, "lr"),
+    _rate(GroupSpec, "lr_scale"),
+    _rate(GroupSpec, "weight_decay"),
     _share(ScheduleSpec, "floor", "from 0 to 1: a fraction of the group's lr"),
     _share(ScheduleSpec, "warmup_start", "from 0 to 1: a fraction"),
     # a milestone may set the lr to zero
@@ -113,8 +126,8 @@ RULES = (
     Rule(ScheduleSpec, "pct_start", lambda share, _: 0 < share < 1, "between 0 and 1"),
     _least(ScheduleSpec, "div_factor", 1),
     _least(ScheduleSpec, "final_div_factor", 1),
-    _above(OptimizerSpec, "lr"),
-    _no_less(OptimizerSpec, "weight_decay"),
+    _rate(OptimizerSpec, "lr", above_zero=True),
+    _rate(OptimizerSpec, "weight_decay"),
     Rule(OptimizerSpec, "momentum", lambda m, _: 0 <= m < 1, "from 0 to below 1"),
     Rule(
         OptimizerSpec,
@@ -122,7 +135,7 @@ RULES = (
         lambda betas, _: len(betas) == 2 and all(0 <= b < 1 for b in betas),
         "two numbers from 0 to below 1",
     ),
-    _above(OptimizerSpec, "eps"),
+    Rule(OptimizerSpec, "eps", lambda eps, _: 1e-30 <= eps <= 1, "from 1e-30 to 1: float32 holds no less"),
     _least(CheckpointSpec, "keep", 1),
 )
 

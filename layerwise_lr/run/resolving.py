@@ -4,16 +4,18 @@ It is what config.resolved.yaml holds and all that `page.run` reads.
 """
 
 from dataclasses import replace
+from math import ceil
 
 from ..data import available, facts, train_count
 from ..plan import UserError
-from . import ranges
+from . import options, ranges
 from .durations import Clock, in_steps
 from .schema import Config, ModelSpec
 
 
 def resolve(config: Config) -> Config:
-    """Fill in sizes, turn durations into steps, check every range; absent data give way to their stand-in.
+    """Fill in sizes, turn durations into steps, check every range; absent data give way to their stand-in, and what the
+    chosen options do not read to its default.
 
     Raises:
         UserError: the first fault found, with its key.
@@ -25,7 +27,8 @@ def resolve(config: Config) -> Config:
     if per_epoch == 0:
         raise UserError(f"batch_size={config.batch_size} is more than the {train_count(config.data)} training pictures")
     total = config.steps if config.steps is not None else config.epochs * per_epoch
-    return in_steps(replace(config, model=model), Clock(total, per_epoch))
+    clock, config = Clock(total, per_epoch), replace(config, model=model, epochs=ceil(total / per_epoch))
+    return in_steps(options.bare(config, options.unread(in_steps(config, clock))), clock)
 
 
 def _fill(config: Config, classes: int) -> ModelSpec:
