@@ -71,7 +71,7 @@ def read(path: Path) -> Config:
 def check_keys(data: Any, schema: Any = Config, at: str = "") -> None:
     """Refuse a key that the schema lacks: Hydra's "+key=value" would add it in silence."""
     if not isinstance(data, Mapping):
-        raise UserError(f"{at or 'config'} must be a mapping, it is {type(data).__name__}")
+        raise UserError(f"{at.rstrip('.') or 'config'} must be a mapping, it is {type(data).__name__}")
     types = {f.name: f.type for f in fields(schema)}
     for key, value in data.items():
         if key not in types:
