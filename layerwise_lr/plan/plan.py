@@ -30,10 +30,12 @@ class OptimizerSpec:
 
     Args:
         name: sgd | momentum | adam | adamw | layer_adaptive.
-        lr: the base lr, per step (of the default optimizer; groups of others scale it or name their own).
-        weight_decay: default of the groups: decoupled for adamw, L2 for all others.
-        momentum, nesterov: of `momentum`.
-        betas, eps: of `adam`, `adamw` and `layer_adaptive`.
+        lr: the base lr, per step; groups scale it.
+        weight_decay: decoupled for adamw, L2 for all others.
+        momentum: of momentum.
+        nesterov: of momentum.
+        betas: of adam, adamw, layer_adaptive.
+        eps: of adam, adamw, layer_adaptive.
     """
 
     name: str = "adamw"
@@ -53,11 +55,10 @@ class FreezeSpec:
     """Which parameters train when.
 
     Args:
-        strategy: none | head_first (the head alone for `every`, then all) | progressive (a stage more every
-            `every`, from the head down) | after (what `match` names stops at `at`) | only (what `match` names trains,
-            the rest never: a linear probe).
+        strategy: none | head_first (the head alone for `every`, then all) | progressive (from the head down, a
+            stage more each `every`) | after (`match` stops at `at`) | only (`match` trains, the rest never).
         every: length of a stage; null (progressive): such that all train in the second half of the run.
-        stages: module prefixes below the head in the order in which they thaw; empty: depth by depth.
+        stages: module prefixes in the order in which they thaw; empty: depth by depth from the head.
         match: module prefixes that stop (after) or train (only).
         at: when they stop (after).
     """
