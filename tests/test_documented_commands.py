@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 
-from layerwise_lr.cli import program
+from layerwise_lr.cli import hydra_app, program
 from layerwise_lr.data import fetch, pictures
 from layerwise_lr.framework import registry
 from layerwise_lr.plan.plan import OPTIMIZERS
@@ -74,7 +74,7 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     yield tmp_path
     GlobalHydra.instance().clear()
     HydraConfig.instance().cfg = None
-    program.sweep_folder = program.made_folder = None
+    hydra_app.sweep_folder = hydra_app.made_folder = None
     sys.argv = argv
     os.environ.clear()
     os.environ.update(before)

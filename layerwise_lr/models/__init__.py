@@ -5,13 +5,14 @@ Uses plan (ParamTable) and data (files, the cache). No framework: a plugin turns
 
 from . import weights
 from .layers import KINDS, PLAIN_KINDS, Layer, Node, Residual, Seq, Tree, initial_weights, join, param_table, specs
-from .trees import MODELS, batchnorm, conv, linear, make_tree
+from .trees import MODELS, USUAL_SHAPES, batchnorm, conv, linear, make_tree
 from .weights import Weights, WeightsSpec
 
 __all__ = [
     "KINDS",
     "MODELS",
     "PLAIN_KINDS",
+    "USUAL_SHAPES",
     "Layer",
     "Node",
     "Residual",
