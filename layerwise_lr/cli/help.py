@@ -16,7 +16,7 @@ MEANING = 32  # column where the meanings begin
 
 HELP = """layerwise-lr: plan, prove and sweep layer-wise learning rates.
 
-  train        fine-tune; group=option and key=value choose what, -m a,b,c sweeps
+  train        fine-tune; GROUP=OPTION and KEY=VALUE choose what, -m sweeps
   plan         the dry run: every parameter's depth, group and lr
   verify       only the proof: how far each parameter moves, against the plan
   compare      one experiment in several frameworks: where they differ
@@ -27,9 +27,9 @@ HELP = """layerwise-lr: plan, prove and sweep layer-wise learning rates.
   run          train what a run folder's config.resolved.yaml says
 
 First steps:
-  layerwise-lr train                   a working example: seconds, no download
-  layerwise-lr plan model=resnet50     what would happen to every parameter
-  layerwise-lr train --help            models, data, every key, your own pictures
+  layerwise-lr train                  a working example: seconds, no download
+  layerwise-lr plan model=resnet50    what would happen to every parameter
+  layerwise-lr train --help           your own pictures, all models, every key
 """
 
 INTRODUCTIONS = {

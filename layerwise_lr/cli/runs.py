@@ -202,7 +202,8 @@ def run_folder(words: Sequence[str]) -> int:
     parser = Parser(
         "layerwise-lr run",
         description=(
-            "Train what FOLDER/config.resolved.yaml says and write the results beside it; a launcher's entry, without Hydra."
+            "Train what FOLDER/config.resolved.yaml says, from step 0, and write the results\n"
+            "beside it: what a launcher calls; without Hydra."
         ),
     )
     parser.add_argument("folder", type=Path)
