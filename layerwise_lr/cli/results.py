@@ -85,7 +85,9 @@ def show_report(report: Report) -> None:
 
 def _show_study(study: Study) -> None:
     metric = study.metric.replace("_", " ")
-    console.say(f"\n{study.title}: {study.facts}\n")
+    console.say("")
+    console.text(f"{study.title}: {study.facts}")
+    console.say("")
     headings = ["all settings", "lr", "seeds", "val", "test", "seconds", ""]
     console.table(headings, table(study), right=(1, 2, 5), title=f"{metric}, %")
     console.say("")

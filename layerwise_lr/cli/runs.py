@@ -6,6 +6,7 @@ No Hydra here: the config is typed already; it is resolved first of all.
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def _ask_cheaply(config: Config) -> Tree:
 def tell(all_configs: Iterable[Config]) -> None:
     """What a run itself would say of its data, once: which others stand in for them."""
     for note in dict.fromkeys(note for config in all_configs for note in batches.notes(config.data)):
-        console.say(note)
+        console.text(note)
 
 
 def claim(path: Path, config: Config, overrides: Sequence[str]) -> RunFolder:
@@ -75,11 +76,11 @@ def train(config: Config, path: Path, overrides: Sequence[str]) -> None:
     """One run, in this process; in one of its own where the framework may crash it and it shall be started again."""
     config = configs.resolve(config)
     _ask_cheaply(config)
-    console.say(intent(config))
+    console.text(intent(config))
     preflight(config, device=True)
     claim(path, config, overrides)
     try:
-        summary = _run_apart(path, config) if page.may_crash(config) else page.run(path, console.say, console.track)
+        summary = _run_apart(path, config) if page.may_crash(config) else page.run(path, console.text, console.track)
     finally:
         console.say(f"run folder: {console.relative(path)}")
     shown = "  ".join(f"{name} {value:.4f}" for name, value in summary["test"].items())
@@ -158,18 +159,14 @@ def _fitting(config: Config, overrides: Sequence[str]) -> tuple[Config, list[str
         ):
             raise
         channels, size, _ = USUAL_SHAPES[config.model.name]
-        data = replace(config.data, channels=channels, image_size=size)
-        try:
-            fitting = configs.resolve(replace(config, data=data))
-        except UserError:
-            fitting = None  # the fault is another, and was told first
-        if fitting is None:
-            raise
-    was = config.data
-    return fitting, [
-        f"note: {config.model.name} takes no {was.image_size}x{was.image_size} pictures ({was.name}): planned at its "
-        f"usual {size}x{size}x{channels}; train needs data.image_size={size} data.channels={channels}"
-    ]
+        was = config.data
+        note = (
+            f"note: {config.model.name} takes no {was.image_size}x{was.image_size} pictures ({was.name}): planned at "
+            f"its usual {size}x{size}x{channels}; train needs data.image_size={size} data.channels={channels}"
+        )
+        with suppress(UserError):  # else the fault is another, and is told as it is
+            return configs.resolve(replace(config, data=replace(was, channels=channels, image_size=size))), [note]
+        raise
 
 
 def _foreign_weights(config: Config) -> list[str]:
