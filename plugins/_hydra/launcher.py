@@ -12,8 +12,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from layerwise_lr.cli import commands, program
+from layerwise_lr.cli import hydra_app, sweeps
 from layerwise_lr.plan import UserError
+from layerwise_lr.run import resolve
 from layerwise_lr.sweep import Options
 
 
@@ -52,7 +53,7 @@ class JobsLauncher(Launcher):
         if not getattr(task_function, "sweeps", False):
             raise UserError("only 'layerwise-lr train' and 'compare' take -m")
         self.loader, self.config = hydra_context.config_loader, config
-        program.sweep_folder = Path(config.hydra.sweep.dir)
+        hydra_app.sweep_folder = Path(config.hydra.sweep.dir)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> List[JobReturn]:  # noqa: UP006
         """Compose and check all, then run all; a job that fails is FAILED in its JobReturn, the others go on."""
@@ -60,8 +61,8 @@ class JobsLauncher(Launcher):
         for index, overrides in enumerate(job_overrides, initial_job_idx):
             cfg = self.loader.load_sweep_config(self.config, list(overrides))
             cfg.hydra.job.num, cfg.hydra.job.id = index, str(index)
-            composed.append((program.run_config(cfg), list(overrides)))
-        results = commands.run_sweep(Path(self.config.hydra.sweep.dir), composed, Options(**self.options))
+            composed.append((resolve(hydra_app.typed(cfg)), list(overrides)))
+        results = sweeps.run_sweep(Path(self.config.hydra.sweep.dir), composed, Options(**self.options))
         returns: List[JobReturn] = []  # noqa: UP006
         for (_, overrides), result in zip(composed, results, strict=True):
             failed = isinstance(result, Exception)
