@@ -73,12 +73,12 @@ CORRECTIONS = {
             "layers.py", "momentum=1 - momentum", "momentum=momentum", "batchnorm_statistics", "eager"
         ),
         "adamw's weight decay": Correction(
-            "optimizers.py", '"adamw": lambda s: (AdamW,', '"adamw": lambda s: (Adam,', "optimizer_adamw", "eager"
+            "optimizers.py", '"adamw": AdamW', '"adamw": Adam', "optimizer_adamw", "eager"
         ),
         "the trained subset": Correction(
             "plugin.py",
-            "zip(state.groups, active, strict=True) if on for",
-            "zip(state.groups, active, strict=True) for",
+            "zip(state.groups, step.active, strict=True) if on for",
+            "zip(state.groups, step.active, strict=True) for",
             "frozen_keep_state",
             "eager",
         ),
