@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import StepLR
 
-from layerwise_lr.framework import proof, registry
+from layerwise_lr.framework import begin, registry, take_step
 from layerwise_lr.models.layers import initial_weights, param_table
 from layerwise_lr.models.trees import make_tree
 from layerwise_lr.plan.groups import GroupingSpec, GroupSpec
@@ -107,16 +107,13 @@ class Ours:
     """The plan in our plugin, step by step."""
 
     def __init__(self, plan):
-        self.fw, self.plan = registry.load("torch")("cpu", "eager", 0, "fp64", 1, False), plan
+        self.fw, self.plan = registry.load("torch")("cpu", precision="fp64"), plan
         self.model = self.fw.make_model(TREE)
         self.fw.set_weights(self.model, initial_weights(TREE, 0))
-        self.state = proof.make_state(self.fw, self.model, plan, 0)
+        self.state = begin(self.fw, self.model, plan)
 
     def step(self, step):
-        if step in {phase.start for phase in self.plan.phases()}:
-            self.fw.set_active(self.state, self.plan.active(step))
-        self.state.scheduler.apply(step)
-        self.fw.train_step(self.state, *batch_of(step))
+        take_step(self.fw, self.state, self.plan, step, batch_of(step), seed=0)
         return self.state.scheduler.lrs()
 
     def arrays(self):
