@@ -4,6 +4,7 @@ Both sides compute in double precision: what is left between them is what they d
 """
 
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -221,17 +222,22 @@ def moved_in_a_step(model):
     return moved(start, model.arrays())
 
 
-def test_progressive_unfreezing_moves_what_was_meant():
+@pytest.mark.parametrize("rest", [False, True], ids=["batchnorm trains on", "batchnorm rests"])
+def test_progressive_unfreezing_moves_what_was_meant(rest):
     """Seed 002: first the head, some epochs later layer4, again later layer3. Ours (freeze=progressive, stages
     [layer4, layer3]) trains 2, 17 and 32 parameters, and with `requires_grad_`, the fault mended, so does the
-    notebook's Adam, to the same weights: what thaws late counts its own steps."""
-    ours = Ours(plan_of(9, freeze=FreezeSpec("progressive", every=3, stages=["layer4", "layer3"])))
+    notebook's Adam, to the same weights: what thaws late counts its own steps. The notebook leaves
+    the model in training mode, so that frozen batchnorms go on; with the plan's own rule they are in evaluation."""
+    plan = plan_of(9, freeze=FreezeSpec("progressive", every=3, stages=["layer4", "layer3"]))
+    ours = Ours(plan if rest else replace(plan, batchnorms={}))
     model, before = ResNet18(), ours.arrays()
     optimizer, counts = torch.optim.Adam(param_groups(model)), []
     model.requires_grad_(False)
     for step in range(9):
         with suppress(KeyError):
             getattr(model, {0: "fc", 3: "layer4", 6: "layer3"}[step]).requires_grad_(True)
+        for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+            norm.train(norm.weight.requires_grad or not rest)
         loss_of(model, step).backward()
         optimizer.step()
         optimizer.zero_grad()
