@@ -23,7 +23,7 @@ from layerwise_lr.plan.groups import GroupingSpec
 from layerwise_lr.plan.plan import FreezeSpec, OptimizerSpec, make_plan
 from layerwise_lr.plan.schedules import ScheduleSpec
 from layerwise_lr.run import page
-from layerwise_lr.run.config import Config, FrameworkSpec
+from layerwise_lr.run.config import Config, FrameworkSpec, ModelSpec
 
 STEPS = 10
 HAVE = {  # framework -> device -> 16-bit precisions
@@ -195,7 +195,7 @@ def test_what_a_device_or_framework_lacks_is_said(name):
     for precision in (*lacking, "fp8", "FP32"):
         spec = FrameworkSpec(name=name, mode=registry.load(name).modes[0], device="cpu", precision=precision)
         with pytest.raises(UserError, match=rf"^framework\.precision='{precision}'") as caught:
-            page.make_framework(Config(framework=spec))
+            page.make_framework(Config(framework=spec, model=ModelSpec(num_classes=2, in_channels=1, image_size=32)))
         assert "\n" not in str(caught.value)
     if name == "oneflow":  # a device or a precision to take instead
         with pytest.raises(UserError, match="framework=torch"):
