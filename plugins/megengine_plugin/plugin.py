@@ -89,8 +89,8 @@ class MegEngineFramework(Framework):
         return GroupScheduler(in_plan_order(optimizer, plan), plan)
 
     def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
-        """Forward, backward, one step of every optimizer. A parameter without gradient does not move: the others of
-        the step are the ones that the GradManager is attached to."""
+        """Forward, backward, one step of every optimizer. What does not train gets no gradient, and MegEngine's
+        optimizers leave it alone."""
         names = tuple(n for group, on in zip(state.groups, step.active, strict=True) if on for n in group["names"])
         loss, found = state.model.gradients(_tensor(x), _tensor(y), names, step)
         shapes = state.model.shapes
