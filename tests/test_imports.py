@@ -127,8 +127,8 @@ def test_hydra_is_known_to_the_command_line_and_its_side_door_only():
 
 def test_omegaconf_is_known_to_three():
     users = {name_of(p) for p in ALL if "omegaconf" in tops(p)}
-    assert users <= {"layerwise_lr/cli/program.py", "layerwise_lr/run/config.py", *map(name_of, HYDRA_DOOR)}
-    assert "layerwise_lr/run/config.py" in users
+    assert users <= {"layerwise_lr/cli/program.py", "layerwise_lr/run/reading.py", *map(name_of, HYDRA_DOOR)}
+    assert "layerwise_lr/run/reading.py" in users
 
 
 @pytest.mark.parametrize("path", [*CORE, *HYDRA_DOOR], ids=name_of)

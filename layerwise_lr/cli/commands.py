@@ -17,8 +17,7 @@ from ..framework import conformance, proof, registry
 from ..models import weights
 from ..plan import UserError
 from ..report import LEGEND, LEGEND_NOISE, Comparison
-from ..run import CONFIG, Config, RunFolder, page, provenance
-from ..run import config as configs
+from ..run import CONFIG, Config, RunFolder, page, provenance, reading, resolve
 from ..sweep import jobs, planning
 from . import console, show
 
@@ -287,8 +286,8 @@ def run_folder(words: Sequence[str]) -> int:
     )
     parser.add_argument("folder", type=Path)
     path = parser.parse_args(words).folder
-    config = configs.read(path / CONFIG)
-    if configs.resolve(config) != config:
+    config = reading.read(path / CONFIG)
+    if resolve(config) != config:
         raise UserError(
             f"{path / CONFIG}: is not resolved (a size is missing, or a duration not in steps); "
             "layerwise-lr train writes one that is"

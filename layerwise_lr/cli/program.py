@@ -30,8 +30,7 @@ from .. import __version__
 from ..data import fetch
 from ..framework import proof, registry
 from ..plan import UserError, did_you_mean
-from ..run import Config
-from ..run import config as configs
+from ..run import ComposedConfig, Config, reading, resolve
 from ..sweep import jobs
 from . import commands, show
 
@@ -171,7 +170,7 @@ def _fail(message: str, code: int) -> NoReturn:
 def _one_line(error: Exception) -> str:
     """A Hydra or OmegaConf error as one line: what, where, and what there is instead."""
     if isinstance(error, OmegaConfBaseException):
-        return configs.explain(error)
+        return reading.explain(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
         known = list(error.options)
@@ -181,7 +180,7 @@ def _one_line(error: Exception) -> str:
     if isinstance(cause, OmegaConfBaseException) and (key := getattr(cause, "full_key", None)):
         word, known = key.rpartition(".")[2], _known_keys(key)
         hint = "" if word in known else did_you_mean(word, known)
-        return f"{lines[0].rstrip('.:')}: {configs.explain(cause)}{hint}"
+        return f"{lines[0].rstrip('.:')}: {reading.explain(cause)}{hint}"
     keep = [
         line
         for line in lines
@@ -229,7 +228,7 @@ def _remove_empty(folder: Path) -> None:
 
 def _hydra(command: str, words: Sequence[str]) -> int:
     """Let Hydra compose the config from `words` and let the command (or the launcher, for -m) act on it."""
-    ConfigStore.instance().store(name="base_config", node=configs.ComposedConfig, provider="layerwise_lr")
+    ConfigStore.instance().store(name="base_config", node=ComposedConfig, provider="layerwise_lr")
 
     class PluginConfigs(SearchPathPlugin):
         """conf/ folders of third-party framework plugins, for this app only."""
@@ -324,4 +323,4 @@ def _complete(words: Sequence[str]) -> int:
 def run_config(cfg: DictConfig) -> Config:
     """The final Config of a composed one (Hydra's own node left out)."""
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    return configs.resolve(configs.from_omegaconf(own))
+    return resolve(reading.from_omegaconf(own))

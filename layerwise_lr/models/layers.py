@@ -27,6 +27,10 @@ class Layer:
     options: Mapping[str, Any] = field(default_factory=dict)
     depth: int | None = None
 
+    def __hash__(self) -> int:
+        """By its values, as equality is; so equal trees have equal hashes."""
+        return hash((self.kind, self.name, frozenset(self.options.items()), self.depth))
+
 
 @dataclass(frozen=True)
 class Seq:

@@ -6,9 +6,10 @@ ParamTable -> depths -> assignments -> groups -> Plan; a Plan is data, everybody
 
 from .depth import CONVENTIONS
 from .errors import Absent, UserError, did_you_mean
+from .freezing import FreezeSpec
 from .groups import FOREVER, Group, GroupingSpec, GroupSpec
 from .params import ParamInfo, ParamTable
-from .plan import OPTIMIZERS, FreezeSpec, OptimizerSpec, Phase, Plan, make_plan
+from .plan import OPTIMIZERS, OptimizerSpec, Phase, Plan, UpdateRule, make_plan
 from .schedules import Duration, Schedule, ScheduleSpec
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Plan",
     "Schedule",
     "ScheduleSpec",
+    "UpdateRule",
     "UserError",
     "did_you_mean",
     "make_plan",

@@ -19,9 +19,10 @@ import numpy as np
 
 from . import schedules
 from .errors import UserError, did_you_mean
-from .groups import FOREVER, Assignment, Group, GroupingSpec, gather, group_table
+from .freezing import FreezeSpec, frozen
+from .groups import FOREVER, Group, GroupingSpec, gather, group_table
 from .params import ParamTable
-from .schedules import Duration, Schedule, ScheduleSpec
+from .schedules import Schedule, ScheduleSpec
 
 
 @dataclass
@@ -44,29 +45,12 @@ class OptimizerSpec:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
 
+    def __hash__(self) -> int:
+        """By its values: not frozen only because OmegaConf makes frozen ones read-only; nobody changes it."""
+        return hash((self.name, self.lr, self.weight_decay, self.momentum, self.nesterov, tuple(self.betas), self.eps))
+
 
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "layer_adaptive")
-
-
-@dataclass
-class FreezeSpec:
-    """Which parameters train when.
-
-    Args:
-        strategy: none | head_first (the head alone for `every`, then all) | progressive (a stage more every
-            `every`, from the head down) | after (what `match` names stops at `at`) | only (what `match` names trains,
-            the rest never: a linear probe).
-        every: length of a stage; null (progressive): such that all train in the second half of the run.
-        stages: module prefixes below the head in the order in which they thaw; empty: depth by depth.
-        match: module prefixes that stop (after) or train (only).
-        at: when they stop (after).
-    """
-
-    strategy: str = "none"
-    every: Duration = "1 epoch"
-    stages: list[str] = field(default_factory=list)
-    match: list[str] = field(default_factory=list)
-    at: Duration = "50%"
 
 
 class Phase(NamedTuple):
@@ -75,6 +59,20 @@ class Phase(NamedTuple):
     start: int
     stop: int
     active: tuple[bool, ...]
+
+
+class UpdateRule(NamedTuple):
+    """What a group's update does, apart from its lr: hashable, so that a compiled step can be keyed by it.
+
+    Args:
+        optimizer: with lr 1.0, and the weight decay that it would give to groups without their own.
+        weight_decay: the group's.
+        grad_centralization: subtract each filter's mean from its gradient.
+    """
+
+    optimizer: OptimizerSpec
+    weight_decay: float
+    grad_centralization: bool
 
 
 @dataclass(frozen=True)
@@ -144,6 +142,11 @@ class Plan:
     def group_of(self) -> dict[str, Group]:
         """Every parameter's group."""
         return {name: group for group in self.groups for name in group.params}
+
+    def rule(self, group: Group) -> UpdateRule:
+        """What `group`'s update does, apart from its lr."""
+        optimizer = replace(self.optimizers[group.optimizer], lr=1.0)
+        return UpdateRule(optimizer, group.weight_decay, group.grad_centralization)
 
     def check(self, table: ParamTable) -> None:
         """Every trainable parameter is in exactly one group, no group is empty, every name exists.
@@ -237,62 +240,3 @@ def _check_names(
                 f"{where}.name={spec.name!r} is unknown; there are: {', '.join(OPTIMIZERS)}"
                 + did_you_mean(spec.name, list(OPTIMIZERS))
             )
-
-
-def frozen(
-    given: Mapping[str, Assignment], table: ParamTable, spec: FreezeSpec, total_steps: int
-) -> dict[str, Assignment]:
-    """The assignments with the windows that freezing leaves them (intersected with their own)."""
-    if spec.strategy == "none":
-        return dict(given)
-    windows = _windows(table, spec, total_steps)
-
-    def narrow(name: str, a: Assignment) -> Assignment:
-        start, stop = windows[name]
-        return replace(a, active=(max(a.active[0], start), min(a.active[1], stop)))
-
-    return {name: narrow(name, a) for name, a in given.items()}
-
-
-def _windows(table: ParamTable, spec: FreezeSpec, total_steps: int) -> dict[str, tuple[int, int]]:
-    """[start, stop) of every trainable parameter under the freezing strategy."""
-    rows = table.trainable
-    for prefix in (*spec.stages, *spec.match):
-        if not any(_below(row.name, prefix) for row in rows):
-            raise UserError(f"freeze: {prefix!r} names no module with trainable parameters")
-    if spec.strategy == "head_first":
-        return {row.name: (0 if table.is_head(row.name) else spec.every, FOREVER) for row in rows}
-    if spec.strategy == "progressive":
-        stages = {row.name: _stage(row.name, row.depth, table, spec) for row in rows}
-        last = max(stage for stage in stages.values() if stage < FOREVER)
-        every = max(total_steps // (2 * max(last, 1)), 1) if spec.every is None else spec.every
-        return {name: (min(stage * every, FOREVER), FOREVER) for name, stage in stages.items()}
-    if spec.strategy in ("after", "only"):
-        if not spec.match:
-            raise UserError(
-                "freeze.match is empty: name the modules that "
-                + ("stop at freeze.at" if spec.strategy == "after" else "train")
-            )
-        named = {row.name: any(_below(row.name, p) for p in spec.match) for row in rows}
-        if spec.strategy == "only":
-            return {name: (0 if trains else FOREVER, FOREVER) for name, trains in named.items()}
-        return {name: (0, spec.at if stops else FOREVER) for name, stops in named.items()}
-    names = ["none", "head_first", "progressive", "after", "only"]
-    raise UserError(
-        f"freeze.strategy={spec.strategy!r} is unknown; there are: {', '.join(names)}"
-        + did_you_mean(spec.strategy, names)
-    )
-
-
-def _below(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(prefix + ".")
-
-
-def _stage(name: str, depth: int, table: ParamTable, spec: FreezeSpec) -> int:
-    """0 for the head, then 1, 2, ... in the order of the stages; what no stage names stays frozen (FOREVER)."""
-    if table.is_head(name):
-        return 0
-    if not spec.stages:
-        return table.num_layers - depth
-    index = next((i for i, p in enumerate(spec.stages) if _below(name, p)), None)
-    return FOREVER if index is None else index + 1

@@ -14,7 +14,7 @@ from .errors import UserError, did_you_mean
 
 Schedule = Callable[[int], float]
 Duration = Any
-"""In YAML "2 epochs", "10%" or 50; whole steps (int) once config.py has resolved it."""
+"""In YAML "2 epochs", "10%" or 50; whole steps (int) once a run's config is resolved."""
 
 
 @dataclass

@@ -12,8 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from ..plan import UserError
-from ..run import CONFIG, Config, RunFolder, read_metrics
-from ..run import config as configs
+from ..run import CONFIG, Config, RunFolder, read_metrics, reading
 
 FIRST_STEPS = 10
 DIFFERS = 1e-5
@@ -62,7 +61,7 @@ def label_of(config: Config) -> str:
 
 def read_run(path: Path) -> RunFacts:
     """The facts of a finished run."""
-    folder, config = RunFolder(path), configs.read(path / CONFIG)
+    folder, config = RunFolder(path), reading.read(path / CONFIG)
     summary = folder.read_json("summary.json")
     if summary is None:
         raise UserError(f"{path} did not finish ({folder.state()}): see {path / 'log.txt'}")

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 from scipy.special import stdtrit
 
-from ..run import CONFIG, Config, RunFolder
-from ..run import config as configs
+from ..run import CONFIG, Config, RunFolder, reading
 
 
 class Run(NamedTuple):
@@ -32,7 +31,7 @@ def finished(folders: Sequence[Path]) -> tuple[list[Run], dict[Path, str]]:
         if summary is None:
             others[path] = folder.state()
         else:
-            runs.append(Run(path, configs.read(path / CONFIG), summary))
+            runs.append(Run(path, reading.read(path / CONFIG), summary))
     return runs, others
 
 

@@ -3,8 +3,20 @@
 Uses plan, data, models and framework. `page.run(folder)` reads the resolved config and writes everything else beside it.
 """
 
-from . import config, page, provenance
-from .config import Config, FrameworkSpec
+from . import page, provenance, reading
 from .folder import CONFIG, RunFolder, read_metrics
+from .resolving import resolve
+from .schema import ComposedConfig, Config, FrameworkSpec
 
-__all__ = ["CONFIG", "Config", "FrameworkSpec", "RunFolder", "config", "page", "provenance", "read_metrics"]
+__all__ = [
+    "CONFIG",
+    "ComposedConfig",
+    "Config",
+    "FrameworkSpec",
+    "RunFolder",
+    "page",
+    "provenance",
+    "read_metrics",
+    "reading",
+    "resolve",
+]

@@ -12,10 +12,9 @@ from ..data import batches
 from ..framework import Framework, TrainState, Weights, begin, metrics, proof, registry, take_step
 from ..models import Tree, param_table, walk, weights
 from ..plan import ParamTable, Plan, UserError, make_plan
-from . import config as configs
-from . import provenance
-from .config import Config
+from . import provenance, reading
 from .folder import CONFIG, Metrics, RunFolder
+from .schema import Config
 
 Say = Callable[[str], None]
 Track = Callable[[Iterable[int], int], Iterable[int]]
@@ -33,7 +32,7 @@ def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps)
         UserError: the input is at fault. LrMismatch: the framework does not do what the plan says.
     """
     folder = RunFolder(path)
-    config = configs.read(path / CONFIG)
+    config = reading.read(path / CONFIG)
     with folder.running():
         began = time.perf_counter()
         streams = seed_streams(config.seed)

@@ -11,9 +11,9 @@ from layerwise_lr.models.trees import make_tree
 from layerwise_lr.plan.groups import GroupingSpec, GroupSpec
 from layerwise_lr.plan.plan import FreezeSpec, OptimizerSpec, make_plan
 from layerwise_lr.plan.schedules import ScheduleSpec
-from layerwise_lr.run import page
-from layerwise_lr.run.config import from_data, resolve
+from layerwise_lr.run import page, resolve
 from layerwise_lr.run.folder import CONFIG, RunFolder, read_metrics
+from layerwise_lr.run.reading import from_data
 
 TREES = {
     "lenet": make_tree("lenet", 10, 1, 12),

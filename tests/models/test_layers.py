@@ -16,7 +16,7 @@ from layerwise_lr.models.layers import (
     param_table,
     walk,
 )
-from layerwise_lr.models.trees import make_tree
+from layerwise_lr.models.trees import MODELS, make_tree
 from layerwise_lr.plan.errors import UserError
 
 
@@ -211,3 +211,31 @@ def test_the_same_name_twice_in_a_tree_is_refused():
 def test_join_skips_empty_parts():
     assert join("", "a", "", "b") == "a.b"
     assert join("", "") == ""
+
+
+# --- hashing
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_equal_trees_have_equal_hashes(name):
+    tree, again, other = (make_tree(name, classes, 3, 32) for classes in (10, 10, 11))
+    assert tree is not again and tree == again
+    assert {tree: "found"}[again] == "found"
+    assert {tree.root: "found"}[again.root] == "found"
+    assert other != tree and hash(other) != hash(tree)
+
+
+def test_any_other_layer_has_another_hash():
+    conv = Layer("conv", "c", {"kernel": 3, "stride": 1}, depth=0)
+    assert {conv: "found"}[replace(conv, options={"stride": 1, "kernel": 3})] == "found"
+    others = [
+        replace(conv, kind="linear"),
+        replace(conv, name="d"),
+        replace(conv, options={"kernel": 3, "stride": 2}),
+        replace(conv, options={"kernel": 1, "stride": 3}),
+        replace(conv, options={"kernel": 3}),
+        replace(conv, depth=None),
+    ]
+    nodes = [conv, *others, *(Seq("", (c,)) for c in (conv, *others)), *(Residual("", (c,)) for c in (conv, *others))]
+    assert len({hash(node) for node in nodes}) == len(nodes) == 21
+    assert hash(Residual("", (conv,))) != hash(Residual("", (), (conv,)))

@@ -24,10 +24,6 @@ def planned(table=LENET, freeze=None, steps=20, schedules=None, optimizers=None,
     )[1]
 
 
-def windows(plan):
-    return {name: g.active for name, g in plan.group_of().items()}
-
-
 # --- the law
 
 
@@ -63,89 +59,7 @@ def test_each_group_follows_its_own_schedule():
     assert [plan.lr(s, body) for s in range(4)] == [0.1] * 4
 
 
-# --- freezing
-
-
-def test_none_trains_everything_always():
-    assert set(windows(planned()).values()) == {(0, FOREVER)}
-
-
-def test_head_first():
-    found = windows(planned(freeze=FreezeSpec("head_first", every=5)))
-    assert {n for n, w in found.items() if w == (0, FOREVER)} == {"classifier.weight", "classifier.bias"}
-    assert {w for n, w in found.items() if not n.startswith("classifier")} == {(5, FOREVER)}
-
-
-def test_progressive_thaws_a_depth_per_stage_from_the_head_down():
-    found = windows(planned(freeze=FreezeSpec("progressive", every=3)))
-    starts = {n.partition(".")[0]: w[0] for n, w in found.items()}
-    assert starts == {"classifier": 0, "fc2": 3, "fc1": 6, "conv2": 9, "conv1": 12}
-    assert {w[1] for w in found.values()} == {FOREVER}
-
-
-def test_progressive_with_stages_keeps_the_unnamed_frozen():
-    plan = planned(RESNET, FreezeSpec("progressive", every=4, stages=["layer4", "layer3.1"]))
-    found = windows(plan)
-    assert {n.split(".")[0] for n, w in found.items() if w == (0, FOREVER)} == {"fc"}
-    assert {n for n, w in found.items() if w == (4, FOREVER)} == {
-        r.name for r in RESNET.trainable if r.name.startswith("layer4.")
-    }
-    assert all(n.startswith("layer3.1.") for n, w in found.items() if w == (8, FOREVER))
-    assert found["conv1.weight"][0] >= FOREVER
-    frozen = [i for i, g in enumerate(plan.groups) if g.active[0] >= FOREVER]
-    assert frozen
-    assert not plan.table()[:, frozen].any()
-
-
-def test_a_stage_is_a_prefix_up_to_a_dot():
-    """ "conv1" must not take "conv10"."""
-    with pytest.raises(UserError, match=r"freeze: 'layer' names no module"):
-        planned(RESNET, FreezeSpec("progressive", every=4, stages=["layer"]))
-
-
-def test_after_stops_what_it_names():
-    found = windows(planned(freeze=FreezeSpec("after", match=["conv1", "conv2"], at=7)))
-    assert {n: w for n, w in found.items() if w != (0, FOREVER)} == dict.fromkeys(
-        ["conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias"], (0, 7)
-    )
-
-
-def test_only_what_is_named_trains():
-    plan = planned(freeze=FreezeSpec("only", match=["fc1", "classifier"]))
-    trains = {n for g, on in zip(plan.groups, plan.active(0), strict=True) if on for n in g.params}
-    assert trains == {"fc1.weight", "fc1.bias", "classifier.weight", "classifier.bias"}
-    assert plan.active(0) == plan.active(19)
-    assert all((lr > 0) == on for lr, on in zip(plan.lrs(3), plan.active(3), strict=True))
-
-
-@pytest.mark.parametrize(
-    ("spec", "word"),
-    [
-        (FreezeSpec("after", at=3), "freeze.match is empty"),
-        (FreezeSpec("only"), "freeze.match is empty"),
-        (FreezeSpec("only", match=["conv9"]), "'conv9' names no module"),
-        (FreezeSpec("after", match=["conv9"], at=3), "'conv9'"),
-        (FreezeSpec("progresive", every=1), "did you mean 'progressive'"),
-        (FreezeSpec("after", match=["conv1"], at=0), "window is empty.*layer_0"),
-        (FreezeSpec("head_first", every=20), "begins after the last step"),
-        (FreezeSpec("progressive", every=6), "begins after the last step"),
-    ],
-)
-def test_a_faulty_freeze_is_refused(spec, word):
-    with pytest.raises(UserError, match=word):
-        planned(freeze=spec)
-
-
-def test_windows_intersect():
-    plan = planned(
-        freeze=FreezeSpec("after", match=["conv1"], at=7),
-        groups={"stem": GroupSpec(match=["conv1.*"], start=2, stop=15)},
-    )
-    assert windows(plan)["conv1.weight"] == (2, 7)
-    with pytest.raises(UserError, match="window is empty"):
-        planned(
-            freeze=FreezeSpec("after", match=["conv1"], at=7), groups={"stem": GroupSpec(match=["conv1.*"], start=7)}
-        )
+# --- phases
 
 
 def test_phases_cut_where_a_group_begins_or_ends():
@@ -293,3 +207,32 @@ def test_the_hash_follows_every_field_of_a_schedule_and_an_optimizer(key, kind, 
     named = dict(getattr(plan, key))
     named["default"] = dataclasses.replace(named["default"], **{field: other_value(getattr(named["default"], field))})
     assert dataclasses.replace(plan, **{key: named}).sha256 != plan.sha256
+
+
+# --- what a compiled step can be keyed by
+
+
+def test_equal_optimizers_have_equal_hashes_and_any_changed_value_another():
+    spec = OptimizerSpec("momentum", lr=0.1, betas=[0.8, 0.9])
+    assert {spec: "found"}[dataclasses.replace(spec, betas=[0.8, 0.9])] == "found"
+    others = [
+        dataclasses.replace(spec, **{f.name: other_value(getattr(spec, f.name))}) for f in dataclasses.fields(spec)
+    ]
+    assert len({hash(s) for s in (spec, *others)}) == len(dataclasses.fields(OptimizerSpec)) + 1
+
+
+def test_the_update_rule_is_all_but_the_lr():
+    optimizers = {"default": OptimizerSpec("momentum", lr=0.1), "twice": OptimizerSpec("momentum", lr=0.2)}
+    groups = {
+        "stem": GroupSpec(match=["conv1.weight"], optimizer="twice", lr_scale=0.5, stop=3),
+        "still": GroupSpec(match=["conv2.weight"], lr_scale=0.0),
+        "decay": GroupSpec(match=["fc1.weight"], weight_decay=0.5),
+        "centred": GroupSpec(match=["fc2.weight"], grad_centralization=True),
+    }
+    plan = planned(optimizers=optimizers, groups=groups, layer_decay=0.9, no_weight_decay=False)
+    rules = {name: plan.rule(group) for name, group in plan.group_of().items()}
+    usual = (OptimizerSpec("momentum", lr=1.0), 0.05, False)
+    assert rules["conv1.weight"] == rules["conv2.weight"] == rules["classifier.bias"] == usual
+    assert rules["fc1.weight"] == (usual[0], 0.5, False)
+    assert rules["fc2.weight"] == (usual[0], 0.05, True)
+    assert len(set(rules.values())) == 3

@@ -22,8 +22,7 @@ from layerwise_lr.plan.errors import UserError
 from layerwise_lr.plan.groups import GroupingSpec
 from layerwise_lr.plan.plan import FreezeSpec, OptimizerSpec, make_plan
 from layerwise_lr.plan.schedules import ScheduleSpec
-from layerwise_lr.run import page
-from layerwise_lr.run.config import Config, FrameworkSpec
+from layerwise_lr.run import Config, FrameworkSpec, page
 
 STEPS = 10
 HAVE = {  # framework -> device -> 16-bit precisions

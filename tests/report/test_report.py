@@ -21,7 +21,7 @@ from layerwise_lr.plan.plan import OptimizerSpec, Plan
 from layerwise_lr.plan.schedules import ScheduleSpec
 from layerwise_lr.report import advice, report
 from layerwise_lr.report import statistics as settled
-from layerwise_lr.run.config import Config
+from layerwise_lr.run import Config, reading
 
 SHORT = ["epochs=4", "eval_every=2", "data.test_size=300"]
 
@@ -150,7 +150,7 @@ def test_named_groups_with_other_scales_are_other_settings(folder):
         group = f"groups: {{stem: {{match: [conv1], lr_scale: {scale}}}}}"
         text = run.config.to_yaml().replace("groups: {}", group)
         (folder / "other.yaml").write_text(text)
-        return run._replace(config=settled.configs.read(folder / "other.yaml"))
+        return run._replace(config=reading.read(folder / "other.yaml"))
 
     labels = [s.label for s in settled.settings([with_scale(0.1), with_scale(0.3)])]
     assert len(labels) == 2 and "lr_scale 0.1" in labels[0] and "lr_scale 0.3" in labels[1]

@@ -21,7 +21,7 @@ from layerwise_lr.plan.errors import UserError
 from layerwise_lr.plan.groups import GroupingSpec, GroupSpec
 from layerwise_lr.plan.plan import FreezeSpec, OptimizerSpec, make_plan
 from layerwise_lr.plan.schedules import ScheduleSpec
-from layerwise_lr.run import config
+from layerwise_lr.run import reading, resolve
 
 TREE = Tree(
     "small_resnet",
@@ -365,7 +365,7 @@ def test_rule_3_an_lr_is_static_or_dynamic_but_not_grouped(net, lr, words):
     with pytest.raises((ValueError, TypeError), match=words):
         momentum([{"params": net.trainable_params(), "lr": lr}], net.trainable_params())
     with pytest.raises(UserError, match=r"grouping\.groups\.it\.lr"):
-        config.from_data({"grouping": {"strategy": "by_name", "groups": {"it": {"match": ["*"], "lr": lr}}}})
+        reading.from_data({"grouping": {"strategy": "by_name", "groups": {"it": {"match": ["*"], "lr": lr}}}})
     lrs = plan_of().table()
     assert (np.ptp(lrs, axis=0) > 0).tolist() == [True, False, False, False]
 
@@ -379,10 +379,10 @@ def test_rule_4_weight_decay_is_a_float(net):
             momentum([{"params": params, "weight_decay": bad}], params)
         with pytest.raises(UserError, match=r"grouping\.groups\.it\.weight_decay"):
             data = {"strategy": "by_name", "groups": {"it": {"match": ["*"], "weight_decay": bad}}}
-            config.resolve(config.from_data({"grouping": data}))
+            resolve(reading.from_data({"grouping": data}))
     assert float(np.asarray(momentum([{"params": params, "weight_decay": 1}], params).weight_decay[0])) == 1.0
     whole = {"strategy": "by_name", "groups": {"it": {"match": ["*"], "weight_decay": 1}}}
-    assert config.from_data({"grouping": whole}).grouping.groups["it"].weight_decay == 1.0
+    assert reading.from_data({"grouping": whole}).grouping.groups["it"].weight_decay == 1.0
 
 
 def test_rule_5_every_parameter_once(net):

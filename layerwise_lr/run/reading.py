@@ -1,0 +1,84 @@
+"""A Config of what Hydra composed, of plain data, or of a file; the last room that knows OmegaConf."""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..plan import UserError, did_you_mean
+from .schema import Config
+
+MAX_BYTES = 1_000_000
+
+
+def from_omegaconf(cfg: Any) -> Config:
+    """The typed Config of a composed one; unknown keys ("+typo=1") and missing values are errors."""
+    data = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    return from_data(data)
+
+
+def from_data(data: Any) -> Config:
+    """The typed Config of plain data, by OmegaConf's own conversion against the schema.
+
+    Raises:
+        UserError: an unknown key or a wrong type; says where.
+    """
+    check_keys(data)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(data))
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error)) from None
+    assert isinstance(config, Config)
+    return config
+
+
+def explain(error: OmegaConfBaseException) -> str:
+    """OmegaConf's message as one line: key and fault."""
+    key = getattr(error, "full_key", None) or ""
+    first = next(line.strip() for line in str(error).splitlines() if line.strip())
+    return f"{key}: {first}" if key and key not in first else first
+
+
+def read(path: Path) -> Config:
+    """config.resolved.yaml as data: no interpolation, no tags, no code.
+
+    Raises:
+        UserError: it is missing, too large, not YAML, or not a Config.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; a run folder holds config.resolved.yaml")
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{path}: larger than {MAX_BYTES} bytes, not a run's config")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+    if "${" in repr(data):  # of the data, not the text: YAML can spell "$" as "\x24"
+        raise UserError(f"{path}: holds an interpolation ('${{'); a resolved config has none")
+    try:
+        return from_data(data)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def check_keys(data: Any, schema: Any = Config, at: str = "") -> None:
+    """Refuse a key that the schema lacks: Hydra's "+key=value" would add it in silence."""
+    if not isinstance(data, Mapping):
+        raise UserError(f"{at or 'config'} must be a mapping, it is {type(data).__name__}")
+    types = {f.name: f.type for f in fields(schema)}
+    for key, value in data.items():
+        if key not in types:
+            raise UserError(f"unknown key {at}{key}; known: {', '.join(types)}" + did_you_mean(str(key), list(types)))
+        kind = types[key]
+        if is_dataclass(kind):
+            check_keys(value, kind, f"{at}{key}.")
+        elif (inner := getattr(kind, "__args__", ())) and is_dataclass(inner[-1]):
+            if not isinstance(value or {}, Mapping):
+                raise UserError(f"{at}{key}={value} must be a mapping: {{name: {{...}}}}")
+            for name, entry in (value or {}).items():
+                check_keys(entry, inner[-1], f"{at}{key}.{name}.")

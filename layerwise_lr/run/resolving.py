@@ -1,0 +1,45 @@
+"""A Config made final: sizes are filled in, every duration is a number of steps, every value is in range.
+
+It is what config.resolved.yaml holds and all that `page.run` reads.
+"""
+
+from dataclasses import replace
+
+from ..data import available, facts, train_count
+from ..plan import UserError
+from . import ranges
+from .durations import Clock, in_steps
+from .schema import Config, ModelSpec
+
+
+def resolve(config: Config) -> Config:
+    """Fill in sizes, turn durations into steps, check every range; absent data give way to their stand-in.
+
+    Raises:
+        UserError: the first fault found, with its key.
+    """
+    ranges.check(config)
+    config = replace(config, data=available(config.data))
+    model = _fill(config, facts(config.data).classes)
+    per_epoch = train_count(config.data) // config.batch_size
+    if per_epoch == 0:
+        raise UserError(f"batch_size={config.batch_size} is more than the {train_count(config.data)} training pictures")
+    total = config.steps if config.steps is not None else config.epochs * per_epoch
+    return in_steps(replace(config, model=model), Clock(total, per_epoch))
+
+
+def _fill(config: Config, classes: int) -> ModelSpec:
+    """The model with the data's sizes; a size given by hand must agree."""
+    given, data = config.model, config.data
+    for key, mine, theirs in (
+        ("num_classes", given.num_classes, classes),
+        ("in_channels", given.in_channels, data.channels),
+        ("image_size", given.image_size, data.image_size),
+    ):
+        if mine is not None and mine != theirs:
+            raise UserError(
+                f"model.{key}={mine}, but data {data.name} has {theirs}; leave model.{key} out or change the data"
+            )
+    model = replace(given, num_classes=classes, in_channels=data.channels, image_size=data.image_size)
+    replace(config, model=model).tree()
+    return model

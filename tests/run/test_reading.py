@@ -1,0 +1,96 @@
+import os
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from layerwise_lr.plan import UserError
+from layerwise_lr.run.reading import from_data, from_omegaconf, read
+
+
+@pytest.mark.parametrize(
+    ("data", "word"),
+    [
+        ({"sede": 1}, "unknown key sede;.*did you mean 'seed'"),
+        ({"model": {"nme": "lenet"}}, r"unknown key model\.nme;.*did you mean 'name'"),
+        ({"grouping": {"layer_deacy": 0.5}}, r"unknown key grouping\.layer_deacy;.*'layer_decay'"),
+        ({"grouping": {"groups": {"a": {"mtch": ["*"]}}}}, r"unknown key grouping\.groups\.a\.mtch;.*'match'"),
+        ({"schedules": {"s": {"gama": 1}}}, r"unknown key schedules\.s\.gama;.*'gamma'"),
+        ({"optimizers": {"o": {"lrr": 1}}}, r"unknown key optimizers\.o\.lrr"),
+        ({"checkpoint": {"kepe": 1}}, r"unknown key checkpoint\.kepe"),
+        ({1: 2}, "unknown key 1"),
+        ({"model": 3}, "model.* must be a mapping, it is int"),
+        ({"model": None}, "model.* must be a mapping, it is NoneType"),
+        ([], "config must be a mapping, it is list"),
+        (None, "config must be a mapping"),
+        ({"grouping": {"groups": {"a": None}}}, r"grouping\.groups\.a.* must be a mapping"),
+        ({"grouping": {"groups": ["conv1.*"]}}, r"grouping\.groups.* must be a mapping"),
+        ({"schedules": "cosine"}, r"schedules.* must be a mapping"),
+        ({"seed": "x"}, "seed.*'x'"),
+        ({"seed": 1.5}, "seed"),
+        ({"optimizer": {"lr": "fast"}}, r"optimizer\.lr.*'fast'"),
+        ({"optimizer": {"betas": 0.9}}, r"optimizer\.betas"),
+        ({"data": {"mean": ["a"]}}, r"data\.mean"),
+        ({"verify": "perhaps"}, "verify.*'perhaps'"),
+    ],
+)
+def test_unknown_keys_and_wrong_types_at_each_level(data, word):
+    with pytest.raises(UserError, match=word):
+        from_data(data)
+
+
+def test_no_named_groups_may_be_written_as_null():
+    assert from_data({"grouping": {"groups": {}}}).grouping.groups == {}
+
+
+# --- nothing in a file is evaluated
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name: ${oc.env:HOME}",
+        'name: "\\x24{oc.env:HOME}"',
+        'name: "$\\u007Boc.env:HOME}"',
+        "name: ${seed}",
+        'grouping: {groups: {a: {match: ["\\x24{oc.env:HOME}"]}}}',
+        '"\\x24{oc.env:HOME}": 1',
+        'optimizers: {"\\x24{seed}": {}}',
+    ],
+)
+def test_an_interpolation_in_a_run_s_config_is_refused(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        read(tmp_path / "c.yaml")
+    assert os.environ["HOME"] not in str(caught.value).replace(str(tmp_path), "")
+    assert "interpolation" in str(caught.value) or "unknown key" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"name: [", "not YAML"),
+        (b"!!python/object/apply:os.system ['echo hi']", "not YAML"),
+        (b"", "must be a mapping"),
+        (b"\xff\xfe\x00bad", "not YAML"),
+        (b"name: a\x00b", "not YAML"),
+        (b"x" * 1_000_001, "larger than"),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused(tmp_path, content, word):
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=word):
+        read(tmp_path / "c.yaml")
+
+
+def test_a_missing_file_is_said(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        read(tmp_path / "c.yaml")
+    with pytest.raises(UserError, match="no such file"):
+        read(tmp_path)
+
+
+def test_a_composed_config_may_interpolate_and_is_plain_afterwards():
+    cfg = OmegaConf.create({"seed": 7, "name": "run-${seed}"})
+    assert from_omegaconf(cfg).name == "run-7"
+    assert yaml.safe_load(from_omegaconf(cfg).to_yaml())["name"] == "run-7"
