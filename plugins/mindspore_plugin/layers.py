@@ -13,6 +13,8 @@ from mindspore import dtype as mstype
 from layerwise_lr.framework import Layer, Tree, fold, join
 
 from .dropout import Dropout
+from .lending import Shelf
+from .optimizers import Natives
 
 _NORM = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "variance": "running_var"}
 RENAMED: Mapping[str, Mapping[str, str]] = {
@@ -204,6 +206,7 @@ class Network(nn.Cell):
         self.seed, self.dtype, self.dropouts = seed, dtype, 0
         self.named: dict[str, Parameter] = {}
         self.norms: dict[str, nn.Cell] = {}
+        self.natives: Shelf[Natives] = Shelf()
         self.whole = fold(tree, self._layer, nn.SequentialCell, Sum)
         for name, parameter in self.named.items():  # last: every enclosing cell has put its own prefix before it
             parameter.name = name

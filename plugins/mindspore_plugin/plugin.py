@@ -2,10 +2,10 @@
 
 import os
 import tempfile
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,20 +30,19 @@ from layerwise_lr.framework import (
 )
 
 from .layers import Network
+from .lending import Shelf
 from .optimizers import Group, Natives, Optimizers
 from .steps import TrainStep
 
 _DTYPES = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
 _TARGETS = {"cuda": "GPU", "ascend": "Ascend", "cpu": "CPU"}
-T = TypeVar("T")
-U = TypeVar("U")
 
 
-class Model(NamedTuple):
-    """What a run holds of a network, and what its optimizers were made of: nobody else has the network meanwhile."""
+class Model:
+    """Who holds a network; nobody else has it meanwhile."""
 
-    network: Network
-    natives: dict[Hashable, list[Natives]]
+    def __init__(self, network: Network) -> None:
+        self.network = network
 
 
 class MindSporeScheduler:
@@ -88,7 +87,7 @@ class MindSporeFramework(Framework):
         if self.deterministic:
             ms.set_deterministic(True)
         self._seed = Parameter(Tensor(0, ms.int32), name="dropout_seed", requires_grad=False)
-        self._models: dict[Hashable, list[Model]] = {}
+        self._networks: Shelf[Network] = Shelf()
 
     @staticmethod
     def devices() -> list[str]:
@@ -105,8 +104,8 @@ class MindSporeFramework(Framework):
         return f"mindspore {ms.__version__}"
 
     def make_model(self, tree: Tree) -> Model:
-        """In training mode."""
-        return Model(Network(tree, self._seed, _DTYPES[self.precision]), {})
+        """In training mode; of equal trees it may be a network whose run is over."""
+        return self._networks.lend(tree, lambda: Network(tree, self._seed, _DTYPES[self.precision]), Model)
 
     def get_weights(self, model: Model) -> Weights:
         """Copies by canonical name."""
@@ -130,8 +129,10 @@ class MindSporeFramework(Framework):
         ]
 
     def make_optimizer(self, model: Model, groups: Sequence[Group], plan: Plan) -> Optimizers:
-        """One native optimizer per name in use."""
-        return Optimizers(Natives(groups, plan))
+        """One native optimizer per name in use, fresh. They serve again, with what was compiled for them, where rules
+        and parameters are the same and their run is over (the effective-lr proof asks several times)."""
+        rules = tuple((g.optimizer, plan.rule(g), g.params) for g in plan.groups)
+        return model.network.natives.lend(rules, lambda: Natives(groups, plan), Optimizers)
 
     def make_scheduler(self, optimizer: Optimizers, plan: Plan, start: int) -> MindSporeScheduler:
         """Groups in the plan's order, across all optimizers."""
