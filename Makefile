@@ -22,6 +22,8 @@ demo: build/installed
 	$(BIN)/layerwise-lr train -m experiment=solar_cells optimizer.lr=1e-3,3e-3 \
 	  grouping=backbone_head seed=0,1,2 hydra.sweep.dir=$(DEMO)
 	$(BIN)/layerwise-lr report $(DEMO)
+	@printf '%s\n' '' 'Go on with:  . .venv/bin/activate' '             layerwise-lr train --help' \
+	  '(or $(BIN)/layerwise-lr ... without activating)'
 
 test: build/installed-dev build/installed-310 $(if $(HAS_MINDSPORE),test-mindspore)
 	$(BIN310)/python -m pytest --framework oneflow $(call FRAMEWORK_TESTS,oneflow)

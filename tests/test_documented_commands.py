@@ -1,4 +1,4 @@
-"""Every command that the README, the plugins' README and the YAML files print can be composed and planned as written."""
+"""Every command that the READMEs, docs/ and the YAML files print can be composed and planned as written."""
 
 import math
 import os
@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 
-from layerwise_lr.cli import program
+from layerwise_lr.cli import hydra_app, program
 from layerwise_lr.data import fetch, pictures
 from layerwise_lr.framework import registry
 from layerwise_lr.plan.plan import OPTIMIZERS
@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def documented() -> Iterator[str]:
     """Lines that begin with layerwise-lr, in code blocks and in the heads of YAML files."""
-    for name in ("README.md", "plugins/README.md", "docs/seeds.md"):
-        for block in re.findall(r"```\n(.*?)```", (ROOT / name).read_text(), flags=re.DOTALL):
+    for path in (ROOT / "README.md", ROOT / "plugins/README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for block in re.findall(r"^```\n(.*?)^```", path.read_text(), flags=re.DOTALL | re.MULTILINE):
             lines = block.replace("\\\n", " ").splitlines()
             yield from (line.partition(" # ")[0].strip() for line in lines if line.startswith("layerwise-lr "))
     for path in sorted((ROOT / "conf").rglob("*.yaml")):
@@ -74,7 +74,7 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     yield tmp_path
     GlobalHydra.instance().clear()
     HydraConfig.instance().cfg = None
-    program.sweep_folder = program.made_folder = None
+    hydra_app.sweep_folder = hydra_app.made_folder = None
     sys.argv = argv
     os.environ.clear()
     os.environ.update(before)

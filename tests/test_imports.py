@@ -90,7 +90,7 @@ def face(wing):
 
 
 def test_the_files_are_found():
-    assert {"plan.py", "proof.py", "page.py", "program.py"} <= {p.name for p in CORE}
+    assert {"plan.py", "proof.py", "page.py", "program.py", "hydra_app.py"} <= {p.name for p in CORE}
     assert {p.parent.name for p in PLUGINS} >= {"torch_plugin"}
     assert HYDRA_DOOR
 
@@ -121,13 +121,13 @@ def test_a_face_says_what_the_wing_is_for_and_exports_what_is_there(wing):
 
 def test_hydra_is_known_to_the_command_line_and_its_side_door_only():
     users = {name_of(p) for p in ALL if tops(p) & HYDRA}
-    assert users <= {"layerwise_lr/cli/program.py", *map(name_of, HYDRA_DOOR)}
-    assert "layerwise_lr/cli/program.py" in users
+    assert users <= {"layerwise_lr/cli/hydra_app.py", *map(name_of, HYDRA_DOOR)}
+    assert "layerwise_lr/cli/hydra_app.py" in users
 
 
 def test_omegaconf_is_known_to_three():
     users = {name_of(p) for p in ALL if "omegaconf" in tops(p)}
-    assert users <= {"layerwise_lr/cli/program.py", "layerwise_lr/run/reading.py", *map(name_of, HYDRA_DOOR)}
+    assert users <= {"layerwise_lr/cli/hydra_app.py", "layerwise_lr/run/reading.py", *map(name_of, HYDRA_DOOR)}
     assert "layerwise_lr/run/reading.py" in users
 
 
@@ -140,7 +140,7 @@ def test_the_core_imports_no_framework(path):
 def test_the_core_imports_no_plugin(path):
     names = imported(path)
     assert not [n for n in names if n.startswith("layerwise_lr.plugins")]
-    assert path.name == "program.py" or not [n for n in names if n.startswith("hydra_plugins")]
+    assert path.name == "hydra_app.py" or not [n for n in names if n.startswith("hydra_plugins")]
 
 
 def test_only_two_import_by_name():
@@ -187,7 +187,7 @@ def test_processes_are_started_where_it_is_said():
         for p in ALL
         if any(STARTERS.match(n) for n, _ in calls(p)) or tops(p) & {"multiprocessing", "concurrent"}
     }
-    assert users <= {f"layerwise_lr/{n}.py" for n in ("cli/commands", "sweep/jobs", "data/fetch", "run/provenance")}
+    assert users <= {f"layerwise_lr/{n}.py" for n in ("cli/machine", "sweep/jobs", "data/fetch", "run/provenance")}
     assert "layerwise_lr/sweep/jobs.py" in users
 
 

@@ -11,6 +11,11 @@ from rich.table import Table
 console = Console(highlight=False, soft_wrap=False)
 
 
+def width() -> int:
+    """Columns there are."""
+    return console.width
+
+
 def say(line: str) -> None:
     """One line, as it is."""
     console.print(line, markup=False, soft_wrap=True)

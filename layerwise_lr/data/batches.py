@@ -119,9 +119,11 @@ def train_count(spec: DataSpec) -> int:
     left = known.pictures - spec.val_size - (known.test or spec.test_size)
     count = left if spec.train_size is None else spec.train_size
     if count < 1 or count > left:
+        fifth = max(known.pictures // 5, 1)
         raise UserError(
             f"data {spec.name}: train_size={spec.train_size}, val_size={spec.val_size} and "
-            f"test_size={spec.test_size} do not fit into {known.pictures} pictures"
+            f"test_size={spec.test_size} do not fit into {known.pictures} pictures; "
+            + (f"{left} are left to train on" if left > 0 else f"try data.val_size={fifth} data.test_size={fifth}")
         )
     return count
 

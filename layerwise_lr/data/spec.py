@@ -13,18 +13,20 @@ class DataSpec:
 
     Args:
         name: digits | elpv | mnist | cifar10 | idx | npz | image_folder.
-        path: of the .npz file (arrays x, y), of the folder with one sub-folder per class, with the IDX files, or with
-            CIFAR-10's archive (null: the cache folder's cifar10).
+        path: of the .npz file (arrays x, y), or of the folder: a sub-folder of pictures per class (image_folder),
+            the IDX files, CIFAR-10's archive (null: the cache's).
         image_size: pixels a side; pictures are resized to it.
         channels: 1 (grey) or 3.
-        train_size: training pictures, drawn by the run's seed, the same share of each class; null: all.
-        val_size, test_size: fixed by split_seed. Choices are made on val; test is only reported.
-        split_seed: of the fixed parts.
-        mean, std: per channel (or one for all), of pixels in [0, 1].
-        flip: mirror each training picture left to right with probability 1/2.
+        train_size: pictures drawn by the seed, in proportion; null: all left.
+        val_size: pictures that choices are made on.
+        test_size: pictures that are only reported.
+        split_seed: decides which pictures are val and test.
+        mean: of pixels in 0 to 1, per channel or one for all.
+        std: likewise.
+        flip: mirror training pictures with probability 1/2.
         checksum: refuse a CIFAR-10 that is not the published one.
-        stand_in: "digits" where the data are not on this machine; null: that is an error.
-        stands_for: of a stand-in, the data that were not there; filled in by data.available.
+        stand_in: digits | null: what to take where the data are absent; null: that is an error.
+        stands_for: filled in: the data that were absent.
     """
 
     name: str = "digits"

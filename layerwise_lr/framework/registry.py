@@ -4,7 +4,6 @@ Only the chosen plugin is imported. A config never names a dotted path.
 """
 
 import importlib
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
@@ -12,42 +11,31 @@ from typing import Any, NamedTuple
 
 from ..plan import UserError, did_you_mean
 from .contract import Framework
+from .install import advice
 
 
 class BuiltIn(NamedTuple):
-    """A plugin of this package: where it is, the distribution it needs, how to get that."""
+    """A plugin of this package: where it is, the distribution it needs, the Pythons that has wheels for (empty: any)."""
 
     module: str
     attribute: str
     needs: str
-    install: str
+    pythons: tuple[str, ...] = ()
+
+    @property
+    def install(self) -> str:
+        """How to get what it needs."""
+        return advice(self.needs, self.pythons)
 
 
 BUILT_INS: Mapping[str, BuiltIn] = {
-    "torch": BuiltIn(
-        "layerwise_lr.plugins.torch_plugin.plugin", "TorchFramework", "torch", "pip install 'layerwise-lr[torch]'"
-    ),
-    "oneflow": BuiltIn(
-        "layerwise_lr.plugins.oneflow_plugin.plugin",
-        "OneflowFramework",
-        "oneflow",
-        "pip install 'layerwise-lr[oneflow]' (Python 3.10)",
-    ),
+    "torch": BuiltIn("layerwise_lr.plugins.torch_plugin.plugin", "TorchFramework", "torch"),
+    "oneflow": BuiltIn("layerwise_lr.plugins.oneflow_plugin.plugin", "OneflowFramework", "oneflow", ("3.10",)),
     "mindspore": BuiltIn(
-        "layerwise_lr.plugins.mindspore_plugin.plugin",
-        "MindSporeFramework",
-        "mindspore",
-        "pip install 'layerwise-lr[mindspore]'",
+        "layerwise_lr.plugins.mindspore_plugin.plugin", "MindSporeFramework", "mindspore", ("3.10", "3.11", "3.12")
     ),
-    "megengine": BuiltIn(
-        "layerwise_lr.plugins.megengine_plugin.plugin",
-        "MegEngineFramework",
-        "megengine",
-        "pip install 'layerwise-lr[megengine]' (Python 3.10)",
-    ),
-    "reference": BuiltIn(
-        "layerwise_lr.plugins.reference_plugin.plugin", "ReferenceFramework", "numpy", "pip install numpy"
-    ),
+    "megengine": BuiltIn("layerwise_lr.plugins.megengine_plugin.plugin", "MegEngineFramework", "megengine", ("3.10",)),
+    "reference": BuiltIn("layerwise_lr.plugins.reference_plugin.plugin", "ReferenceFramework", "numpy"),
 }
 
 
@@ -90,11 +78,8 @@ def load(name: str) -> type[Framework]:
         except ModuleNotFoundError as error:
             if error.name != built_in.needs:
                 raise
-            here = f"{sys.version_info.major}.{sys.version_info.minor}"
-            raise UserError(
-                f"framework={name} needs {built_in.needs}, which is not installed for this "
-                f"Python {here}: {built_in.install}"
-            ) from None
+            told = f"framework={name} needs {built_in.needs}, which is not installed: {built_in.install}"
+            raise UserError(told) from None
     elif name in (third := _third_party()):
         found = third[name].load()
     else:

@@ -18,13 +18,14 @@ from .layers import (
     specs,
     walk,
 )
-from .trees import MODELS, batchnorm, conv, linear, make_tree
+from .trees import MODELS, USUAL_SHAPES, batchnorm, conv, linear, make_tree
 from .weights import Weights, WeightsSpec
 
 __all__ = [
     "KINDS",
     "MODELS",
     "PLAIN_KINDS",
+    "USUAL_SHAPES",
     "Layer",
     "Node",
     "Residual",

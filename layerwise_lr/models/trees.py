@@ -253,6 +253,11 @@ MODELS: Mapping[str, Callable[..., Tree]] = {
     "vit_base": partial(vit, name="vit_base", embed_dim=768, num_heads=12),
 }
 
+USUAL_SHAPES: Mapping[str, tuple[int, int, int]] = {
+    name: (1, 28, 28) if name in ("lenet", "mlp") else (3, 224, 224) for name in MODELS
+}
+"""[C, H, W] of the pictures that each model is usually given: a dry run has no pictures to look at."""
+
 
 def make_tree(name: str, num_classes: int, in_channels: int, image_size: int, **options: Any) -> Tree:
     """The declared tree of model `name` with the options that it takes; others are refused by name."""

@@ -27,8 +27,8 @@ class WeightsSpec:
 
     Args:
         name: none | lenet_mnist (shipped) | mobilenet_v2_imagenet (fetched) | file.
-        path: of a .safetensors, .npz or torch file (name: file).
-        resize_pos_embed: fit a ViT's position embedding to another number of patches; without it, an error.
+        path: a .safetensors, .npz or torch file (file).
+        resize_pos_embed: fit a ViT's position embedding to this size.
     """
 
     name: str = "none"

@@ -15,11 +15,10 @@ class FreezeSpec:
     """Which parameters train when.
 
     Args:
-        strategy: none | head_first (the head alone for `every`, then all) | progressive (a stage more every
-            `every`, from the head down) | after (what `match` names stops at `at`) | only (what `match` names trains,
-            the rest never: a linear probe).
+        strategy: none | head_first (the head alone for `every`, then all) | progressive (from the head down, a
+            stage more each `every`) | after (`match` stops at `at`) | only (`match` trains, the rest never).
         every: length of a stage; null (progressive): such that all train in the second half of the run.
-        stages: module prefixes below the head in the order in which they thaw; empty: depth by depth.
+        stages: module prefixes in the order in which they thaw; empty: depth by depth from the head.
         match: module prefixes that stop (after) or train (only).
         at: when they stop (after).
         batchnorm: eval | train: what a batchnorm layer does while none of its own parameters trains: run on its

@@ -32,13 +32,15 @@ class GroupSpec:
     """A named group in the config: which parameters, and what is theirs alone.
 
     Args:
-        match: patterns; for by_name and on top of another strategy a glob over the canonical name, or a regex
-            after "re:"; for by_module a prefix ("features"); for by_layer_type a layer type ("conv") or one role of it
-            ("linear.weight"). "*": the rest.
-        lr: absolute lr; `lr_scale` instead multiplies the strategy's own scale. At most one of the two.
-        weight_decay, schedule, optimizer: default to the run's; the latter two are names under `schedules:` and
-            `optimizers:`.
-        start, stop: the window in which the group trains.
+        match: patterns. by_module: a prefix ("features"); by_layer_type: a type ("conv") or a role of it
+            ("linear.weight"); else a glob over the parameter's name, or a regex after "re:". "*": the rest.
+        lr: absolute lr; not together with lr_scale.
+        lr_scale: multiplies the strategy's own scale.
+        weight_decay: null: the optimizer's.
+        schedule: default, or a name under schedules.
+        optimizer: default, or a name under optimizers.
+        start: when the group begins to train.
+        stop: when it ends to train; null: with the run.
         grad_centralization: subtract each filter's mean from its gradient.
     """
 
@@ -60,13 +62,13 @@ class GroupingSpec:
     Args:
         strategy: flat | layer_decay | backbone_head | by_name | by_module | by_layer_type.
         layer_decay: lr_scale = layer_decay ** (num_layers - depth).
-        stem_scale: instead of layer_decay, the whole ratio stem : head; comparable between depths.
+        stem_scale: instead of layer_decay: the stem's lr_scale.
         min_scale: no lr_scale below this.
-        allow_above_one: permit layer_decay > 1 (early layers learn faster).
-        backbone_scale: lr_scale of everything but the head (backbone_head).
-        depth: the convention that numbers the layers (depth.py).
-        no_weight_decay: no weight decay for 1-D parameters (biases, norms) and tokens.
-        groups: named groups: all there is for by_*; on top of the strategy for the others. First match wins.
+        allow_above_one: permit layer_decay > 1: early layers learn faster.
+        backbone_scale: lr_scale of all but the head (backbone_head).
+        depth: tree | order | mae | beit | timm: how layers are numbered.
+        no_weight_decay: of biases, norms and tokens: no weight decay.
+        groups: named groups, first match wins: all there is for by_*, on top of the strategy for the others.
     """
 
     strategy: str = "layer_decay"

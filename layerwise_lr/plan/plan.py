@@ -32,10 +32,12 @@ class OptimizerSpec:
 
     Args:
         name: sgd | momentum | adam | adamw | layer_adaptive.
-        lr: the base lr, per step (of the default optimizer; groups of others scale it or name their own).
-        weight_decay: default of the groups: decoupled for adamw, L2 for all others.
-        momentum, nesterov: of `momentum`.
-        betas, eps: of `adam`, `adamw` and `layer_adaptive`.
+        lr: the base lr, per step; groups scale it.
+        weight_decay: decoupled for adamw, L2 for all others.
+        momentum: of momentum.
+        nesterov: of momentum.
+        betas: of adam, adamw, layer_adaptive.
+        eps: of adam, adamw, layer_adaptive.
     """
 
     name: str = "adamw"

@@ -23,20 +23,20 @@ class ScheduleSpec:
 
     Args:
         name: constant | linear | step | multistep | exponential | cosine | polynomial | one_cycle | join | product.
-        warmup: rise from `warmup_start` to 1 over this long; the schedule's own clock starts after it.
+        warmup: how long the lr rises; the schedule itself starts after it.
         warmup_start: fraction of the group's lr at step 0.
-        floor: fraction of the group's lr at the end (linear, cosine, polynomial).
-        gamma: factor per `every` (step, exponential) or per milestone (multistep).
-        every: how often `gamma` is applied.
-        milestones: when `gamma` is applied (multistep).
+        floor: fraction at the end (linear, cosine, polynomial).
+        gamma: factor (step, exponential, multistep).
+        every: how often gamma is applied (step, exponential).
+        milestones: when gamma is applied (multistep).
         power: of the polynomial; 1 is linear.
         pct_start: share of the rise (one_cycle).
         div_factor: start = 1 / div_factor (one_cycle).
         final_div_factor: end = start / final_div_factor (one_cycle).
-        parts: names of other schedules, one after the other, each on its own clock (join), or multiplied step by step
-            (product); "default" is the run's scheduler, so a product keeps a group's own decay under any scheduler.
+        parts: names of schedules, one after the other, each on its own clock (join), or multiplied step by step
+            (product); "default" is the run's, so a product keeps a group's own decay under any scheduler.
         starts: when the second, third, ... part begins (join).
-        interval: how often the factor changes: "1 epoch" holds it for the epoch, as a scheduler stepped per epoch.
+        interval: how often the factor changes: "1 epoch" holds it for the epoch.
     """
 
     name: str = "constant"

@@ -5,7 +5,7 @@ has its default, so that two jobs that do the same are the same job. `unread` kn
 on another key's value.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
@@ -168,6 +168,21 @@ def leaves(schema: Any = Config, prefix: str = "") -> Iterator[str]:
             yield from leaves(field.type, f"{prefix}{field.name}.")
         else:
             yield f"{prefix}{field.name}"
+
+
+def implied(config: Config, given: Collection[str]) -> Config:
+    """`config` with what the given keys imply: a path of weights alone means weights=file.
+
+    Raises:
+        UserError: two keys say the same thing, so one would be ignored.
+    """
+    if "epochs" in given and config.steps is not None:
+        raise UserError(
+            f"epochs would be ignored: steps={config.steps} says how long; give one of the two (steps=null)"
+        )
+    if "weights.path" in given and not {"weights", "weights.name"} & set(given):
+        return replace(config, weights=replace(config.weights, name="file"))
+    return config
 
 
 def refuse_unread(given: Iterable[str], unread_in_all: Mapping[str, str]) -> None:

@@ -101,14 +101,14 @@ def plan_of(config: Config) -> tuple[Tree, ParamTable, Plan]:
     return tree, table, plan
 
 
-def check_memory(config: Config, table: ParamTable) -> None:
+def check_memory(config: Config) -> None:
     """Whether this machine can hold the run at all.
 
     Raises:
         UserError: weights, gradients and optimizer state, or the pictures, are more than its memory.
     """
     known, data = facts(config.data), config.data
-    numel = sum(row.numel for row in table)
+    numel = sum(row.numel for row in param_table(config.tree()))
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for what, needs in (
         (f"model {config.model.name} has {numel:,} numbers; with gradients and optimizer state they need", 16 * numel),

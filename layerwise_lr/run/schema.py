@@ -17,7 +17,16 @@ from ..plan import Duration, FreezeSpec, GroupingSpec, OptimizerSpec, ScheduleSp
 
 @dataclass
 class FrameworkSpec:
-    """Who trains: plugin name, mode, device ("auto" takes the best there is), precision, threads per process."""
+    """Who trains, and on what.
+
+    Args:
+        name: torch | oneflow | mindspore | megengine | reference, or a third-party plugin's.
+        mode: `layerwise-lr frameworks` lists each one's.
+        device: auto (the best) | cpu | cuda:0 | ascend:0.
+        precision: fp32 | fp64 | bf16 | fp16, where there is.
+        threads: per process.
+        deterministic: ask for reproducible kernels, maybe slower.
+    """
 
     name: str = "torch"
     mode: str = "eager"
@@ -29,7 +38,22 @@ class FrameworkSpec:
 
 @dataclass
 class ModelSpec:
-    """A declared model; what is null is the model's own default, or comes from the data."""
+    """A declared model; what is null is the model's own default, or comes from the data.
+
+    Args:
+        name: lenet | mlp | resnet18 | resnet34 | resnet50 | mobilenet_v2 | vit_tiny | vit_small | vit_base.
+        num_classes: null: the data's.
+        in_channels: null: the data's.
+        image_size: null: the data's.
+        width: units of a hidden layer (mlp).
+        depth: hidden layers (mlp), blocks (vit).
+        dropout: before the classifier (mobilenet_v2).
+        patch_size: pixels a side (vit).
+        embed_dim: width of a token (vit).
+        num_heads: of the attention (vit).
+        layer_scale: of LayerScale, DINOv2: 1e-5 (vit); null: none.
+        pool: token | avg: what the head looks at (vit).
+    """
 
     name: str = "lenet"
     num_classes: Optional[int] = None  # noqa: UP045 (OmegaConf 2.3 reads Optional)
@@ -47,7 +71,13 @@ class ModelSpec:
 
 @dataclass
 class CheckpointSpec:
-    """What is kept: every so often (null: only at the end), the last `keep`, with or without optimizer state."""
+    """Which weights are kept.
+
+    Args:
+        every: how often one is written; null: at the end.
+        keep: how many of them stay.
+        optimizer: with the optimizer's state.
+    """
 
     every: Duration = None
     keep: int = 1
@@ -73,7 +103,20 @@ class VerifySpec:
 
 @dataclass
 class Config:
-    """One run. Durations are "2 epochs", "10%" or steps; `steps` wins over `epochs`."""
+    """One run. Durations are "2 epochs", "10%" or steps.
+
+    Args:
+        name: of the experiment: a folder below outputs/.
+        seed: of weights, choice and order of pictures, dropout.
+        schedules: more schedules by name, for groups: +schedules.NAME={name: linear}.
+        optimizers: more optimizers by name, for groups: +optimizers.NAME={name: sgd, lr: 0.1}.
+        batch_size: pictures a step.
+        epochs: passes over the training pictures.
+        steps: instead of epochs.
+        eval_every: how often validation is measured.
+        metric: accuracy | balanced_accuracy, to choose by.
+        verify: prove before step 0 that all moves as planned.
+    """
 
     name: str = "default"
     seed: int = 0

@@ -27,9 +27,9 @@ class Options:
     """How jobs are run.
 
     Args:
-        n_jobs: at a time; None: cores / threads.
-        timeout: seconds a job may take; None: any.
-        fork: "auto" or "never".
+        n_jobs: jobs at a time; null: cores / framework.threads.
+        timeout: seconds a job may take; null: any.
+        fork: auto | never: whether jobs share one import of the framework, where the plugin allows it.
     """
 
     n_jobs: int | None = None

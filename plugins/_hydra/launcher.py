@@ -12,8 +12,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from layerwise_lr.cli import commands, program
+from layerwise_lr.cli import hydra_app, sweeps
 from layerwise_lr.plan import UserError
+from layerwise_lr.run import options, resolve
 from layerwise_lr.sweep import Options
 
 
@@ -52,16 +53,25 @@ class JobsLauncher(Launcher):
         if not getattr(task_function, "sweeps", False):
             raise UserError("only 'layerwise-lr train' and 'compare' take -m")
         self.loader, self.config = hydra_context.config_loader, config
-        program.sweep_folder = Path(config.hydra.sweep.dir)
+        hydra_app.refuse_places(config.hydra.overrides.hydra)
+        hydra_app.sweep_folder = Path(config.hydra.sweep.dir)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> List[JobReturn]:  # noqa: UP006
         """Compose and check all, then run all; a job that fails is FAILED in its JobReturn, the others go on."""
-        composed = []
+        composed: List[Any] = []  # noqa: UP006
+        ignored: List[Dict[str, str]] = []  # noqa: UP006
+        keys: Dict[str, None] = {}  # noqa: UP006
         for index, overrides in enumerate(job_overrides, initial_job_idx):
             cfg = self.loader.load_sweep_config(self.config, list(overrides))
             cfg.hydra.job.num, cfg.hydra.job.id = index, str(index)
-            composed.append((program.run_config(cfg), list(overrides)))
-        results = commands.run_sweep(Path(self.config.hydra.sweep.dir), composed, Options(**self.options))
+            words = hydra_app.given(overrides)
+            config = resolve(hydra_app.typed(cfg, words))
+            composed.append((config, list(overrides)))
+            keys |= dict.fromkeys(words.keys)
+            ignored.append(options.unread(config))
+        in_all = set(ignored[0]).intersection(*ignored[1:])
+        options.refuse_unread(keys, {key: why for key, why in ignored[0].items() if key in in_all})
+        results = sweeps.run_sweep(Path(self.config.hydra.sweep.dir), composed, Options(**self.options))
         returns: List[JobReturn] = []  # noqa: UP006
         for (_, overrides), result in zip(composed, results, strict=True):
             failed = isinstance(result, Exception)

@@ -10,8 +10,9 @@ class Dropout(nn.Cell):
 
     Args:
         p: what is dropped.
-        seed: int32 scalar, assigned by `reseed` and `train_step`.
-        layer: tells the dropouts of a model apart.
+        seed: int32 scalar, which every `train_step` assigns.
+        layer: tells the dropouts of a model apart. It joins the seed after a hash: the seeds of a run follow one
+            another, and a sum would give the next step's first layer the mask of this step's second.
     """
 
     def __init__(self, p: float, seed: Parameter, layer: int) -> None:
@@ -25,7 +26,7 @@ class Dropout(nn.Cell):
         size = 1
         for n in x.shape:
             size = size * n
-        bits = _mix(ops.arange(0, size, 1, dtype=mstype.int32) + _mix(self.seed + self.layer))
+        bits = _mix(ops.arange(0, size, 1, dtype=mstype.int32) + _mix(_mix(self.seed) + self.layer))
         uniform = ops.cast(ops.bitwise_and(bits, 0xFFFFFF), mstype.float32) / 16777216.0
         keep = ops.cast(uniform >= self.p, mstype.float32) / (1 - self.p)
         return x * ops.stop_gradient(keep).reshape(x.shape)

@@ -1,19 +1,20 @@
-"""Each kind of declared layer as a MindSpore cell; every Parameter bears its canonical name, so no renaming is left.
+"""Each kind of declared layer as a MindSpore cell, and the network made of them; every Parameter bears its canonical
+name.
 
 MindSpore calls a norm's arrays gamma, beta, mean, variance and an embedding's embedding_table.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore import dtype as mstype
 
-from layerwise_lr.framework import Layer, Node, Residual, Tree, join
+from layerwise_lr.framework import Layer, Tree, fold, join
 
 from .dropout import Dropout
+from .lending import Shelf
+from .optimizers import Natives
 
 _NORM = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "variance": "running_var"}
 RENAMED: Mapping[str, Mapping[str, str]] = {
@@ -21,55 +22,6 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     "layernorm": _NORM,
     "embedding": {"embedding_table": "weight"},
 }
-
-
-class Conv(nn.Conv2d):
-    """conv: MindSpore's own default would pad "same" and have no bias."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, stride: int, padding: int, groups: int, bias: bool
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel,
-            stride,
-            pad_mode="pad",
-            padding=padding,
-            dilation=1,
-            group=groups,
-            has_bias=bias,
-            weight_init="zeros",
-            bias_init="zeros",
-        )
-
-
-class Linear(nn.Dense):
-    """linear; the declared `std` concerns the initial values only."""
-
-    def __init__(self, in_features: int, out_features: int, std: float | None = None) -> None:
-        super().__init__(in_features, out_features, weight_init="zeros", bias_init="zeros", has_bias=True)
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """batchnorm: MindSpore's momentum is what the running statistics keep, torch's is what they take."""
-
-    def __init__(self, features: int, eps: float, momentum: float) -> None:
-        super().__init__(features, eps=eps, momentum=1 - momentum, affine=True, use_batch_statistics=None)
-
-
-class LayerNorm(nn.LayerNorm):
-    """layernorm over the last axis."""
-
-    def __init__(self, features: int, eps: float) -> None:
-        super().__init__((features,), begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
-
-
-class Embedding(nn.Embedding):
-    """embedding: int [B, T] -> float32 [B, T, D]."""
-
-    def __init__(self, num_embeddings: int, dim: int) -> None:
-        super().__init__(num_embeddings, dim, embedding_table="zeros")
 
 
 class Product(nn.Cell):
@@ -86,8 +38,8 @@ class Attention(nn.Cell):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.heads, self.width = num_heads, dim // num_heads
-        self.qkv = Linear(dim, 3 * dim)
-        self.proj = Linear(dim, dim)
+        self.qkv = _linear(dim, 3 * dim)
+        self.proj = _linear(dim, dim)
         self.product = Product()
 
     def construct(self, x: Tensor) -> Tensor:
@@ -124,37 +76,56 @@ class LayerScale(nn.Cell):
         return x * self.gamma
 
 
-class GlobalPool(nn.Cell):
-    """globalpool."""
+class Plain(nn.Cell):
+    """A layer without arrays: a function of the input alone, named, because the compiler reads its source."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
 
     def construct(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C]."""
-        return ops.mean(x, (2, 3))
+        """Apply the function."""
+        return self.function(x)
 
 
-class ToTokens(nn.Cell):
-    """to_tokens."""
-
-    def construct(self, x: Tensor) -> Tensor:
-        """[B, D, H, W] -> [B, H * W, D]."""
-        b, d, h, w = x.shape
-        return x.reshape(b, d, h * w).transpose(0, 2, 1)
+def global_pool(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, C]."""
+    return ops.mean(x, (2, 3))
 
 
-class FirstToken(nn.Cell):
-    """first_token."""
-
-    def construct(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, D]."""
-        return x[:, 0]
+def to_tokens(x: Tensor) -> Tensor:
+    """[B, D, H, W] -> [B, H * W, D]."""
+    b, d, h, w = x.shape
+    return x.reshape(b, d, h * w).transpose(0, 2, 1)
 
 
-class MeanTokens(nn.Cell):
-    """mean_tokens."""
+def first_token(x: Tensor) -> Tensor:
+    """[B, T, D] -> [B, D]."""
+    return x[:, 0]
 
-    def construct(self, x: Tensor) -> Tensor:
-        """[B, 1 + T, D] -> [B, D]."""
-        return ops.mean(x[:, 1:], 1)
+
+def mean_tokens(x: Tensor) -> Tensor:
+    """[B, 1 + T, D] -> [B, D]."""
+    return ops.mean(x[:, 1:], 1)
+
+
+def _conv(
+    in_channels: int, out_channels: int, kernel: int, stride: int, padding: int, groups: int, bias: bool
+) -> nn.Cell:
+    """MindSpore's own default would pad "same" and have no bias."""
+    zeros = {"weight_init": "zeros", "bias_init": "zeros"}
+    window = {"pad_mode": "pad", "padding": padding, "dilation": 1}
+    return nn.Conv2d(in_channels, out_channels, kernel, stride, group=groups, has_bias=bias, **window, **zeros)
+
+
+def _linear(in_features: int, out_features: int, std: float | None = None) -> nn.Cell:
+    """The declared `std` concerns the initial values only."""
+    return nn.Dense(in_features, out_features, weight_init="zeros", bias_init="zeros", has_bias=True)
+
+
+def _batchnorm(features: int, eps: float, momentum: float) -> nn.Cell:
+    """MindSpore's momentum is what the running statistics keep, torch's is what they take."""
+    return nn.BatchNorm2d(features, eps=eps, momentum=1 - momentum, affine=True, use_batch_statistics=None)
 
 
 def _maxpool(kernel: int, stride: int, padding: int) -> nn.Cell:
@@ -164,25 +135,25 @@ def _maxpool(kernel: int, stride: int, padding: int) -> nn.Cell:
 
 
 KINDS: Mapping[str, Callable[..., nn.Cell]] = {
-    "conv": Conv,
-    "linear": Linear,
-    "batchnorm": BatchNorm,
-    "layernorm": LayerNorm,
-    "embedding": Embedding,
+    "conv": _conv,
+    "linear": _linear,
+    "batchnorm": _batchnorm,
+    "layernorm": lambda features, eps: nn.LayerNorm((features,), begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps),
+    "embedding": lambda num_embeddings, dim: nn.Embedding(num_embeddings, dim, embedding_table="zeros"),
     "attention": Attention,
     "tokens": Tokens,
     "layerscale": LayerScale,
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
-    "gelu": partial(nn.GELU, approximate=False),  # MindSpore's default is the tanh one
+    "gelu": lambda: nn.GELU(approximate=False),  # MindSpore's default is the tanh one
     "maxpool": _maxpool,
     "avgpool": lambda kernel, stride: nn.AvgPool2d(kernel, stride, pad_mode="valid"),
-    "globalpool": GlobalPool,
+    "globalpool": lambda: Plain(global_pool),
     "flatten": nn.Flatten,
     "dropout": Dropout,
-    "to_tokens": ToTokens,
-    "first_token": FirstToken,
-    "mean_tokens": MeanTokens,
+    "to_tokens": lambda: Plain(to_tokens),
+    "first_token": lambda: Plain(first_token),
+    "mean_tokens": lambda: Plain(mean_tokens),
 }
 
 
@@ -203,91 +174,60 @@ def lower(cell: nn.Cell, dtype: mstype.Type) -> nn.Cell:
     """The cell of a layer, its convolutions and matrix products in `dtype`."""
     if isinstance(cell, Attention):
         cell.qkv, cell.proj, cell.product = (Lowered(c, dtype) for c in (cell.qkv, cell.proj, cell.product))
-    return Lowered(cell, dtype) if isinstance(cell, Conv | Linear) else cell
-
-
-class Sequential(nn.Cell):
-    """Cells in order."""
-
-    def __init__(self, cells: Sequence[nn.Cell]) -> None:
-        super().__init__()
-        self.steps = nn.CellList(cells)
-
-    def construct(self, x: Tensor) -> Tensor:
-        """One after the other."""
-        for cell in self.steps:
-            x = cell(x)
-        return x
+    return Lowered(cell, dtype) if isinstance(cell, nn.Conv2d | nn.Dense) else cell
 
 
 class Sum(nn.Cell):
     """body(x) + shortcut(x)."""
 
-    def __init__(self, body: nn.Cell, shortcut: nn.Cell | None) -> None:
+    def __init__(self, body: nn.Cell, shortcut: nn.Cell) -> None:
         super().__init__()
         self.body, self.shortcut = body, shortcut
 
     def construct(self, x: Tensor) -> Tensor:
         """The residual sum."""
-        return self.body(x) + (x if self.shortcut is None else self.shortcut(x))
+        return self.body(x) + self.shortcut(x)
 
 
-class Loss(nn.Cell):
-    """Mean cross-entropy of a model; labels are int32 [B], the one type its kernel takes."""
-
-    def __init__(self, model: nn.Cell) -> None:
-        super().__init__(auto_prefix=False)
-        self.model, self.loss = model, nn.CrossEntropyLoss()
-
-    def construct(self, x: Tensor, y: Tensor) -> Tensor:
-        """Float32 scalar."""
-        return self.loss(self.model(x), y)
-
-
-class Builder:
-    """Turns a declared tree into cells; collects the Parameters under their canonical names.
+class Network(nn.Cell):
+    """A whole declared tree, in training mode. Parts are joined by cells, not by Python's functions: graph mode
+    transforms source, and in a closure it finds none of the cells.
 
     Args:
+        tree: declared.
         seed: of the dropouts.
         dtype: of convolutions and matrix products.
     """
 
-    def __init__(self, seed: Parameter, dtype: mstype.Type) -> None:
+    def __init__(self, tree: Tree, seed: Parameter, dtype: mstype.Type) -> None:
+        super().__init__()
         self.seed, self.dtype, self.dropouts = seed, dtype, 0
         self.named: dict[str, Parameter] = {}
-
-    def tree(self, tree: Tree) -> nn.Cell:
-        """The cell of a whole model, in training mode."""
-        model = self.node(tree.root, "")
+        self.norms: dict[str, nn.Cell] = {}
+        self.natives: Shelf[Natives] = Shelf()
+        self.whole = fold(tree, self._layer, nn.SequentialCell, Sum)
         for name, parameter in self.named.items():  # last: every enclosing cell has put its own prefix before it
             parameter.name = name
-        model.named, model.dropouts = self.named, self.dropouts
-        return model.set_train(True)
+        self.set_train(True)
 
-    def node(self, node: Node, prefix: str) -> nn.Cell:
-        """The cell of a node below `prefix`."""
-        name = join(prefix, node.name)
-        if isinstance(node, Layer):
-            return self.layer(node, name)
-        if isinstance(node, Residual):
-            body, shortcut = self.nodes(node.body, name), self.nodes(node.shortcut, name) if node.shortcut else None
-            return Sum(body, shortcut)
-        return self.nodes(node.children, name)
+    def construct(self, x: Tensor) -> Tensor:
+        """float32 [B, C, H, W] or int32 [B, T] -> logits [B, classes]."""
+        return self.whole(x)
 
-    def nodes(self, nodes: Sequence[Node], prefix: str) -> Sequential:
-        """Several in order."""
-        return Sequential([self.node(node, prefix) for node in nodes])
+    def rest(self, frozen: frozenset[str]) -> None:
+        """These batchnorm layers run on their running statistics in the next training step, the others train."""
+        for name, norm in self.norms.items():
+            norm.set_train(name not in frozen)
 
-    def layer(self, node: Layer, name: str) -> nn.Cell:
+    def _layer(self, name: str, layer: Layer) -> nn.Cell:
         """One layer; its Parameters are noted."""
-        options: dict[str, Any] = dict(node.options)
-        if node.kind == "dropout":
+        if layer.kind == "dropout":
             self.dropouts += 1
-            options |= {"seed": self.seed, "layer": self.dropouts}
-        cell = KINDS[node.kind](**options)
-        renamed = RENAMED.get(node.kind, {})
-        if node.kind != "dropout":
-            self.named |= {join(name, renamed.get(p.name, p.name)): p for p in cell.get_parameters()}
+            return Dropout(seed=self.seed, layer=self.dropouts, **layer.options)
+        cell, renamed = KINDS[layer.kind](**layer.options), RENAMED.get(layer.kind, {})
+        self.named |= {join(name, renamed.get(p.name, p.name)): p for p in cell.get_parameters()}
+        if layer.kind == "batchnorm":
+            self.norms[name] = cell
         return cell if self.dtype == mstype.float32 else lower(cell, self.dtype)
 
 

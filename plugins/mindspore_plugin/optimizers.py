@@ -9,7 +9,6 @@ layer_adaptive, which MindSpore lacks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from math import inf, log
 from typing import Any
 
@@ -17,7 +16,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from layerwise_lr.framework import OptimizerSpec, Plan
+from layerwise_lr.framework import STATE_KEYS, OptimizerSpec, Plan, by_optimizer
 
 Group = dict[str, Any]
 
@@ -138,55 +137,31 @@ class Natives:
 
     def __init__(self, groups: Sequence[Group], plan: Plan) -> None:
         self.groups, self.plan = groups, plan
-        self.whole = {name: self._make(name, [True] * len(groups)) for name in _names(plan)}
+        self.whole = {name: self._make(name, own) for name, own in by_optimizer(groups, plan).items()}
         self.lrs = [
             self.whole[g.optimizer].get_lr_parameter(native["params"][0])
             for g, native in zip(plan.groups, groups, strict=True)
         ]
-        self.steps: dict[tuple[bool, ...], Any] = {}  # compiled, by active set: see graph.py
-
-    def serve(self, groups: Sequence[Group], plan: Plan) -> bool:
-        """Whether these groups and this plan need the very same optimizers; lr is a Parameter and may differ."""
-
-        def shape(groups: Sequence[Group], plan: Plan) -> list[Any]:
-            return [
-                _specs(plan),
-                *(
-                    [
-                        [id(p) for p in native["params"]],
-                        native["weight_decay"],
-                        native["grad_centralization"],
-                        g.optimizer,
-                    ]
-                    for native, g in zip(groups, plan.groups, strict=True)
-                ),
-            ]
-
-        return shape(groups, plan) == shape(self.groups, self.plan)
+        self.centralized = frozenset(p.name for g in groups if g["grad_centralization"] for p in g["params"])
+        self.steps: dict[tuple[tuple[bool, ...], frozenset[str]], Any] = {}
+        """By active groups and resting batchnorm layers: see steps.py."""
 
     def over(self, active: Sequence[bool]) -> list[nn.Optimizer]:
         """Native optimizers of the active groups alone; those without any are left out."""
         found = []
-        for name, whole in self.whole.items():
-            own = [on for g, on in zip(self.plan.groups, active, strict=True) if g.optimizer == name]
-            if any(own):
-                found.append(whole if all(own) else _sharing(self._make(name, active), whole))
+        for name, own in by_optimizer(list(zip(self.groups, active, strict=True)), self.plan).items():
+            live = [native for native, on in own if on]
+            if live:
+                whole = self.whole[name]
+                found.append(whole if len(live) == len(own) else _sharing(self._make(name, live), whole))
         return found
 
-    def centralized(self) -> frozenset[str]:
-        """Names of the parameters whose gradients lose their mean."""
-        return frozenset(p.name for g in self.groups if g["grad_centralization"] for p in g["params"])
-
-    def _make(self, name: str, active: Sequence[bool]) -> nn.Optimizer:
-        """One native optimizer over the active groups named so. order_params keeps the plan's order; centralization
-        is `Step`'s, so the native key is off here."""
-        own = [
-            {**native, "grad_centralization": False}
-            for g, native, on in zip(self.plan.groups, self.groups, active, strict=True)
-            if on and g.optimizer == name
-        ]
+    def _make(self, name: str, groups: Sequence[Group]) -> nn.Optimizer:
+        """One native optimizer. order_params keeps the plan's order; centralization is the training step's, so the
+        native key is off here."""
+        spec, own = self.plan.optimizers[name], [{**native, "grad_centralization": False} for native in groups]
         order = [p for native in own for p in native["params"]]
-        made = NATIVE[self.plan.optimizers[name].name](self.plan.optimizers[name], [*own, {"order_params": order}])
+        made = NATIVE[spec.name](spec, [*own, {"order_params": order}])
         for attribute in (*STATE, "momentum", "global_step", "steps"):  # names must be unique in a compiled step
             held = getattr(made, attribute, ())
             for p in {id(p): p for p in ([held] if isinstance(held, Parameter) else held)}.values():
@@ -203,29 +178,34 @@ class Optimizers:
 
     def state(self) -> dict[str, np.ndarray]:
         """Arrays by "parameter/key", of the parameters that have trained."""
-        arrays = {}
-        for native in self.natives.whole.values():
-            steps = native.steps.asnumpy() if isinstance(native, Adam) else None
-            for i, p in enumerate(native.parameters):
-                if p.name in self.begun:
-                    for own, key in _keys(native).items():
-                        arrays[f"{p.name}/{key}"] = np.array(getattr(native, own)[i].asnumpy())
-                    if steps is not None:
-                        arrays[f"{p.name}/step"] = np.array(steps[i])
-        return arrays
+        arrays: dict[str, np.ndarray] = {}
+        for name, native in self.natives.whole.items():
+            for key, held in self._held(name, native).items():
+                arrays |= {
+                    f"{p.name}/{key}": np.array(h.asnumpy()) for p, h in zip(native.parameters, held, strict=True)
+                }
+            if isinstance(native, Adam):
+                arrays |= {f"{p.name}/step": n for p, n in zip(native.parameters, native.steps.asnumpy(), strict=True)}
+        return {key: np.asarray(array) for key, array in arrays.items() if key.rpartition("/")[0] in self.begun}
 
     def set_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """The reverse; what has no entry starts fresh."""
         self.begun = {key.rpartition("/")[0] for key in arrays}
-        for native in self.natives.whole.values():
-            for own, key in _keys(native).items():
-                for p, held in zip(native.parameters, getattr(native, own), strict=True):
-                    _put(held, arrays.get(f"{p.name}/{key}", np.zeros(p.shape)))
+        for name, native in self.natives.whole.items():
+            for key, held in self._held(name, native).items():
+                for p, h in zip(native.parameters, held, strict=True):
+                    _put(h, arrays.get(f"{p.name}/{key}", np.zeros(p.shape)))
             if isinstance(native, nn.SGD):  # stat 1: the next gradient replaces the buffer
                 for p, stat in zip(native.parameters, native.stat, strict=True):
                     _put(stat, np.full(p.shape, f"{p.name}/momentum_buffer" not in arrays))
             if isinstance(native, Adam):
                 _put(native.steps, np.array([float(arrays.get(f"{p.name}/step", 0)) for p in native.parameters]))
+
+    def _held(self, name: str, native: nn.Optimizer) -> dict[str, ParameterTuple]:
+        """torch's key -> one Parameter per trained parameter; Adam's `steps` is one Parameter for all, and not here."""
+        spec, buffer = self.natives.plan.optimizers[name], "accum" if isinstance(native, nn.SGD) else "moments"
+        attributes = {key: buffer if key == "momentum_buffer" else key for key in STATE_KEYS[spec.name]}
+        return {key: getattr(native, own) for key, own in attributes.items() if key != "step"}
 
 
 def _sharing(part: nn.Optimizer, whole: nn.Optimizer) -> nn.Optimizer:
@@ -239,24 +219,6 @@ def _sharing(part: nn.Optimizer, whole: nn.Optimizer) -> nn.Optimizer:
     if isinstance(part, Adam):
         part.train_only(at, whole.steps)
     return part
-
-
-def _keys(native: nn.Optimizer) -> Mapping[str, str]:
-    """Native attribute -> torch's key."""
-    if isinstance(native, Adam | LayerAdaptive):
-        return {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
-    if isinstance(native, nn.Momentum):
-        return {"moments": "momentum_buffer"}
-    return {"accum": "momentum_buffer"} if native.nesterov else {}
-
-
-def _names(plan: Plan) -> list[str]:
-    return list(dict.fromkeys(g.optimizer for g in plan.groups))
-
-
-def _specs(plan: Plan) -> list[Any]:
-    """What is built into the optimizers: all but the lr."""
-    return [replace(plan.optimizers[name], lr=1.0) for name in _names(plan)]
 
 
 def _put(parameter: Parameter, array: np.ndarray) -> None:

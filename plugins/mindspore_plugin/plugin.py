@@ -2,11 +2,10 @@
 
 import os
 import tempfile
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -14,16 +13,36 @@ os.environ.setdefault("GLOG_v", "3")  # errors only; read once, at import
 os.environ.setdefault("MS_OM_PATH", str(Path(tempfile.gettempdir()) / "layerwise_lr_mindspore"))  # else ./rank_0
 
 import mindspore as ms
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor, ops
 
-from layerwise_lr.framework import KINDS as DECLARED
-from layerwise_lr.framework import LOSS_SCALE, OPTIMIZERS, PLAIN_KINDS, Plan, TrainState, Tree, UserError, Weights
+from layerwise_lr.framework import (
+    KINDS,
+    OPTIMIZERS,
+    PLAIN_KINDS,
+    Framework,
+    Plan,
+    Step,
+    StepResult,
+    TrainState,
+    Tree,
+    UserError,
+    Weights,
+)
 
-from . import graph, layers
+from .layers import Network
+from .lending import Shelf
 from .optimizers import Group, Natives, Optimizers
+from .steps import TrainStep
 
 _DTYPES = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
 _TARGETS = {"cuda": "GPU", "ascend": "Ascend", "cpu": "CPU"}
+
+
+class Model:
+    """Who holds a network; nobody else has it meanwhile."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
 
 
 class MindSporeScheduler:
@@ -33,9 +52,9 @@ class MindSporeScheduler:
     def __init__(self, lrs: Sequence[Parameter], plan: Plan) -> None:
         self._lrs, self._plan = lrs, plan
 
-    def apply(self, step: int) -> None:
-        """The plan's lr of every group at `step`."""
-        for parameter, lr in zip(self._lrs, self._plan.lrs(step), strict=True):
+    def apply(self, index: int) -> None:
+        """The plan's lr of every group at step `index`."""
+        for parameter, lr in zip(self._lrs, self._plan.lrs(index), strict=True):
             ops.assign(parameter, Tensor(lr, ms.float32))
 
     def lrs(self) -> list[float]:
@@ -43,35 +62,32 @@ class MindSporeScheduler:
         return [float(parameter.asnumpy()) for parameter in self._lrs]
 
 
-class MindSporeFramework:
+class MindSporeFramework(Framework):
     """MindSpore on CPU, GPU or Ascend.
 
     pynative: forward and backward op by op, each optimizer's update compiled as MindSpore does it itself.
-    graph: the whole step compiled, once per set of active groups.
+    graph: the whole step compiled, once per set of active groups and resting batchnorm layers.
     """
 
-    modes: ClassVar[tuple[str, ...]] = ("pynative", "graph")
+    kinds: ClassVar[tuple[str, ...]] = (*KINDS, *PLAIN_KINDS)
     optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
-    kinds: ClassVar[tuple[str, ...]] = (*DECLARED, *PLAIN_KINDS)
-    fork_safe: ClassVar[bool] = False  # its executor threads do not survive a fork
+    modes: ClassVar[tuple[str, ...]] = ("pynative", "graph")
     precisions: ClassVar[tuple[str, ...]] = tuple(_DTYPES)
+    fork_safe: ClassVar[bool] = False  # its executor threads do not survive a fork
 
-    def __init__(self, device: str, mode: str, seed: int, precision: str, threads: int, deterministic: bool) -> None:
-        if mode not in self.modes:
-            raise UserError(f"framework.mode={mode!r}: mindspore has {', '.join(self.modes)}")
-        target, index = _device(device)
-        if precision == "bf16" and target != "Ascend":  # conv2d and matmul: "Unsupported data type"
+    def __init__(self, *choices: Any, **named: Any) -> None:
+        super().__init__(*choices, **named)
+        kind, _, index = self.device.partition(":")
+        target = _TARGETS[kind]
+        if self.precision == "bf16" and target != "Ascend":  # conv2d and matmul: "Unsupported data type"
             raise UserError("framework.precision='bf16': MindSpore has the kernels for it on Ascend alone; take fp16")
-        ms.set_device(target, index)
-        ms.set_context(mode=ms.GRAPH_MODE if mode == "graph" else ms.PYNATIVE_MODE)
-        _start(target, threads)
-        if deterministic:
+        ms.set_device(target, int(index or 0))
+        ms.set_context(mode=ms.GRAPH_MODE if self.mode == "graph" else ms.PYNATIVE_MODE)
+        _start(target, self.threads)
+        if self.deterministic:
             ms.set_deterministic(True)
-        self.mode, self._dtype = mode, _DTYPES[precision]
-        self._scale = LOSS_SCALE if precision == "fp16" else 1.0
-        self._kept: tuple[Natives | None, Callable[[], Optimizers | None]] = (None, lambda: None)
         self._seed = Parameter(Tensor(0, ms.int32), name="dropout_seed", requires_grad=False)
-        self.reseed(seed)
+        self._networks: Shelf[Network] = Shelf()
 
     @staticmethod
     def devices() -> list[str]:
@@ -85,30 +101,26 @@ class MindSporeFramework:
     @staticmethod
     def version() -> str:
         """MindSpore's version."""
-        return str(ms.__version__)
+        return f"mindspore {ms.__version__}"
 
-    def reseed(self, seed: int) -> None:
-        """Dropout is all that is drawn, and its masks are ours (layers.Dropout)."""
-        self._stream = np.random.SeedSequence(seed)
+    def make_model(self, tree: Tree) -> Model:
+        """In training mode; of equal trees it may be a network whose run is over."""
+        return self._networks.lend(tree, lambda: Network(tree, self._seed, _DTYPES[self.precision]), Model)
 
-    def make_model(self, tree: Tree) -> nn.Cell:
-        """A cell in training mode; `named` holds its Parameters by canonical name."""
-        return layers.Builder(self._seed, self._dtype).tree(tree)
-
-    def get_weights(self, model: nn.Cell) -> Weights:
+    def get_weights(self, model: Model) -> Weights:
         """Copies by canonical name."""
-        return {name: np.array(p.asnumpy()) for name, p in model.named.items()}
+        return {name: np.array(p.asnumpy()) for name, p in model.network.named.items()}
 
-    def set_weights(self, model: nn.Cell, weights: Weights) -> None:
+    def set_weights(self, model: Model, weights: Weights) -> None:
         """In place: optimizers and compiled steps keep their Parameters."""
-        for name, parameter in model.named.items():
+        for name, parameter in model.network.named.items():
             ops.assign(parameter, Tensor(np.ascontiguousarray(weights[name], np.float32)))
 
-    def make_groups(self, model: nn.Cell, plan: Plan) -> list[Group]:
+    def make_groups(self, model: Model, plan: Plan) -> list[Group]:
         """MindSpore's group dicts; it takes no other keys than these, and no numpy floats."""
         return [
             {
-                "params": [model.named[n] for n in g.params],
+                "params": [model.network.named[n] for n in g.params],
                 "lr": float(plan.base_lr * g.lr_scale),
                 "weight_decay": float(g.weight_decay),
                 "grad_centralization": g.grad_centralization,
@@ -116,68 +128,45 @@ class MindSporeFramework:
             for g in plan.groups
         ]
 
-    def make_optimizer(self, groups: Sequence[Group], plan: Plan) -> Optimizers:
-        """One native optimizer per name in use. The last ones are reused, fresh, where the same are asked for and
-        their run is over: what was compiled for them serves again (the effective-lr proof asks several times)."""
-        natives, user = self._kept
-        if natives is None or user() is not None or not natives.serve(groups, plan):
-            natives = Natives(groups, plan)
-        made = Optimizers(natives)
-        self._kept = natives, weakref.ref(made)
-        return made
+    def make_optimizer(self, model: Model, groups: Sequence[Group], plan: Plan) -> Optimizers:
+        """One native optimizer per name in use, fresh. They serve again, with what was compiled for them, where rules
+        and parameters are the same and their run is over (the effective-lr proof asks several times)."""
+        rules = tuple((g.optimizer, plan.rule(g), g.params) for g in plan.groups)
+        return model.network.natives.lend(rules, lambda: Natives(groups, plan), Optimizers)
 
     def make_scheduler(self, optimizer: Optimizers, plan: Plan, start: int) -> MindSporeScheduler:
         """Groups in the plan's order, across all optimizers."""
-        scheduler = MindSporeScheduler(optimizer.natives.lrs, plan)
-        scheduler.apply(start)
-        return scheduler
+        return MindSporeScheduler(optimizer.natives.lrs, plan)
 
-    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray) -> Tensor:
-        """The step of the active groups."""
-        if state.compiled is None:
-            self.set_active(state, [True] * len(state.groups))
-        if state.model.dropouts:
-            (child,) = self._stream.spawn(1)
-            ops.assign(self._seed, Tensor(int(child.generate_state(1)[0] >> 1), ms.int32))
-        loss = state.compiled(_tensor(x), Tensor(y.astype(np.int32)))
-        state.optimizer.begun |= state.compiled.gradients.keys()
-        return loss  # type: ignore[no-any-return]
-
-    def get_gradients(self, state: TrainState) -> Weights:
-        """What the last step kept."""
-        return {name: np.array(g.asnumpy()) for name, g in state.compiled.gradients.items()}
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        """The step of the active groups and resting batchnorm layers; it is made once."""
+        network, natives, key = state.model.network, state.optimizer.natives, (step.active, step.frozen)
+        if key not in natives.steps:
+            optimizers, compiled = natives.over(step.active), self.mode == "graph"
+            natives.steps[key] = TrainStep(network, optimizers, natives.centralized, compiled, self.loss_scale)
+        network.rest(step.frozen)
+        if network.dropouts:
+            ops.assign(self._seed, Tensor(np.array(step.seed % 2**32, np.uint32).view(np.int32)))
+        loss, gradients = natives.steps[key](_tensor(x), Tensor(y.astype(np.int32)))
+        names = natives.steps[key].names
+        state.optimizer.begun.update(names)
+        kept = {n: np.array(g.asnumpy()) for n, g in zip(names, gradients, strict=True)} if step.gradients else None
+        return StepResult(loss, kept)
 
     def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
         """Logits in evaluation mode."""
-        state.model.set_train(False)
-        logits = np.array(state.model(_tensor(x)).asnumpy())
-        state.model.set_train(True)
+        network = state.model.network.set_train(False)
+        logits = np.array(network(_tensor(x)).asnumpy())
+        network.set_train(True)
         return logits
-
-    def set_active(self, state: TrainState, active: Sequence[bool]) -> None:
-        """Takes up the step of these groups; it is made once."""
-        compiled = self.mode == "graph"
-        state.compiled = state.compiled or graph.Steps(state.model, state.optimizer.natives, compiled, self._scale)
-        state.compiled.take(tuple(active))
 
     def get_optimizer_state(self, state: TrainState) -> Weights:
         """By "parameter/exp_avg" and so on."""
-        return state.optimizer.state()
+        return state.optimizer.state()  # type: ignore[no-any-return]
 
     def set_optimizer_state(self, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
         """The reverse."""
         state.optimizer.set_state(arrays)
-
-
-def _device(asked: str) -> tuple[str, int]:
-    """Target and index for `set_device`, which raises pages of text where the device is absent."""
-    there = MindSporeFramework.devices()
-    wanted = there[0] if asked == "auto" else asked
-    wanted = f"{wanted}:0" if wanted in ("cuda", "ascend") else wanted
-    if wanted not in there:
-        raise UserError(f"framework.device={asked!r} is not here; mindspore {ms.__version__} sees: {', '.join(there)}")
-    name, _, index = wanted.partition(":")
-    return _TARGETS[name], int(index or 0)
 
 
 @cache

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from layerwise_lr.framework import UserError
 
-INSTALL = "pip install 'layerwise-lr[oneflow]'"
+INSTALL = "`layerwise-lr frameworks` tells how to install it"
 LIBRARIES_BY = "pip install nvidia-cublas-cu11 'nvidia-cudnn-cu11<9'"
 LIBRARIES = (
     "cublas/lib/libcublasLt.so.11",

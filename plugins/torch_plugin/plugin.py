@@ -76,7 +76,7 @@ class TorchFramework(Framework):
         model = Model(tree).to(self.device, self.dtype).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         if self.mode == "compile":
             model.compile()
-        return model  # type: ignore[no-any-return]
+        return model
 
     def get_weights(self, model: Model) -> Weights:
         """Copies by canonical name."""
@@ -124,12 +124,12 @@ class TorchFramework(Framework):
         if loss.requires_grad:  # else no group trains at this step
             (loss * self.loss_scale).backward()
         if self.loss_scale != 1:
-            for _, param, _ in _trained(state):
-                param.grad /= self.loss_scale  # type: ignore[operator]
-        gradients = {name: _copy(p.grad.float()) for name, p, _ in _trained(state)} if step.gradients else None  # type: ignore[union-attr]
-        for _, param, group in _trained(state):
-            if group["grad_centralization"] and (axes := central_axes(param.shape)):
-                param.grad -= param.grad.mean(axes, keepdim=True)  # type: ignore[operator, union-attr]
+            for _, gradient, _ in _trained(state):
+                gradient /= self.loss_scale
+        gradients = {name: _copy(gradient.float()) for name, gradient, _ in _trained(state)} if step.gradients else None
+        for _, gradient, group in _trained(state):
+            if group["grad_centralization"] and (axes := central_axes(gradient.shape)):
+                gradient -= gradient.mean(axes, keepdim=True)
         for optimizer in state.optimizer:
             optimizer.step()
         return StepResult(loss.detach(), gradients)
@@ -181,11 +181,11 @@ def _like(param: torch.Tensor, array: np.ndarray) -> torch.Tensor:
 
 
 def _trained(state: TrainState) -> Iterator[tuple[str, torch.Tensor, Group]]:
-    """(canonical name, parameter, its group) of those that have a gradient."""
+    """(canonical name, gradient, its group) of the parameters that have one."""
     for group in state.groups:
         for name, param in zip(group["param_names"], group["params"], strict=True):
             if param.grad is not None:
-                yield name, param, group
+                yield name, param.grad, group
 
 
 def _stepped(state: TrainState) -> Iterator[tuple[str, torch.Tensor, torch.optim.Optimizer]]:

@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 from safetensors.numpy import save_file
 
-from layerwise_lr.cli import program
+from layerwise_lr.cli import hydra_app, program
 from layerwise_lr.data.pictures import _read
 from layerwise_lr.framework import registry
 from layerwise_lr.plan.errors import UserError
@@ -307,7 +307,7 @@ CASES = {
     "val_size too large": Case("train data.val_size=2000", ("val_size=2000", "1797")),
     "val_size 0": Case("train data.val_size=0", ("data.val_size=0", "at least 1")),
     # model
-    "image_size and patch_size": Case("plan model=vit_tiny weights=none", ("image_size=28", "data.image_size=32")),
+    "image_size and patch_size": Case("train model=vit_tiny weights=none", ("image_size=28", "data.image_size=32")),
     "image too small": Case("plan data.image_size=8", ("image_size=8", "at least 12")),
     "option of another model": Case("plan weights=none model.patch_size=4", ("lenet", "patch_size")),
     "unknown model by name": Case("plan model.name=lenett", ("model.name='lenett'", "did you mean 'lenet'")),
@@ -442,7 +442,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
     yield run
     GlobalHydra.instance().clear()
     HydraConfig.instance().cfg = None
-    program.sweep_folder = program.made_folder = None
+    hydra_app.sweep_folder = hydra_app.made_folder = None
     os.environ.clear()
     os.environ.update(before)
 

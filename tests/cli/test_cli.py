@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -64,7 +65,7 @@ def test_help_and_config_import_no_framework(here: Path) -> None:
         "import sys\nfrom layerwise_lr import cli\n"
         "try: cli.main(sys.argv[1:])\n"
         "except SystemExit as end: assert end.code == 0\n"
-        "print([m for m in ('torch', 'matplotlib') if m in sys.modules])\n"
+        "print([m for m in ('torch', 'matplotlib', 'scipy') if m in sys.modules])\n"
     )
     for words in ([], ["train", "--help"], ["train", "--cfg", "job"], ["plan", "--help"]):
         ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
@@ -125,16 +126,21 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 
 def test_interrupted_run(here: Path) -> None:
     run = here / "r"
-    process = start("train", "hydra.run.dir=r", *LONG)
+    process = start("train", "hydra.run.dir=r", "scheduler=constant", *LONG)
     until(lambda: (run / "metrics.jsonl").exists() and len(steps(run)) > 3)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert len(err.splitlines()) == 1 and "interrupted" in err
+    assert len(err.splitlines()) == 1
+    assert "kept in r; a single run cannot be continued" in err and err.endswith("layerwise-lr run r\n")
     assert read(run / "status.json")["state"] == "interrupted"
     assert [record["step"] for record in steps(run)] == list(range(len(steps(run))))
     again = layerwise_lr("train", "hydra.run.dir=r", *SHORT)
     assert again.returncode == 2 and "holds a run already" in again.stderr
+    config = run / "config.resolved.yaml"
+    config.write_text(config.read_text().replace(str(read(run / "plan.json")["total_steps"]), "3"))
+    assert layerwise_lr(*shlex.split(err)[-2:]).returncode == 0, "what Ctrl-C told"
+    assert [record["step"] for record in steps(run) if "loss" in record] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("words", [(), ("-m", "seed=0,1", "hydra.sweep.dir=s")], ids=["run", "sweep"])
@@ -167,7 +173,9 @@ def test_interrupted_sweep_continues(here: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert len(err.splitlines()) == 1 and "the same command continues" in err
+    assert len(err.splitlines()) == 1 and "1 of 2 jobs are finished and kept" in err
+    told = shlex.split(err.partition("this continues: ")[2])
+    assert set(told) == {"layerwise-lr", *words, "epochs=1,20000"} and told[-1] == "hydra.sweep.dir=s"
     assert sorted(states(here / "s").values()) == ["completed", "interrupted"]
     done = next((here / "s").glob("*epochs-1_*/summary.json"))
     before = (done.read_bytes(), done.stat().st_mtime_ns)

@@ -8,7 +8,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from saboteurs import IgnoresScale
 
-from layerwise_lr.cli import program
+from layerwise_lr.cli import hydra_app, program
 from layerwise_lr.framework import registry
 
 
@@ -33,7 +33,7 @@ def test_a_run_under_a_saboteur_stops_before_step_0(
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
-    monkeypatch.setattr(program, "made_folder", None)
+    monkeypatch.setattr(hydra_app, "made_folder", None)
     with pytest.raises(SystemExit) as ended:
         program.main([*words[:-1], "hydra.run.dir=unproved", "verify=off"])
     GlobalHydra.instance().clear()

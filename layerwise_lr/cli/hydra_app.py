@@ -1,0 +1,329 @@
+"""The Hydra door: the one room that knows Hydra. Words in; a composed config goes to the command (or, for -m, to the
+launcher), or to the help page. What Hydra and OmegaConf complain of leaves as a UserError of one line.
+"""
+
+import io
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException, MissingConfigException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from packaging.version import Version
+
+from ..framework import registry
+from ..plan import UserError, did_you_mean
+from ..run import ComposedConfig, Config, options, reading
+from ..sweep import jobs
+from .words import Given
+
+HERE = Path(__file__).resolve().parent.parent
+CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # a wheel, else a checkout
+Act = Callable[[Config, Path, Given], None]
+
+HINTS = {
+    "does not support sweep type": "list the values: key=a,b,c",
+    "Multiple values for": "leave out the '+'",
+    "Error parsing override": "write key=value, in quotes where the shell needs them",
+    "Config group override must be": "write group=option; layerwise-lr train --help shows both",
+}
+"""What to do, by a part of Hydra's own message that does not say so."""
+SYNONYMS = {
+    **dict.fromkeys(("learning_rate", "base_lr", "max_lr"), "lr"),
+    **dict.fromkeys(("max_epochs", "num_epochs", "num_train_epochs", "n_epochs"), "epochs"),
+    **dict.fromkeys(("max_steps", "num_steps", "total_steps"), "steps"),
+    **dict.fromkeys(("bs", "batch", "train_batch_size", "per_device_train_batch_size"), "batch_size"),
+    **dict.fromkeys(("accelerator", "gpu", "cuda"), "device"),
+    **dict.fromkeys(("wd",), "weight_decay"),
+    **dict.fromkeys(("lr_decay", "layerwise_lr_decay", "llrd", "decay_rate"), "layer_decay"),
+    **dict.fromkeys(("warmup_steps", "warmup_epochs", "warmup_ratio", "num_warmup_steps"), "warmup"),
+    **dict.fromkeys(("img_size", "input_size", "resolution", "size"), "image_size"),
+    **dict.fromkeys(("data_dir", "data_path", "root", "checkpoint_path", "ckpt_path"), "path"),
+    **dict.fromkeys(("drop", "dropout_rate", "drop_rate"), "dropout"),
+    **dict.fromkeys(("amp", "fp16", "bf16", "dtype"), "precision"),
+    **dict.fromkeys(("min_lr", "eta_min"), "floor"),
+    **dict.fromkeys(("random_seed", "manual_seed"), "seed"),
+}
+"""What other programs call our keys."""
+NOISE = ("Config search path", "provider=", "Set the env", "full_key", "object_type", "See https", "See also", "Use --")
+"""Beginnings of the lines that a person can do without."""
+
+sweep_folder: Path | None = None
+"""Where Hydra's sweeper has put multirun.yaml: to clean up when no job could begin, to name it on Ctrl-C."""
+made_folder: Path | None = None
+"""The run folder that Hydra has made, likewise."""
+
+
+def run(command: str, words: Sequence[str], act: Act) -> None:
+    """Compose the config from `words` and call act(config, folder, given), or the launcher for -m.
+
+    Args:
+        command: decides where the results go and whether -m is allowed.
+        words: after the command.
+        act: the command; its config is typed, but not resolved yet.
+
+    Raises:
+        UserError: also for all that Hydra complains of.
+    """
+    raised: list[Exception] = []
+
+    def task(cfg: DictConfig) -> None:
+        """Hydra prints a line of its own about whatever a task raises: keep it."""
+        global made_folder
+        made_folder = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            with _complaints():
+                words = given(HydraConfig.get().overrides.task)
+                refuse_places(HydraConfig.get().overrides.hydra)
+                config = typed(cfg, words)
+            act(config, made_folder, words)
+        except Exception as error:
+            raised.append(error)
+
+    task.sweeps = command in ("train", "compare")  # type: ignore[attr-defined]
+    with _complaints():
+        _register()
+        sys.argv = ["layerwise-lr", *_placed(command, words)]
+        hydra.main(config_path=str(CONF), config_name="config", **_options())(task)()
+    if raised:
+        if isinstance(raised[0], UserError):
+            clean_up()
+        raise raised[0]
+
+
+def composed(words: Sequence[str]) -> tuple[Mapping[str, Any], dict[str, list[str]]]:
+    """For the help page: the config that `words` make, as plain data, and the options of every group."""
+    with _complaints():
+        _register()
+        overrides = [
+            o for o in _overrides("train", words) if not OverridesParser.create().parse_override(o).is_sweep_override()
+        ]
+        with hydra.initialize_config_dir(str(CONF), job_name="layerwise-lr", version_base="1.3"):
+            config = hydra.compose("config", overrides)
+            loader = GlobalHydra.instance().config_loader()
+            groups = [group for group in loader.list_groups("") if group != "hydra"]
+            options = {group: loader.get_group_options(group) for group in groups}
+    return OmegaConf.to_container(config), {group: known for group, known in options.items() if known}  # type: ignore[return-value]
+
+
+def typed(cfg: DictConfig, words: Given) -> Config:
+    """The Config of a composed one (Hydra's own node left out), with what the words imply."""
+    config = reading.from_omegaconf(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]))
+    return options.implied(config, words.keys)
+
+
+def given(overrides: Sequence[str]) -> Given:
+    """The user's words and every key that they set: "scheduler={gamma: 1}" sets scheduler.gamma."""
+    keys: list[str] = []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        value = None if override.is_delete() or override.is_sweep_override() else override.value()
+        keys += _keys(str(override.key_or_group), value)
+    return Given(tuple(overrides), tuple(keys))
+
+
+def _keys(at: str, value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _keys(f"{at}.{key}", inner)
+    else:
+        yield at
+
+
+PLACES = {
+    "hydra.job.chdir": "runs do not change the folder, so that relative paths mean what they say; leave it out",
+    "hydra.sweep.subdir": "a sweep names its folders after what was varied; hydra.sweep.dir=... chooses where they are",
+}
+
+
+def refuse_places(overrides: Sequence[str]) -> None:
+    """Hydra's own keys that this program does not follow."""
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key in PLACES and value.lower() != "false":
+            raise UserError(f"{key} would be ignored: {PLACES[key]}")
+
+
+def _register() -> None:
+    """What Hydra does not find by itself: our schema, our launcher, the conf/ folders of third-party plugins."""
+    ConfigStore.instance().store(name="base_config", node=ComposedConfig, provider="layerwise_lr")
+
+    class PluginConfigs(SearchPathPlugin):
+        """conf/ folders of third-party framework plugins, for this app only."""
+
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            """Append them."""
+            for path in registry.config_paths():
+                search_path.append(provider="layerwise_lr.frameworks", path=path)
+
+    plugins = Plugins.instance()
+    plugins.register(PluginConfigs)
+    from hydra_plugins.layerwise_lr.launcher import JobsLauncher  # it imports this module
+
+    plugins.register(JobsLauncher)  # Hydra does not scan editable installs
+
+
+def _options() -> dict[str, Any]:
+    if Version(hydra.__version__) < Version("1.4.dev0"):
+        return {"version_base": "1.3"}
+    return {"execution_whitelist": ("layerwise_lr.*", "hydra_plugins.layerwise_lr.*", "hydra._internal.*")}
+
+
+def _placed(command: str, words: Sequence[str]) -> list[str]:
+    """`words` with the place where a command other than train writes, before the user's own, so that those win."""
+    overrides = _overrides(command, words)
+    at = list(words).index(overrides[0]) if overrides else len(words)
+    words = [*words[:at], *_places(command), *words[at:]]
+    if command == "compare" and not {"--cfg", "-m", "--multirun"} & set(words):
+        words = ["-m", *words]
+    return words
+
+
+def _places(command: str) -> list[str]:
+    """Where a command other than train writes, unless the user says."""
+    now = "${now:%Y-%m-%d_%H-%M-%S-%f}"
+    return {"train": [], "compare": [f"hydra.sweep.dir=outputs/${{name}}/compare_{now}"]}.get(
+        command, [f"hydra.run.dir=outputs/${{name}}/{command}_{now}"]
+    )
+
+
+def _overrides(command: str, words: Sequence[str]) -> list[str]:
+    """The key=value among the words, by Hydra's own parser: its complaint is its usage, many lines long."""
+    told = io.StringIO()
+    try:
+        with redirect_stderr(told):
+            return list(get_args_parser().parse_args(words).overrides)
+    except SystemExit as end:
+        if end.code:
+            last = told.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+            raise UserError(
+                f"{last}; flags such as -m come first: layerwise-lr {command} -m key=a,b "
+                f"(layerwise-lr {command} --help)"
+            ) from None
+        raise
+
+
+@contextmanager
+def _complaints() -> Iterator[None]:
+    """Whatever goes wrong with the input is a UserError, and leaves no empty folder behind."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except UserError:
+        clean_up()
+        raise
+    except (HydraException, OmegaConfBaseException) as error:
+        clean_up()
+        raise UserError(_one_line(error)) from error
+    except (ValueError, OSError) as error:  # Hydra's others, and folders that it cannot make
+        clean_up()
+        raise UserError(_one_line(error)) from error
+
+
+def _one_line(error: Exception) -> str:
+    """A Hydra or OmegaConf error as one line: what, where, and what there is instead."""
+    if isinstance(error, OmegaConfBaseException):
+        return reading.explain(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        known = list(error.options)
+        return f"{group}={option} is unknown; there are: {', '.join(known)}{did_you_mean(option, known)}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException) and (key := getattr(cause, "full_key", None)):
+        word, known = key.rpartition(".")[2], _known_keys(key)
+        hint = _plus(lines[0]) or ("" if word in known else meant(_named(lines[0]) or key) or did_you_mean(word, known))
+        return f"{lines[0].rstrip('.:')}: {reading.explain(cause)}{hint}"
+    keep = [line for line in lines if not line.startswith(NOISE)]
+    if ("parsing" in lines[0] or "Ambiguous" in lines[0] or "LexerNo" in lines[0] or "input" in lines[0]) and (
+        told := _unreadable()
+    ):
+        return told
+    hint = _plus(lines[0]) or meant(_named(lines[0]))
+    return " ".join(keep)[:600] + (hint or next((f"; {hint}" for part, hint in HINTS.items() if part in lines[0]), ""))
+
+
+def _named(line: str) -> str:
+    """The override that Hydra complains of."""
+    found = re.search(r"override[s]? '(.*)'", line) or re.search(r"parameters '(.*)' requires", line)
+    return found[1] if found else ""
+
+
+def _unreadable() -> str:
+    """The first of the user's words that Hydra's grammar cannot read, with the quoting that works; "": there is none."""
+    for word in sys.argv[1:]:
+        key, equals, value = word.partition("=")
+        try:
+            parsed = OverridesParser.create().parse_override(word) if equals else None
+            if parsed is None or not (key.endswith("path") and parsed.is_sweep_override()):
+                continue
+        except HydraException:
+            if value[:1] in ("[", "{", "'", '"'):
+                continue
+        value = str(Path(value).expanduser()) if value.startswith("~") else value
+        inner = value.replace("\\", "\\\\").replace('"', '\\"')
+        quoted = shlex.quote(f'{key}="{inner}"')
+        return f"{word}: Hydra takes some of these signs for its own; quote the value: {quoted}"
+    return ""
+
+
+def _plus(line: str) -> str:
+    """A named group, schedule or optimizer that is new needs a plus."""
+    key = _named(line).partition("=")[0]
+    if not key.startswith(("grouping.groups.", "schedules.", "optimizers.")):
+        return ""
+    typed = next((word for word in sys.argv[1:] if word.startswith((f"{key}=", f"{key}."))), f"{key}=...")
+    return "; a new name needs a plus: " + shlex.quote(f"+{typed}")
+
+
+def meant(key: str) -> str:
+    """What a key may have meant, of all keys there are: "lr" is optimizer.lr, "trainer.max_epochs" epochs."""
+    word = key.partition("=")[0].rpartition(".")[2]
+    leaves = list(options.leaves())
+    word = SYNONYMS.get(word, word)
+    same = [leaf for leaf in leaves if leaf == word or leaf.rpartition(".")[2] == word]
+    if not same and (close := get_close_matches(word, [leaf.rpartition(".")[2] for leaf in leaves], n=1)):
+        same = [leaf for leaf in leaves if leaf.rpartition(".")[2] == close[0]]
+    return f"; did you mean {' or '.join(same[:4])}?" if word and same and key not in same else ""
+
+
+def _known_keys(key: str) -> list[str]:
+    """The keys beside `key` in the schema."""
+    if key.startswith("hydra.launcher."):
+        return [f.name for f in fields(jobs.Options)]
+    node: Any = OmegaConf.structured(Config)
+    for part in key.split(".")[:-1]:
+        node = node.get(part) if isinstance(node, DictConfig) and part in node else None
+    return [str(k) for k in node] if isinstance(node, DictConfig) else []
+
+
+def clean_up() -> None:
+    """Hydra makes folders before anything is checked: take back those that nothing was written to."""
+    if sweep_folder and (found := sweep_folder / "multirun.yaml").exists() and len(list(sweep_folder.iterdir())) == 1:
+        found.unlink()
+        _remove_empty(sweep_folder)
+    if made_folder:
+        _remove_empty(made_folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    for path in (folder, *folder.parents[:3]):
+        if path.name in ("", ".") or not path.is_dir() or path == Path.cwd() or any(path.iterdir()):
+            return
+        path.rmdir()

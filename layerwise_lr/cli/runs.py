@@ -1,0 +1,227 @@
+"""One run: what `train`, `plan` and `verify` do with (config, folder, overrides), and `run` with a claimed folder.
+
+No Hydra here: the config is typed already; it is resolved first of all.
+"""
+
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..data import batches
+from ..framework import proof, registry
+from ..models import USUAL_SHAPES, Tree, weights
+from ..plan import UserError
+from ..run import CONFIG, Config, RunFolder, options, page, provenance, reading, resolve
+from ..sweep import jobs
+from . import console, show
+from .words import Given, Parser
+
+
+class JobsFailed(Exception):
+    """Some jobs of a sweep failed; the others finished. `code` is the exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def final(config: Config, given: Given) -> Config:
+    """The config resolved, where it reads every key that the user gave.
+
+    Raises:
+        UserError: names the first fault, or the first key that nothing reads.
+    """
+    config = resolve(config)
+    options.refuse_unread(given.keys, options.unread(config))
+    return config
+
+
+def preflight(config: Config, device: bool) -> None:
+    """Everything that can be wrong with the input, before a folder is claimed; what is read stays in memory.
+
+    Args:
+        config: final.
+        device: also import the framework and ask for its device and mode.
+    """
+    tree = _ask_cheaply(config)
+    page.check_memory(config)
+    weights.start_weights(tree, config.weights, 0)
+    batches.load(config.data, page.seed_streams(config.seed)["subset"])
+    if device:
+        os.environ |= jobs.thread_environment(config.framework.threads)
+        page.make_framework(config)
+
+
+def _ask_cheaply(config: Config) -> Tree:
+    """What can be known at once: that the plan holds and that the framework is installed."""
+    tree, _, _ = page.plan_of(config)
+    if config.framework.name not in registry.names() or registry.installed(config.framework.name) is None:
+        registry.load(config.framework.name)  # says what there is, or how to install it
+    return tree
+
+
+def tell(all_configs: Iterable[Config]) -> None:
+    """What a run itself would say of its data, once: which others stand in for them."""
+    for note in dict.fromkeys(note for config in all_configs for note in batches.notes(config.data)):
+        console.text(note)
+
+
+def claim(path: Path, config: Config, overrides: Sequence[str]) -> RunFolder:
+    """A run folder with everything in it that the run reads or that only its starter knows."""
+    folder = RunFolder.claim(path)
+    folder.write_text(CONFIG, config.to_yaml())
+    folder.write_json("command.json", {"argv": ["layerwise-lr", "train", *sys.argv[1:]], "overrides": list(overrides)})
+    facts, diff = provenance.git(Path.cwd())
+    folder.write_json("git.json", facts)
+    if diff:
+        folder.write_text("git.diff", diff)
+    folder.write_text("requirements.lock.txt", provenance.requirements())
+    return folder
+
+
+def train(config: Config, path: Path, given: Given) -> None:
+    """One run, in this process; in one of its own where the framework may crash it and it shall be started again."""
+    config = final(config, given)
+    _ask_cheaply(config)
+    console.text(intent(config))
+    preflight(config, device=True)
+    claim(path, config, given.overrides)
+    try:
+        summary = _run_apart(path, config) if page.may_crash(config) else page.run(path, console.text, console.track)
+    finally:
+        console.say(f"run folder: {console.relative(path)}")
+    shown = "  ".join(f"{name} {value:.4f}" for name, value in summary["test"].items())
+    console.say(f"test: {shown}  ({summary['seconds']:.1f} s)")
+
+
+def _run_apart(path: Path, config: Config) -> Mapping[str, Any]:
+    """As a sweep of one job: summary.json, or what went wrong raised."""
+    console.say(
+        f"{config.framework.name} {config.framework.mode} trains in a process of its own, which is started "
+        "again should the framework crash it"
+    )
+    jobs.run_jobs({path: config}, jobs.Options(n_jobs=1, fork="never"), lambda _: None)
+    console.say((path / "log.txt").read_text().rstrip())
+    ended = outcome(RunFolder(path), config.metric)
+    if isinstance(ended, Exception):
+        raise ended
+    return RunFolder(path).read_json("summary.json") or {}
+
+
+def outcome(folder: RunFolder, metric: str) -> float | Exception:
+    """A job's validation metric, or what went wrong."""
+    summary, status = folder.read_json("summary.json"), folder.read_json("status.json")
+    if summary:
+        return float(summary["val"][metric])
+    error = status.get("error") or {"type": "", "message": status["state"]}
+    message = f"a job failed, the others were not touched: {error['message']}; log: {console.relative(folder.path / 'log.txt')}"
+    return JobsFailed(message, 2 if error["type"] == "UserError" else 1)
+
+
+def intent(config: Config) -> str:
+    """What is about to happen: a framework takes seconds to load, and nobody shall wait for nothing.
+
+    Args:
+        config: final.
+    """
+    start = "initial values" if config.weights.name == "none" else config.weights.path or config.weights.name
+    return (
+        f"{config.model.name} from {start} on {config.data.name}: {config.steps} steps of {config.batch_size} "
+        f"pictures, {config.grouping.strategy}, {config.optimizer.name} at lr {config.optimizer.lr:g}; "
+        f"loading {config.framework.name} ..."
+    )
+
+
+def plan(config: Config, path: Path, given: Given) -> None:
+    """The dry run."""
+    config, stand_in = _fitting(config, given)
+    tell([config])
+    tree, table, planned = page.plan_of(config)
+    page.write_plan(RunFolder(path), table, planned)
+    show.show_params(table, planned)
+    console.say("")
+    show.show_lrs(table, planned)
+    numel = sum(row.numel for row in table.trainable)
+    low, high = min(g.lr_scale for g in planned.groups), max(g.lr_scale for g in planned.groups)
+    console.say(
+        f"\n{tree.name}: {len(table.trainable)} parameter arrays ({numel:,} numbers) in {len(planned.groups)} groups,"
+    )
+    console.say(f"{planned.total_steps} steps, lr_scale from {low:.4g} to {high:.4g}")
+    for note in (*stand_in, *_foreign_weights(config)):
+        console.text(note)
+    from ..report import lr_heatmap
+
+    lr_heatmap(planned, path / "lr_heatmap.png")
+    console.say(f"params.csv plan.json lrs.csv lr_heatmap.png in\n{console.relative(path)}")
+
+
+def _fitting(config: Config, given: Given) -> tuple[Config, list[str]]:
+    """The final config, and what to tell: a model that cannot take the default data's pictures is planned at its
+    usual size, unless the size was asked for."""
+    try:
+        return final(config, given), []
+    except UserError:
+        if config.model.name not in USUAL_SHAPES or {"data.image_size", "data.channels"} & set(given.keys):
+            raise
+        channels, size, _ = USUAL_SHAPES[config.model.name]
+        was = config.data
+        note = (
+            f"note: {config.model.name} takes no {was.image_size}x{was.image_size} pictures ({was.name}): planned at "
+            f"its usual {size}x{size}x{channels}; train needs data.image_size={size} data.channels={channels}"
+        )
+        with suppress(UserError):  # else the fault is another, and is told as it is
+            return final(replace(config, data=replace(was, channels=channels, image_size=size)), given), [note]
+        raise
+
+
+def _foreign_weights(config: Config) -> list[str]:
+    """A plan reads no weights; training would, and these belong to another model by their name."""
+    name = config.weights.name
+    if name in ("none", "file") or name.startswith(config.model.name):
+        return []
+    return [f"note: a plan does not look at weights; {name} is another model's: train needs weights=none, or a file's"]
+
+
+def prove(config: Config, path: Path, given: Given) -> None:
+    """The proof alone."""
+    config = final(config, given)
+    _ask_cheaply(config)
+    console.say(f"loading {config.framework.name} ...")
+    preflight(config, device=True)
+    tell([config])
+    folder, (tree, _, planned) = RunFolder(path), page.plan_of(config)
+    streams = page.seed_streams(config.seed)
+    framework = page.make_framework(config)
+    start, _ = weights.start_weights(tree, config.weights, streams["init"])
+    batch = batches.load(config.data, streams["subset"]).batch(0, config.batch_size, streams["order"])
+    prover = page.Prover(replace(config.verify, start=True), folder, framework, planned, console.text)
+    prover.rehearse(framework.make_model(tree), start, batch, streams["dropout"])
+    show.show_mismatch(proof.table(prover.records)[:12])
+    console.say(f"all rows: {console.relative(path / 'lr_check.jsonl')}")
+
+
+def run_folder(words: Sequence[str]) -> int:
+    """Run a claimed folder in this process: what a launcher calls."""
+    parser = Parser(
+        "layerwise-lr run",
+        description=(
+            "Train what FOLDER/config.resolved.yaml says, from step 0, and write the results\n"
+            "beside it: what a launcher calls; without Hydra."
+        ),
+    )
+    parser.add_argument("folder", type=Path)
+    path = parser.parse_args(words).folder
+    config = reading.read(path / CONFIG)
+    if resolve(config) != config:
+        raise UserError(
+            f"{path / CONFIG}: is not resolved (a size is missing, a duration not in steps, or a key set that its "
+            "options do not read); layerwise-lr train writes one that is"
+        )
+    if RunFolder(path).read_json("summary.json"):
+        raise UserError(f"{path} holds a finished run: copy its {CONFIG} into a new folder to run it again")
+    preflight(config, device=True)
+    return jobs.run_and_tell(path)

@@ -1,0 +1,50 @@
+"""Many runs: what the launcher does with the configs that Hydra has composed for -m."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..run import Config, RunFolder
+from ..sweep import jobs, planning
+from . import console
+from .runs import claim, outcome, preflight, tell
+
+
+def run_sweep(
+    folder: Path, composed: Sequence[tuple[Config, Sequence[str]]], options: jobs.Options
+) -> list[float | Exception]:
+    """All jobs of a sweep, each in its own process; per entry the validation metric, or what went wrong.
+
+    Jobs that finished in this folder before are not run again.
+    """
+    for config, _ in composed:
+        preflight(config, device=False)
+    tell(config for config, _ in composed)
+    jobs.ask_frameworks([config for config, _ in composed])
+    planned = planning.plan_jobs(folder, composed)
+    planning.write_sweep(folder, planned)
+    todo = planning.to_run(planned)
+    for job in todo:
+        claim(job.path, job.config, job.overrides)
+    if len(todo) < len(planned):
+        console.say(f"{len(planned) - len(todo)} of {len(planned)} jobs are done or running already")
+    if todo:
+        names = " ".join(dict.fromkeys(job.config.framework.name for job in todo))
+        console.say(f"{len(todo)} jobs in {console.relative(folder)}; loading {names} ...")
+    with console.progress(len(todo), "jobs") as advance:
+
+        def done(path: Path) -> None:
+            advance()
+            console.say(f"{_ended(RunFolder(path))}  {path.name}")
+
+        jobs.run_jobs({job.path: job.config for job in todo}, options, done)
+    console.say(f"report: layerwise-lr report {console.relative(folder)}")
+    by_hash = {job.config.sha256(): RunFolder(job.path) for job in planned}
+    return [outcome(by_hash[config.sha256()], config.metric) for config, _ in composed]
+
+
+def _ended(folder: RunFolder) -> str:
+    summary, status = folder.read_json("summary.json"), folder.read_json("status.json")
+    if summary:
+        return f"{summary['metric']} {summary['val'][summary['metric']]:.4f}  {summary['seconds']:5.1f} s"
+    error = status.get("error") or {"message": ""}
+    return f"{status['state']}: {error['message']} (log: {console.relative(folder.path / 'log.txt')})"
