@@ -48,7 +48,7 @@ pictures and no weights, loads no framework.
   layerwise-lr plan model=vit_base grouping.depth=mae grouping.layer_decay=0.65
   layerwise-lr plan model=resnet50 grouping=backbone_head freeze=head_first""",
     "verify": """layerwise-lr verify: does the framework really apply the plan?
-One step from the real weights with the real optimizer; writes lr_check.json;
+One step from the real weights with the real optimizer; writes lr_check.jsonl;
 exit code 1 where a parameter moved otherwise than planned by more than 0.1 %.
 
   layerwise-lr verify framework=oneflow_graph""",

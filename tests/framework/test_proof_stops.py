@@ -27,7 +27,7 @@ def test_a_run_under_a_saboteur_stops_before_step_0(
     assert ended.value.code == 1
     assert "planned lr" in told.out and "layer_0" in told.out
     assert "does not move as planned" in told.err and "Traceback" not in told.err
-    check = json.loads((tmp_path / "run" / "lr_check.json").read_text())
+    check = json.loads((tmp_path / "run" / "lr_check.jsonl").read_text().splitlines()[-1])
     stem = next(row for row in check["groups"] if row["group"].startswith("layer_0") and row["planned"])
     assert stem["measured"] == pytest.approx(stem["planned"] / 0.75**4, rel=1e-3)  # the scale was ignored
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
@@ -38,5 +38,5 @@ def test_a_run_under_a_saboteur_stops_before_step_0(
         program.main([*words[:-1], "hydra.run.dir=unproved", "verify=off"])
     GlobalHydra.instance().clear()
     assert ended.value.code == 0
-    assert not (tmp_path / "unproved" / "lr_check.json").exists()
+    assert not (tmp_path / "unproved" / "lr_check.jsonl").exists()
     assert (tmp_path / "unproved" / "summary.json").exists()

@@ -255,7 +255,7 @@ def test_names_are_escaped(folder):
 
 
 def test_nothing_is_claimed_of_runs_that_were_not_measured(folder):
-    checks = sorted(folder.glob("*/lr_check.json"))
+    checks = sorted(folder.glob("*/summary.json"))
     errors = [json.loads(c.read_text())["max_relative_error"] for c in checks]
     (study,) = report.Report.read([folder], None).studies
     assert "In 8 of 8 runs" in report._proof(study) and f"{max(errors):.1g}" in report._proof(study)
