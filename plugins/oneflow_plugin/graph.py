@@ -14,7 +14,7 @@ import numpy as np
 import oneflow as flow
 from oneflow import Tensor, nn
 
-from layerwise_lr.framework import Group, Plan, UserError, Weights
+from layerwise_lr.framework import Plan, UserError, Weights
 
 from . import layers, optimizers
 
@@ -93,7 +93,7 @@ class GraphSchedule:
     """The plan's schedule inside a Graph: compiled with it, counted by it."""
 
     def __init__(self, plan: Plan, start: int) -> None:
-        self.plan, self._index = plan, start
+        self._plan, self._index = plan, start
 
     def apply(self, index: int) -> None:
         """The compiled table advances by itself."""
@@ -101,7 +101,16 @@ class GraphSchedule:
 
     def lrs(self) -> list[float]:
         """lr * lr_scale * factor as compiled; a Graph cannot be asked for it."""
-        return self.plan.lrs(self._index)
+        return self._plan.lrs(self._index)
+
+    def native(self, made: Sequence[optimizers.Optimizer], begun: int) -> list[tuple[optimizers.Optimizer, Any]]:
+        """Each optimizer of `families` with its table from this step to the end of the run, for a Graph whose counter
+        stands at `begun`."""
+        plan, scheduled = self._plan, []
+        for optimizer, own in zip(made, families(plan), strict=True):
+            rest = [plan.factor(step, plan.groups[own[0]]) for step in range(self._index, plan.total_steps)]
+            scheduled.append((optimizer, _schedule(optimizer, plan.base_lr, [rest[0]] * begun + rest)))
+        return scheduled
 
 
 def families(plan: Plan) -> list[list[int]]:
@@ -113,19 +122,16 @@ def families(plan: Plan) -> list[list[int]]:
     return list(found.values())
 
 
-def factors(plan: Plan, group: Group, index: int, begun: int) -> list[float]:
-    """The table of a Graph whose counter stands at `begun`, from step `index` to the end of the run."""
-    rest = [plan.factor(step, group) for step in range(index, plan.total_steps)]
-    return [rest[0]] * begun + rest
-
-
-def schedule(optimizer: optimizers.Optimizer, table: Sequence[float]) -> flow.optim.lr_scheduler._LRScheduler:
-    """table[i] for the Graph's i-th update, as constants in a row. OneFlow takes factors in [0, 1] only, so the
-    highest, where it is above 1, goes into the groups' lr."""
+def _schedule(
+    optimizer: optimizers.Optimizer, lr: float, table: Sequence[float]
+) -> flow.optim.lr_scheduler._LRScheduler:
+    """lr * table[i] for the Graph's i-th update, as constants in a row. OneFlow takes factors in [0, 1] only, so the
+    highest, where it is above 1, goes into the groups' lr; and a scheduler leaves initial_lr behind, which the next
+    Graph would be built with."""
     native = flow.optim.lr_scheduler
     peak = max(1.0, *table)
     for group in optimizer.param_groups:
-        group["lr"] *= peak
+        group["lr"] = group["initial_lr"] = lr * peak
     runs = [(value, len(list(same))) for value, same in groupby(table)]
     constants = [native.ConstantLR(optimizer, factor=value / peak, total_iters=_FOREVER) for value, _ in runs]
     begins = np.cumsum([length for _, length in runs])[:-1].tolist()
@@ -189,9 +195,7 @@ def check(plan: Plan) -> None:
     phases = plan.phases()
     why = None
     if ours is not None:
-        why = (
-            f"group {ours} trains under layer_adaptive; a compiled OneFlow Graph knows OneFlow's own optimizers alone"
-        )
+        why = f"group {ours} trains under layer_adaptive; a compiled OneFlow Graph knows OneFlow's own optimizers alone"
     elif len(phases) > 1:
         why = (
             f"other groups train from step {phases[1].start} on; a compiled OneFlow Graph keeps the parameters it "

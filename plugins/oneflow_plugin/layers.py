@@ -61,31 +61,6 @@ class Attention(nn.Module):
         return self.proj(self.product(weights, v).transpose(1, 2).reshape(b, t, d))
 
 
-class Tokens(nn.Module):
-    """Prepend the class token, add the position embedding."""
-
-    def __init__(self, num_patches: int, dim: int) -> None:
-        super().__init__()
-        self.cls_token = nn.Parameter(flow.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(flow.zeros(1, num_patches + 1, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T + 1, D]."""
-        return flow.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
-
-
-class LayerScale(nn.Module):
-    """x * gamma; the declared `init` concerns the initial value only."""
-
-    def __init__(self, dim: int, init: float) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(flow.zeros(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape ending in D."""
-        return x * self.gamma
-
-
 class Dropout(nn.Module):
     """dropout from OneFlow's default generator. nn.Dropout keeps a generator of its own, which flow.manual_seed does
     not reach, and a compiled Graph keeps a copy of whatever it was built with: in a Graph the mask is an input."""
@@ -109,15 +84,27 @@ class Dropout(nn.Module):
 
 
 class Plain(nn.Module):
-    """A layer without arrays: a function of the input alone."""
+    """A function of the input and of a few parameters of its own, mostly none.
 
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+    Args:
+        function: (x, parameters) -> y.
+        shapes: of the parameters by name, in this order.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], **shapes: tuple[int, ...]) -> None:
         super().__init__()
-        self.function = function
+        self.function, self.names = function, list(shapes)
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(flow.zeros(*shape)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the function."""
-        return self.function(x)
+        return self.function(x, *(getattr(self, name) for name in self.names))
+
+
+def _with_tokens(x: Tensor, cls_token: Tensor, pos_embed: Tensor) -> Tensor:
+    """[B, T, D] -> [B, T + 1, D]: prepend the class token, add the position embedding."""
+    return flow.cat([cls_token.expand(x.shape[0], -1, -1), x], dim=1) + pos_embed
 
 
 def _conv(**numbers: int) -> nn.Module:
@@ -141,13 +128,15 @@ def _avgpool(kernel: int, stride: int) -> nn.Module:
 
 KINDS: Mapping[str, Callable[..., nn.Module]] = {
     "conv": _conv,
-    "linear": lambda in_features, out_features, std=None: nn.Linear(in_features, out_features),  # std: initial values only
+    "linear": lambda in_features, out_features, std=None: nn.Linear(
+        in_features, out_features
+    ),  # std: initial values only
     "batchnorm": _batchnorm,
     "layernorm": LayerNorm,
     "embedding": lambda num_embeddings, dim: nn.Embedding(num_embeddings, dim),
     "attention": Attention,
-    "tokens": Tokens,
-    "layerscale": LayerScale,
+    "tokens": lambda num_patches, dim: Plain(_with_tokens, cls_token=(1, 1, dim), pos_embed=(1, num_patches + 1, dim)),
+    "layerscale": lambda dim, init: Plain(lambda x, gamma: x * gamma, gamma=(dim,)),  # init: initial values only
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
     "gelu": lambda: nn.GELU(),  # by erf; OneFlow's tanh form is another class

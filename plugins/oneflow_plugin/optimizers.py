@@ -29,17 +29,12 @@ class LayerAdaptive(flow.optim.Optimizer):
             self._state |= {param: {} for param in group.parameters}
 
     @flow.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every parameter that has a gradient; the closure's loss, if there is one."""
-        loss = None
-        if closure is not None:
-            with flow.enable_grad():
-                loss = closure()
+    def step(self) -> None:
+        """One step of every parameter that has a gradient."""
         for group in self.param_groups:
             for param in group.parameters:
                 if param.grad is not None:
                     self._update(param, param.grad, group)
-        return loss
 
     def _update(self, param: flow.Tensor, gradient: flow.Tensor, group: Mapping[str, Any]) -> None:
         state, (beta1, beta2) = self._state[param], group["betas"]
@@ -53,9 +48,8 @@ class LayerAdaptive(flow.optim.Optimizer):
         param.sub_(average * size)  # size * average takes OneFlow 0.9 150 times as long on a CPU
 
 
-_NO_MOMENTUM = {"momentum": 0.0, "dampening": 0.0, "nesterov": False}
 NATIVE: Mapping[str, Callable[[OptimizerSpec], tuple[Callable[..., Optimizer], dict[str, Any]]]] = {
-    "sgd": lambda s: (flow.optim.SGD, _NO_MOMENTUM),
+    "sgd": lambda s: (flow.optim.SGD, {"momentum": 0.0, "dampening": 0.0, "nesterov": False}),
     "momentum": lambda s: (flow.optim.SGD, {"momentum": s.momentum, "dampening": 0.0, "nesterov": s.nesterov}),
     "adam": lambda s: (flow.optim.Adam, _adam(s)),
     "adamw": lambda s: (flow.optim.AdamW, _adam(s)),
@@ -83,7 +77,7 @@ def make(spec: OptimizerSpec, groups: Sequence[dict[str, Any]]) -> Optimizer:
 
 def state_of(native: Optimizer, group: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Arrays by "parameter/exp_avg" and so on; nothing for parameters that have not moved yet."""
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, param in zip(group["names"], group["params"], strict=True):
         own = native._state[param]
         arrays |= {f"{name}/{key}": layers.copy(own[ours]) for key, ours in EAGER_KEYS.items() if ours in own}

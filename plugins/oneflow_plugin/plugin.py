@@ -71,20 +71,13 @@ class OneflowFramework(Framework):
         }
     }
 
-    def __init__(
-        self,
-        device: str = "auto",
-        mode: str = "",
-        precision: str = "fp32",
-        threads: int = 1,
-        deterministic: bool = False,
-    ) -> None:
-        super().__init__(device, mode, precision, threads, deterministic)
-        if precision == "fp16":
+    def __init__(self, *chosen: Any, **named: Any) -> None:
+        super().__init__(*chosen, **named)
+        if self.precision == "fp16":
             _check_half(self.device, self.mode)
-        if deterministic and self.device != "cpu":
+        if self.deterministic and self.device != "cpu":
             raise UserError("framework.deterministic=true: OneFlow 0.9 has no such switch for CUDA; its CPU needs none")
-        flow.set_num_threads(threads)
+        flow.set_num_threads(self.threads)
         self._graphs: dict[tuple[Any, ...], graph.TrainGraph] = {}
 
     @staticmethod
@@ -152,7 +145,7 @@ class OneflowFramework(Framework):
         if state.model.dropouts:  # nothing else draws, and kernels still in the queue do: let those finish first
             flow._oneflow_internal.eager.Sync()
             flow.manual_seed(step.seed)
-        trained = {}
+        trained: dict[str, Tensor] = {}
         for group, on in zip(state.groups, step.active, strict=True):
             for name, param in zip(group["names"], group["params"], strict=True):
                 param.requires_grad_(on)
@@ -179,11 +172,8 @@ class OneflowFramework(Framework):
         }
 
     def set_optimizer_state(self, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
-        """The reverse. A native Graph takes it only when it is built: it will be built anew, with optimizers that no
-        Graph has had, since those keep its lr."""
+        """The reverse. A native Graph takes it only when it is built: it will be built anew."""
         if self.mode == "graph_native":
-            plan = state.scheduler.plan  # type: ignore[attr-defined]  # this mode's own
-            state.optimizer = self.make_optimizer(state.model, state.groups, plan)
             names = [name for group in state.groups for name in group["names"]]
             state.compiled = graph.Native(dict(arrays), optimizers.steps_in(arrays, names))
             return
@@ -217,10 +207,7 @@ class OneflowFramework(Framework):
         kept = state.compiled = state.compiled or graph.Native()
         if kept.graph is None:
             state.model.centralize({n for g in state.groups if g["grad_centralization"] for n in g["names"]})
-            plan: Plan = state.scheduler.plan  # type: ignore[attr-defined]  # this mode's own
-            firsts = [plan.groups[own[0]] for own in graph.families(plan)]
-            tables = [graph.factors(plan, group, step.index, kept.begun) for group in firsts]
-            native = [(o, graph.schedule(o, table)) for o, table in zip(state.optimizer, tables, strict=True)]
+            native = state.scheduler.native(state.optimizer, kept.begun)  # type: ignore[attr-defined]  # this mode's own
             compiled = graph.TrainGraph(state.model, trained, step.frozen, native)
             kept.begin(compiled, step.index, state.model.paths())
         return kept.step(*batch)
