@@ -128,7 +128,7 @@ def _avgpool(kernel: int, stride: int) -> nn.Module:
 
 KINDS: Mapping[str, Callable[..., nn.Module]] = {
     "conv": _conv,
-    "linear": lambda in_features, out_features, std=None: nn.Linear(
+    "linear": lambda in_features, out_features, std: nn.Linear(
         in_features, out_features
     ),  # std: initial values only
     "batchnorm": _batchnorm,

@@ -189,7 +189,7 @@ def test_a_run_that_overflows_says_so(name, tmp_path, steps):
 def test_precisions_are_those_that_are_tested(name):
     found = registry.load(name)
     ours = dict.fromkeys(p for own in HAVE[name].values() for p in own)
-    assert set(registry.precisions(found)) - {"fp64"} == {"fp32", *ours}
+    assert set(found.precisions) - {"fp64"} == {"fp32", *ours}
 
 
 def test_what_a_device_or_framework_lacks_is_said(name):
@@ -202,13 +202,6 @@ def test_what_a_device_or_framework_lacks_is_said(name):
     if name == "oneflow":  # a device or a precision to take instead
         with pytest.raises(UserError, match="framework=torch"):
             registry.load(name)("cpu", "eager", "fp16")
-
-
-def test_a_plugin_that_names_no_precisions_has_fp32():
-    class Other:
-        pass
-
-    assert registry.precisions(Other) == ("fp32",)
 
 
 def test_fp32_is_proved_and_learns(played):

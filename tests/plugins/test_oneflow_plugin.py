@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from layerwise_lr.framework import begin, proof, take_step
+from layerwise_lr.framework import begin, take_step
 
 MODES = ("eager", "graph", "graph_native")
 ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
@@ -294,7 +294,7 @@ KIND_TESTS = {
         {"in_channels": 4, "out_channels": 8, "kernel": 1, "stride": 1, "padding": 0, "groups": 2, "bias": True},
         (2, 4, 5, 5),
     ),
-    "linear": ({"in_features": 5, "out_features": 3}, (4, 5)),
+    "linear": ({"in_features": 5, "out_features": 3, "std": None}, (4, 5)),
     "batchnorm": ({"features": 3, "eps": 1e-3, "momentum": 0.3}, (4, 3, 5, 5)),
     "layernorm": ({"features": 8, "eps": 1e-3}, (2, 5, 8)),
     "attention": ({"dim": 8, "num_heads": 2}, (2, 5, 8)),
@@ -321,7 +321,7 @@ KINDS_PROGRAM = """
     native = __import__(framework)
     assert {name.split()[0] for name in KIND_TESTS} == set(made.kinds)
     cases = {n: Seq("", (Layer(n.split()[0], "a", o),)) for n, (o, _) in KIND_TESTS.items()}
-    cases["residual"] = Seq("", (Residual("r", (Layer("linear", "a.b", dict(in_features=5, out_features=5)),)),))
+    cases["residual"] = Seq("", (Residual("r", (Layer("linear", "a.b", dict(in_features=5, out_features=5, std=None)),)),))
     for name, root in cases.items():
         tree = Tree(name, root, "a", (1, 1, 1), 1)
         rng = np.random.default_rng(3)
@@ -365,6 +365,7 @@ def test_every_kind_forward_and_backward(tmp_path):
 # --- the proof ------------------------------------------------------------------------------------------------------
 
 PROOF = """
+    from layerwise_lr.framework import proof
     from layerwise_lr.models import initial_weights
     mode, model = sys.argv[1:]
     tree, made, errors = tree_of(model), load("oneflow", mode), {}
