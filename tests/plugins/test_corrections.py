@@ -45,8 +45,18 @@ CORRECTIONS = {
     },
     "oneflow": {
         "layernorm eps": Correction("layers.py", "variance + self.eps", "variance + 1e-3", "same_logits", "eager"),
-        "lr_scale, which eager OneFlow ignores": Correction(
-            "plugin.py", 'group["lr"] = lr', 'group["lr_scale"] = lr / 0.1', "effective_lr", "eager"
+        "the live groups: OneFlow copies the dicts that it is given": Correction(
+            "plugin.py",
+            "[native.param_groups[0] for native in optimizer]",
+            "[dict(native.param_groups[0].options) for native in optimizer]",
+            "schedule_at_every_step",
+            "eager",
+        ),
+        "lr_scale, which a Graph multiplies": Correction(
+            "plugin.py", '{"lr_scale": group.lr_scale} if native', "{} if native", "effective_lr", "graph_native"
+        ),
+        "batchnorms that rest, read when a Graph is built": Correction(
+            "graph.py", "model.rest(self._frozen)", "pass", "frozen_batchnorm", "graph"
         ),
         "the step count at resume": Correction(
             "optimizers.py",
