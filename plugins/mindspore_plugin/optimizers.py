@@ -178,10 +178,12 @@ class Optimizers:
 
     def state(self) -> dict[str, np.ndarray]:
         """Arrays by "parameter/key", of the parameters that have trained."""
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for name, native in self.natives.whole.items():
             for key, held in self._held(name, native).items():
-                arrays |= {f"{p.name}/{key}": np.array(h.asnumpy()) for p, h in zip(native.parameters, held, strict=True)}
+                arrays |= {
+                    f"{p.name}/{key}": np.array(h.asnumpy()) for p, h in zip(native.parameters, held, strict=True)
+                }
             if isinstance(native, Adam):
                 arrays |= {f"{p.name}/step": n for p, n in zip(native.parameters, native.steps.asnumpy(), strict=True)}
         return {key: np.asarray(array) for key, array in arrays.items() if key.rpartition("/")[0] in self.begun}

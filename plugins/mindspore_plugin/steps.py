@@ -26,7 +26,12 @@ class TrainStep:
     """
 
     def __init__(
-        self, network: nn.Cell, natives: Sequence[nn.Optimizer], centralized: frozenset[str], compiled: bool, scale: float
+        self,
+        network: nn.Cell,
+        natives: Sequence[nn.Optimizer],
+        centralized: frozenset[str],
+        compiled: bool,
+        scale: float,
     ) -> None:
         params = [p for native in natives for p in native.parameters]
         self.names = [p.name for p in params]

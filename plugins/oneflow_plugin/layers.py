@@ -128,9 +128,7 @@ def _avgpool(kernel: int, stride: int) -> nn.Module:
 
 KINDS: Mapping[str, Callable[..., nn.Module]] = {
     "conv": _conv,
-    "linear": lambda in_features, out_features, std: nn.Linear(
-        in_features, out_features
-    ),  # std: initial values only
+    "linear": lambda in_features, out_features, std: nn.Linear(in_features, out_features),  # std: initial values only
     "batchnorm": _batchnorm,
     "layernorm": LayerNorm,
     "embedding": lambda num_embeddings, dim: nn.Embedding(num_embeddings, dim),
