@@ -11,6 +11,14 @@ from oneflow.nn import functional
 from layerwise_lr.framework import Layer, Tree, central_axes, fold, join
 
 
+class Product(nn.Module):
+    """Matrix product over the last two axes, as a module: see `lower`."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """[..., M, K], [..., K, N] -> [..., M, N]."""
+        return flow.matmul(a, b)
+
+
 class LayerNorm(nn.Module):
     """layernorm over the last axis.
 
@@ -32,14 +40,6 @@ class LayerNorm(nn.Module):
         centred = x - flow.matmul(x, self.mean)
         variance = flow.matmul(centred * centred, self.mean)
         return centred * flow.rsqrt(variance + self.eps) * self.weight + self.bias
-
-
-class Product(nn.Module):
-    """Matrix product over the last two axes, as a module: see `lower`."""
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """[..., M, K], [..., K, N] -> [..., M, N]."""
-        return flow.matmul(a, b)
 
 
 class Attention(nn.Module):

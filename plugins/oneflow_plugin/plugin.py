@@ -7,21 +7,7 @@ import numpy as np
 import oneflow as flow
 from oneflow import Tensor
 
-from layerwise_lr.framework import (
-    KINDS,
-    OPTIMIZERS,
-    PLAIN_KINDS,
-    Framework,
-    GroupScheduler,
-    Plan,
-    Scheduler,
-    Step,
-    StepResult,
-    TrainState,
-    Tree,
-    UserError,
-    Weights,
-)
+from layerwise_lr import framework as core
 
 from . import graph, layers, optimizers
 from .layers import Model
@@ -31,7 +17,7 @@ Batch = tuple[Tensor, Tensor]
 Result = tuple[Tensor, dict[str, Tensor]]  # loss, gradients by canonical name
 
 
-class OneflowFramework(Framework):
+class OneflowFramework(core.Framework):
     """OneFlow on CPU or CUDA.
 
     eager: everything as it comes. graph: an nn.Graph returns loss and gradients, one per set of active groups and
@@ -39,8 +25,8 @@ class OneflowFramework(Framework):
     schedule.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = (*KINDS, *PLAIN_KINDS)
-    optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
+    kinds: ClassVar[tuple[str, ...]] = (*core.KINDS, *core.PLAIN_KINDS)
+    optimizers: ClassVar[tuple[str, ...]] = core.OPTIMIZERS
     modes: ClassVar[tuple[str, ...]] = ("eager", "graph", "graph_native")
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
     fork_safe: ClassVar[bool] = False  # its threads start with the import
@@ -71,42 +57,43 @@ class OneflowFramework(Framework):
         }
     }
 
-    def __init__(self, *chosen: Any, **named: Any) -> None:
-        super().__init__(*chosen, **named)
+    def start(self) -> None:
+        """Threads; what OneFlow lacks is refused."""
         if self.precision == "fp16":
             _check_half(self.device, self.mode)
         if self.deterministic and self.device != "cpu":
-            raise UserError("framework.deterministic=true: OneFlow 0.9 has no such switch for CUDA; its CPU needs none")
+            raise core.UserError(
+                "framework.deterministic=true: OneFlow 0.9 has no such switch for CUDA; its CPU needs none"
+            )
         flow.set_num_threads(self.threads)
         self._graphs: dict[tuple[Any, ...], graph.TrainGraph] = {}
 
     @staticmethod
-    def devices() -> list[str]:
-        """CUDA devices if any, then the CPU. Asking OneFlow for a device that is not there aborts the process."""
-        count = flow.cuda.device_count() if flow.cuda.is_available() else 0
-        return [*(f"cuda:{i}" for i in range(count)), "cpu"]
+    def cuda_devices() -> int:
+        """Counted first: asking OneFlow for a device that is not there aborts the process."""
+        return int(flow.cuda.device_count()) if flow.cuda.is_available() else 0
 
     @staticmethod
     def version() -> str:
         """Version and commit."""
         return f"oneflow {flow.__version__} ({flow.__git_commit__})"
 
-    def make_model(self, tree: Tree) -> Model:
+    def make_model(self, tree: core.Tree) -> Model:
         """On the device, in training mode."""
         model: Model = Model(tree).to(self.device).train()
         return layers.lower(model) if self.precision == "fp16" else model
 
-    def get_weights(self, model: Model) -> Weights:
+    def get_weights(self, model: Model) -> core.Weights:
         """Copies by canonical name."""
         return {name: layers.copy(tensor) for name, tensor in model.arrays().items()}
 
     @flow.no_grad()
-    def set_weights(self, model: Model, weights: Weights) -> None:
+    def set_weights(self, model: Model, weights: core.Weights) -> None:
         """In place: optimizers and compiled Graphs keep their parameters."""
         for name, tensor in model.arrays().items():
             tensor.copy_(self._tensor(weights[name]))
 
-    def make_groups(self, model: Model, plan: Plan) -> list[Group]:
+    def make_groups(self, model: Model, plan: core.Plan) -> list[Group]:
         """OneFlow's param_groups: the lr resolved, or base lr and lr_scale for the Graph that multiplies them. Eager
         OneFlow ignores lr_scale, so there is none."""
         native, arrays = self.mode == "graph_native", model.arrays()
@@ -124,7 +111,7 @@ class OneflowFramework(Framework):
             for group in plan.groups
         ]
 
-    def make_optimizer(self, model: Model, groups: Sequence[Group], plan: Plan) -> list[flow.optim.Optimizer]:
+    def make_optimizer(self, model: Model, groups: Sequence[Group], plan: core.Plan) -> list[flow.optim.Optimizer]:
         """One per group: OneFlow's Adam counts steps per optimizer, and a group that thaws late must count its own.
         In a native Graph, where all begin together, one per optimizer and schedule."""
         single = [[place] for place in range(len(groups))]
@@ -133,13 +120,15 @@ class OneflowFramework(Framework):
             for own in (graph.families(plan) if self.mode == "graph_native" else single)
         ]
 
-    def make_scheduler(self, optimizer: Sequence[flow.optim.Optimizer], plan: Plan, start: int) -> Scheduler:
+    def make_scheduler(self, optimizer: Sequence[flow.optim.Optimizer], plan: core.Plan, start: int) -> core.Scheduler:
         """Eager OneFlow reads group["lr"] at every step; a native Graph is compiled with the whole table."""
         if self.mode == "graph_native":
             return graph.GraphSchedule(plan, start)
-        return GroupScheduler([native.param_groups[0] for native in optimizer], plan)  # OneFlow's copies of our dicts
+        return core.GroupScheduler(
+            [native.param_groups[0] for native in optimizer], plan
+        )  # OneFlow's copies of our dicts
 
-    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+    def train_step(self, state: core.TrainState, x: np.ndarray, y: np.ndarray, step: core.Step) -> core.StepResult:
         """Forward, backward, and one step of the optimizer of every active group: without it weight decay, momentum
         and step count of the others stay as they are."""
         if state.model.dropouts:  # nothing else draws, and kernels still in the queue do: let those finish first
@@ -155,13 +144,13 @@ class OneflowFramework(Framework):
         copies = {name: layers.copy(gradient) for name, gradient in gradients.items()} if step.gradients else None
         if self.mode != "graph_native":
             _update(state, step.active, gradients)
-        return StepResult(loss.detach(), copies)
+        return core.StepResult(loss.detach(), copies)
 
-    def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
+    def predict(self, state: core.TrainState, x: np.ndarray) -> np.ndarray:
         """Logits in evaluation mode, always eager: a Graph shares its weights with the module."""
         return layers.copy(state.model.evaluate(self._tensor(x)))
 
-    def get_optimizer_state(self, state: TrainState) -> Weights:
+    def get_optimizer_state(self, state: core.TrainState) -> core.Weights:
         """Arrays by "parameter/exp_avg" and so on."""
         if self.mode == "graph_native":
             return (state.compiled or graph.Native()).read(state.model.paths())
@@ -171,7 +160,7 @@ class OneflowFramework(Framework):
             for key, array in optimizers.state_of(native, group).items()
         }
 
-    def set_optimizer_state(self, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
+    def set_optimizer_state(self, state: core.TrainState, arrays: Mapping[str, np.ndarray]) -> None:
         """The reverse. A native Graph takes it only when it is built: it will be built anew."""
         if self.mode == "graph_native":
             names = [name for group in state.groups for name in group["names"]]
@@ -180,7 +169,7 @@ class OneflowFramework(Framework):
         for group, native in zip(state.groups, state.optimizer, strict=True):
             optimizers.set_state(native, group, arrays)
 
-    def _eager(self, state: TrainState, trained: Mapping[str, Tensor], batch: Batch, step: Step) -> Result:
+    def _eager(self, state: core.TrainState, trained: Mapping[str, Tensor], batch: Batch, step: core.Step) -> Result:
         """The gradients without the scale of the loss."""
         state.model.zero_grad(set_to_none=True)  # zeros instead of None would let a frozen group drift
         state.model.rest(step.frozen)
@@ -193,14 +182,14 @@ class OneflowFramework(Framework):
             (loss * self.loss_scale).backward()
         return loss, {name: param.grad / self.loss_scale for name, param in trained.items()}
 
-    def _graph(self, state: TrainState, trained: Mapping[str, Tensor], batch: Batch, step: Step) -> Result:
+    def _graph(self, state: core.TrainState, trained: Mapping[str, Tensor], batch: Batch, step: core.Step) -> Result:
         """The Graph of this model, these parameters, this shape: kept, so that the proof's serves the run."""
         key = (id(state.model), tuple(trained), step.frozen, tuple(batch[0].shape))
         if key not in self._graphs:
             self._graphs[key] = graph.TrainGraph(state.model, trained, step.frozen)
         return self._graphs[key].step(*batch)
 
-    def _native(self, state: TrainState, trained: Mapping[str, Tensor], batch: Batch, step: Step) -> Result:
+    def _native(self, state: core.TrainState, trained: Mapping[str, Tensor], batch: Batch, step: core.Step) -> Result:
         """The one Graph of the run; where it is not at this step, it is built anew from here."""
         if state.compiled and state.compiled.graph and state.compiled.upcoming != step.index:
             self.set_optimizer_state(state, self.get_optimizer_state(state))
@@ -216,7 +205,7 @@ class OneflowFramework(Framework):
         return flow.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
 
-def _update(state: TrainState, active: Sequence[bool], gradients: Mapping[str, Tensor]) -> None:
+def _update(state: core.TrainState, active: Sequence[bool], gradients: Mapping[str, Tensor]) -> None:
     """One step of the eager optimizers of the active groups."""
     for group, native, on in zip(state.groups, state.optimizer, active, strict=True):
         if on:
@@ -229,12 +218,12 @@ def _update(state: TrainState, active: Sequence[bool], gradients: Mapping[str, T
 def _check_half(device: str, mode: str) -> None:
     """Raises UserError where OneFlow 0.9 does not compute in float16 what `lower` says."""
     if device == "cpu":
-        raise UserError(
+        raise core.UserError(
             "framework.precision='fp16': OneFlow has no float16 kernels for a CPU, autocast warns and stays "
             "fp32; take framework.device=cuda:0 or framework=torch"
         )
     if mode != "eager":
-        raise UserError(
+        raise core.UserError(
             f"framework.precision='fp16': framework.mode={mode!r} cannot, autocast is off in a Graph and its "
             "enable_amp takes softmax and loss down with it; take framework=oneflow"
         )
