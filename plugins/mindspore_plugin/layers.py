@@ -138,9 +138,7 @@ KINDS: Mapping[str, Callable[..., nn.Cell]] = {
     "conv": _conv,
     "linear": _linear,
     "batchnorm": _batchnorm,
-    "layernorm": lambda features, eps: nn.LayerNorm(
-        (features,), begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps
-    ),
+    "layernorm": lambda features, eps: nn.LayerNorm((features,), begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps),
     "embedding": lambda num_embeddings, dim: nn.Embedding(num_embeddings, dim, embedding_table="zeros"),
     "attention": Attention,
     "tokens": Tokens,
