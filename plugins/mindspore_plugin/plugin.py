@@ -107,13 +107,14 @@ class MindSporeFramework(core.Framework):
             ops.assign(parameter, Tensor(np.ascontiguousarray(weights[name], np.float32)))
 
     def make_groups(self, model: Model, plan: core.Plan) -> list[Group]:
-        """MindSpore's group dicts; it takes no other keys than these, and no numpy floats."""
+        """MindSpore's group dicts; it takes no other keys than these, and no numpy floats. Gradients are centralized by
+        the training step (see there), so the native key is off."""
         return [
             {
                 "params": [model.network.named[n] for n in g.params],
                 "lr": float(plan.base_lr * g.lr_scale),
                 "weight_decay": float(g.weight_decay),
-                "grad_centralization": g.grad_centralization,
+                "grad_centralization": False,
             }
             for g in plan.groups
         ]
@@ -134,14 +135,15 @@ class MindSporeFramework(core.Framework):
         if key not in natives.steps:
             optimizers, compiled = natives.over(step.active), self.mode == "graph"
             natives.steps[key] = TrainStep(network, optimizers, natives.centralized, compiled, self.loss_scale)
+        train = natives.steps[key]
         network.rest(step.frozen)
         if network.dropouts:
             ops.assign(self._seed, Tensor(np.array(step.seed % 2**32, np.uint32).view(np.int32)))
-        loss, gradients = natives.steps[key](_tensor(x), Tensor(y.astype(np.int32)))
-        names = natives.steps[key].names
-        state.optimizer.begun.update(names)
-        kept = {n: np.array(g.asnumpy()) for n, g in zip(names, gradients, strict=True)} if step.gradients else None
-        return core.StepResult(loss, kept)
+        loss, gradients = train(_tensor(x), Tensor(y.astype(np.int32)))
+        state.optimizer.begun.update(train.names)
+        if not step.gradients:
+            return core.StepResult(loss)
+        return core.StepResult(loss, {n: np.array(g.asnumpy()) for n, g in zip(train.names, gradients, strict=True)})
 
     def predict(self, state: core.TrainState, x: np.ndarray) -> np.ndarray:
         """Logits in evaluation mode."""

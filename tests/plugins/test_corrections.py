@@ -86,6 +86,12 @@ CORRECTIONS = {
             "pynative",
         ),
         "nesterov": Correction("optimizers.py", "if spec.nesterov:", "if False:", "optimizer_nesterov", "pynative"),
+        "batchnorm layers at rest": Correction(
+            "layers.py", "norm.set_train(name not in frozen)", "norm.set_train(True)", "frozen_batchnorm", "pynative"
+        ),
+        "optimizers that serve again begin anew": Correction(
+            "optimizers.py", "        self.set_state({})", "        self.begun = set()", "effective_lr", "pynative"
+        ),
     },
     "megengine": {
         "batchnorm momentum": Correction(
