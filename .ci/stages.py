@@ -105,7 +105,7 @@ def not_run(ended: Iterable[Ended], missing: Iterable[str]) -> tuple[list[str], 
     skips: Counter[str] = Counter()
     for end in ended:
         for count, reason in SKIPPED.findall(end.log):
-            skips[re.sub(r"^(\d+: )", "", reason)] += int(count)
+            skips[reason] += int(count)
     devices = [f"skipped {n:3}: {reason}" for reason, n in skips.items() if not reason.startswith("NOT RUN")]
     return devices, [*(f"{r} ({n} tests)" for r, n in skips.items() if r.startswith("NOT RUN")), *missing]
 
