@@ -1,4 +1,5 @@
-"""The seed documents' experiments, run as a user runs them, in every mode of one framework (--framework NAME).
+"""The seed documents' experiments in every mode of one framework (--framework NAME): a sweep as a user starts it, but
+that its jobs share a process per mode, which spares an import of the framework for each.
 
 Each experiment's claim is computed here by the document's own formula and read out of the run folder: lrs per step,
 lr_check.json (measured), the distance of every group, the checkpoints of each epoch. 4 epochs of 5 steps; data that is
@@ -173,6 +174,25 @@ def test_it_runs_or_says_why(folders: dict[tuple[str, str], Path], mode: str, ex
     assert run.json("summary.json")["steps"] == 20
     assert run.json("lr_check.json")["max_relative_error"] <= 1e-4
     assert all(math.isfinite(r["loss"]) for r in run.records("loss"))
+
+
+def test_a_sweep_with_a_process_per_job_gives_the_same_numbers(
+    folders: dict[tuple[str, str], Path], mode: str, tmp_path: Path
+) -> None:
+    """As a user starts it; the other tests' runs follow one another in one process."""
+    experiment = "seed_004_megengine_lenet"
+    varied = (f"experiment={experiment}", f"framework={mode}", "seed=0")
+    options = ("+size=test", "eval_every=1 epoch", "checkpoint.every=1 epoch", "checkpoint.keep=4")
+    command = [sys.executable, "-m", "layerwise_lr", "train", "-m", *varied, *options, "hydra.sweep.dir=sweep"]
+    environment = {**os.environ, "LAYERWISE_LR_CACHE": str(tmp_path / "nothing")}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (alone,) = (Ran(path.parent) for path in (tmp_path / "sweep").glob("*/summary.json"))
+    among = Ran(folders[mode, experiment])
+    assert alone.json("summary.json")["config_sha256"] == among.json("summary.json")["config_sha256"]
+    assert [r["loss"] for r in alone.records("loss")] == pytest.approx(
+        [r["loss"] for r in among.records("loss")], rel=1e-6
+    )
 
 
 def test_data_that_is_absent_is_stood_in_for_aloud(folders: dict[tuple[str, str], Path], mode: str) -> None:
