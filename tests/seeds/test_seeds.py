@@ -13,7 +13,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from layerwise_lr.cli import program
-from layerwise_lr.run.config import Config
+from layerwise_lr.run.folder import RunFolder
 from layerwise_lr.sweep import jobs
 
 ROOT = Path(__file__).parents[2]
@@ -94,24 +94,28 @@ def own(experiment: str) -> tuple[str, ...]:
     return next((words for name, words in SIZES.items() if experiment.startswith(name)), ())
 
 
-def train_all(mode: str, root: Path) -> None:
-    """Every experiment in one mode, one sweep per set of sizes. Composed, checked and claimed as any sweep; the jobs
-    are then run one after another in this process, which imports the framework once."""
-
-    def run_here(claimed: Mapping[Path, Config], options: jobs.Options, done: jobs.Done) -> None:
-        for path in claimed:
-            with (path / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
-                jobs.run_and_tell(path)
-            done(path)
-
-    jobs.run_jobs = run_here
+def claim_all(mode: str, root: Path) -> None:
+    """Composed, checked and claimed as any sweep, one per set of sizes; no job is run. Before the framework is imported
+    here: `train` asks it in a forked process what it has, and not all can be forked once they are used."""
+    jobs.run_jobs = lambda claimed, options, done: None
     for index, words in enumerate(sorted({own(e) for e in EXPERIMENTS})):
         members = [e for e in EXPERIMENTS if own(e) == words]
+        varied = (f"experiment={','.join(members)}", f"framework={mode}")
         options = ("eval_every=1 epoch", "checkpoint.every=1 epoch", "checkpoint.keep=4")
         sweep = f"hydra.sweep.dir={root / str(index)}"
-        with suppress(SystemExit):  # 1 where a job failed, as some must
-            varied = (f"experiment={','.join(members)}", f"framework={mode}")
+        with suppress(SystemExit):  # 1: the jobs have no result yet
             program.main(["train", "-m", *varied, "+size=test", *words, *options, sweep])
+
+
+def train_all(mode: str, root: Path) -> None:
+    """Every experiment in one mode, one after another in this process, which imports the framework once. Begun again,
+    what has ended stays."""
+    if not root.exists():
+        claim_all(mode, root)
+    for path in sorted(file.parent for file in root.glob("*/*/config.resolved.yaml")):
+        if RunFolder(path).state() not in ("completed", "failed"):
+            with (path / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+                jobs.run_and_tell(path)
 
 
 @pytest.fixture(scope="session")
@@ -121,7 +125,7 @@ def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     for mode in MODES[request.config.getoption("--framework")]:
         command = [sys.executable, __file__, mode, str(root / mode)]
         environment = {**os.environ, **jobs.thread_environment(1), "LAYERWISE_LR_CACHE": str(root / "nothing")}
-        for _ in range(5):  # OneFlow's race, see its retry_on_signal: begun again, what is finished stays
+        for _ in range(5):  # OneFlow's race, see its retry_on_signal
             done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment)
             if done.returncode >= 0:
                 break
