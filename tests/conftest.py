@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before any framework: idle threads sleep
@@ -11,20 +12,46 @@ from layerwise_lr.data import fetch
 from layerwise_lr.framework import registry
 
 HERE = Path(__file__).parent
+FRAMEWORKS = ("torch", "oneflow", "mindspore", "megengine")
+RUN_TORCH = {"test_cli.py", "test_report.py", "test_compare.py", "test_packaging.py"}  # `layerwise-lr train` as it is
+IMPORTS_TORCH = re.compile(r"^(import|from) (torch|layerwise_lr\.plugins\.torch_plugin)\b", re.MULTILINE)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--framework", default="torch", help="whose plugin tests and conformance tests to run")
+    said = "whose plugin, conformance and seed tests to run; none: only tests that need no framework at all"
+    parser.addoption("--framework", default="torch", choices=(*FRAMEWORKS, "none"), help=said)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """One framework per process: `pytest --framework NAME` runs test_NAME_plugin.py and test_seeds_NAME.py, without it
     torch's."""
     chosen = config.getoption("--framework")
-    others = {"oneflow", "mindspore", "megengine"} - {chosen}
-    files = {f"test_{name}_plugin.py" for name in others}
-    files |= {f"test_seeds_{name}.py" for name in {"torch", "oneflow", "mindspore", "megengine"} - {chosen}}
+    others = set(FRAMEWORKS) - {chosen}
+    files = {f"test_{name}_plugin.py" for name in others} | {f"test_seeds_{name}.py" for name in others}
+    if chosen not in ("torch", "none"):
+        files.add("test_reference_plugin.py")  # it compares with torch
+    if chosen == "none" and collection_path.suffix == ".py":
+        own = {"test_corrections.py", "test_devices.py", "test_seeds.py"}
+        files |= own | ({collection_path.name} if IMPORTS_TORCH.search(collection_path.read_text()) else set())
     return True if collection_path.name in files else None
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """What runs the framework of --framework is marked so; all else is the core's, and needs to run in one Python."""
+    home = item.path.parent.name if item.path.name != "test_reference_plugin.py" else "framework"
+    trains = {"run", "mode", "folders"} & set(getattr(item, "fixturenames", ()))
+    if home == "plugins" or (home == "seeds" and (item.path.name != "test_seeds.py" or trains)):
+        item.add_marker("framework")
+    elif item.path.name in RUN_TORCH:
+        item.add_marker("torch")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """--framework none leaves out what needs one."""
+    if config.getoption("--framework") == "none":
+        out = [i for i in items if i.get_closest_marker("framework") or i.get_closest_marker("torch")]
+        config.hook.pytest_deselected(items=out)
+        items[:] = [i for i in items if i not in out]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -55,20 +55,28 @@ def as_plan(words: list[str]) -> list[str]:
     return ["plan", *firsts]
 
 
-@pytest.fixture
-def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder with the files that the commands speak of."""
-    monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    np.savez(tmp_path / "mine.npz", x=rng.integers(0, 255, (700, 8, 8), np.uint8), y=np.arange(700) % 3)
-    (tmp_path / "idx").mkdir()
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Those that the commands speak of."""
+    home, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
+    np.savez(home / "mine.npz", x=rng.integers(0, 255, (700, 8, 8), np.uint8), y=np.arange(700) % 3)
+    (home / "idx").mkdir()
     for name, shape in IDX.items():
         head = bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)
-        (tmp_path / "idx" / name).write_bytes(head + bytes(i % 3 for i in range(math.prod(shape))))
+        (home / "idx" / name).write_bytes(head + bytes(i % 3 for i in range(math.prod(shape))))
     for index in range(700):
-        folder = tmp_path / "pictures" / f"class{index % 2}"
+        folder = home / "pictures" / f"class{index % 2}"
         folder.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4)).save(folder / f"{index}.png")
+    return home
+
+
+@pytest.fixture
+def somewhere(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that holds nothing but links to them."""
+    monkeypatch.chdir(tmp_path)
+    for path in files.iterdir():
+        (tmp_path / path.name).symlink_to(path)
     before, argv = dict(os.environ), list(sys.argv)
     pictures._read.cache_clear()
     yield tmp_path

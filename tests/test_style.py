@@ -11,7 +11,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.mark.parametrize(
     "words",
-    [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy", "layerwise_lr"], ["mypy", "plugins"]],
+    [
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "."],
+        ["mypy", "layerwise_lr"],
+        pytest.param(["mypy", "plugins"], marks=pytest.mark.torch),  # it reads torch's types
+    ],
     ids=" ".join,
 )
 def test_clean(words: list[str]) -> None:

@@ -150,6 +150,14 @@ class Framework(ABC):
         self.device, self.mode, self.precision = self.choose_device(device), mode or self.modes[0], precision
         self.threads, self.deterministic = threads, deterministic
         self.loss_scale = LOSS_SCALE if precision == "fp16" else 1.0
+        self.start()
+
+    def start(self) -> None:  # noqa: B027 (nothing to do is a right answer)
+        """Tell the framework what `__init__` has chosen; nothing to do by default.
+
+        Raises:
+            UserError: device, mode and precision do not go together.
+        """
 
     @classmethod
     def choose_device(cls, asked: str) -> str:
@@ -164,10 +172,15 @@ class Framework(ABC):
             raise UserError(f"framework.device={asked!r} is not here; {cls.version()} sees: {', '.join(there)}")
         return wanted
 
-    @staticmethod
-    def devices() -> list[str]:
+    @classmethod
+    def devices(cls) -> list[str]:
         """Devices at hand, best first; "cpu" is last."""
-        return ["cpu"]
+        return [*(f"cuda:{i}" for i in range(cls.cuda_devices())), "cpu"]
+
+    @staticmethod
+    def cuda_devices() -> int:
+        """How many the framework sees; none by default."""
+        return 0
 
     @staticmethod
     @abstractmethod

@@ -11,19 +11,7 @@ import numpy as np
 from megengine import Tensor
 from megengine.optimizer import Optimizer
 
-from layerwise_lr.framework import (
-    Framework,
-    GroupScheduler,
-    Plan,
-    Step,
-    StepResult,
-    TrainState,
-    Tree,
-    Weights,
-    by_optimizer,
-    central_axes,
-    in_plan_order,
-)
+from layerwise_lr import framework as core
 
 from . import layers, optimizers
 from .graph import Trainable
@@ -31,7 +19,7 @@ from .graph import Trainable
 Group = dict[str, Any]
 
 
-class MegEngineFramework(Framework):
+class MegEngineFramework(core.Framework):
     """MegEngine on CPU or CUDA; in mode trace, forward and backward run as one compiled graph."""
 
     kinds: ClassVar[tuple[str, ...]] = tuple(layers.KINDS)
@@ -40,37 +28,37 @@ class MegEngineFramework(Framework):
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
     fork_safe: ClassVar[bool] = False  # a child forked after use dies
 
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
+    def start(self) -> None:
+        """MegEngine's default device, which carries the number of threads."""
         cpu = f"multithread{self.threads}" if self.threads > 1 else "cpu0"
         megengine.set_default_device(cpu if self.device == "cpu" else self.device.replace("cuda:", "gpu"))
         megengine.config.deterministic_kernel = self.deterministic
 
     @staticmethod
-    def devices() -> list[str]:
-        """CUDA devices if any, then the CPU."""
-        return [*(f"cuda:{i}" for i in range(_gpus())), "cpu"]
+    def cuda_devices() -> int:
+        """Asked once (see _gpus)."""
+        return _gpus()
 
     @staticmethod
     def version() -> str:
         """MegEngine's version and the commit it was built from."""
         return f"megengine {megengine.__version__} ({megengine.version.git_version[:8]})"
 
-    def make_model(self, tree: Tree) -> Trainable:
+    def make_model(self, tree: core.Tree) -> Trainable:
         """On the default device."""
         return Trainable(tree, self.precision == "fp16", self.mode == "trace", self.loss_scale)
 
-    def get_weights(self, model: Trainable) -> Weights:
+    def get_weights(self, model: Trainable) -> core.Weights:
         """Copies by canonical name, in PyTorch shapes."""
         return {name: _copy(tensor, model.shapes[name]) for name, tensor in model.arrays.items()}
 
-    def set_weights(self, model: Trainable, weights: Weights) -> None:
+    def set_weights(self, model: Trainable, weights: core.Weights) -> None:
         """In place: the optimizer keeps its parameters."""
         for name, tensor in model.arrays.items():
             value = np.asarray(weights[name], np.float32).reshape(tensor.shape)
             tensor[...] = Tensor(value, no_cache=True)
 
-    def make_groups(self, model: Trainable, plan: Plan) -> list[Group]:
+    def make_groups(self, model: Trainable, plan: core.Plan) -> list[Group]:
         """MegEngine's param_groups; `name`, `names` (in the order of `params`) and `central` are ours."""
         made = []
         for group in plan.groups:
@@ -79,16 +67,16 @@ class MegEngineFramework(Framework):
             made.append(native | {"lr": plan.base_lr * group.lr_scale, "weight_decay": group.weight_decay})
         return made
 
-    def make_optimizer(self, model: Trainable, groups: Sequence[Group], plan: Plan) -> list[Optimizer]:
+    def make_optimizer(self, model: Trainable, groups: Sequence[Group], plan: core.Plan) -> list[Optimizer]:
         """One native optimizer per name in use. MegEngine keeps these very dicts as its param_groups: what the
         scheduler writes into them is what the step reads."""
-        return [optimizers.make(plan.optimizers[name], own) for name, own in by_optimizer(groups, plan).items()]
+        return [optimizers.make(plan.optimizers[name], own) for name, own in core.by_optimizer(groups, plan).items()]
 
-    def make_scheduler(self, optimizer: Sequence[Optimizer], plan: Plan, start: int) -> GroupScheduler:
+    def make_scheduler(self, optimizer: Sequence[Optimizer], plan: core.Plan, start: int) -> core.GroupScheduler:
         """MegEngine's optimizers read group["lr"] at every step, in every mode."""
-        return GroupScheduler(in_plan_order(optimizer, plan), plan)
+        return core.GroupScheduler(core.in_plan_order(optimizer, plan), plan)
 
-    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+    def train_step(self, state: core.TrainState, x: np.ndarray, y: np.ndarray, step: core.Step) -> core.StepResult:
         """Forward, backward, one step of every optimizer. What does not train gets no gradient, and MegEngine's
         optimizers leave it alone."""
         names = tuple(n for group, on in zip(state.groups, step.active, strict=True) if on for n in group["names"])
@@ -97,21 +85,21 @@ class MegEngineFramework(Framework):
         for group in state.groups:
             for name, param in zip(group["names"], group["params"], strict=True):
                 param.grad = found.get(name)
-                if name in found and group["central"] and central_axes(shapes[name]):
+                if name in found and group["central"] and core.central_axes(shapes[name]):
                     param.grad = _centralized(found[name], shapes[name])
         optimizers.step(state.optimizer)
-        return StepResult(loss, {n: _copy(g, shapes[n]) for n, g in found.items()} if step.gradients else None)
+        return core.StepResult(loss, {n: _copy(g, shapes[n]) for n, g in found.items()} if step.gradients else None)
 
-    def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
+    def predict(self, state: core.TrainState, x: np.ndarray) -> np.ndarray:
         """Logits, outside every trace."""
         return np.array(state.model(_tensor(x)).numpy(), np.float32)
 
-    def get_optimizer_state(self, state: TrainState) -> Weights:
+    def get_optimizer_state(self, state: core.TrainState) -> core.Weights:
         """Native state, its keys already torch's."""
         shapes = state.model.shapes
         return {key: a for native in state.optimizer for key, a in optimizers.get_state(native, shapes).items()}
 
-    def set_optimizer_state(self, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
+    def set_optimizer_state(self, state: core.TrainState, arrays: Mapping[str, np.ndarray]) -> None:
         """The reverse."""
         for native in state.optimizer:
             optimizers.set_state(native, arrays)

@@ -170,13 +170,6 @@ class Lowered(nn.Cell):
         return ops.cast(self.cell(*inputs), mstype.float32)
 
 
-def lower(cell: nn.Cell, dtype: mstype.Type) -> nn.Cell:
-    """The cell of a layer, its convolutions and matrix products in `dtype`."""
-    if isinstance(cell, Attention):
-        cell.qkv, cell.proj, cell.product = (Lowered(c, dtype) for c in (cell.qkv, cell.proj, cell.product))
-    return Lowered(cell, dtype) if isinstance(cell, nn.Conv2d | nn.Dense) else cell
-
-
 class Sum(nn.Cell):
     """body(x) + shortcut(x)."""
 
@@ -187,6 +180,13 @@ class Sum(nn.Cell):
     def construct(self, x: Tensor) -> Tensor:
         """The residual sum."""
         return self.body(x) + self.shortcut(x)
+
+
+def lower(cell: nn.Cell, dtype: mstype.Type) -> nn.Cell:
+    """The cell of a layer, its convolutions and matrix products in `dtype`."""
+    if isinstance(cell, Attention):
+        cell.qkv, cell.proj, cell.product = (Lowered(c, dtype) for c in (cell.qkv, cell.proj, cell.product))
+    return Lowered(cell, dtype) if isinstance(cell, nn.Conv2d | nn.Dense) else cell
 
 
 class Network(nn.Cell):

@@ -65,21 +65,11 @@ class Adam(nn.Optimizer):
         factor = root / -ops.expm1(t * self.logs[0])
         eps = root * self.eps
         for i in range(len(self.at)):
-            p, k = self._parameters[i], self.at[i]
+            p, m, v, k = self._parameters[i], self.exp_avg[i], self.exp_avg_sq[i], self.at[i]
             if self.decoupled and self.decay_flags[i]:
                 ops.assign(p, p * (1.0 - lr[i] * self.weight_decay[i]))
-            self.adam(
-                p,
-                self.exp_avg[i],
-                self.exp_avg_sq[i],
-                0.0,
-                0.0,
-                lr[i] * factor[k],
-                self.betas[0],
-                self.betas[1],
-                eps[k],
-                gradients[i],
-            )
+            rate, beta1, beta2 = lr[i] * factor[k], self.betas[0], self.betas[1]
+            self.adam(p, m, v, 0.0, 0.0, rate, beta1, beta2, eps[k], gradients[i])
         return True
 
 
@@ -142,7 +132,7 @@ class Natives:
             self.whole[g.optimizer].get_lr_parameter(native["params"][0])
             for g, native in zip(plan.groups, groups, strict=True)
         ]
-        self.centralized = frozenset(p.name for g in groups if g["grad_centralization"] for p in g["params"])
+        self.centralized = frozenset(n for g in plan.groups if g.grad_centralization for n in g.params)
         self.steps: dict[tuple[tuple[bool, ...], frozenset[str]], Any] = {}
         """By active groups and resting batchnorm layers: see steps.py."""
 
@@ -157,11 +147,9 @@ class Natives:
         return found
 
     def _make(self, name: str, groups: Sequence[Group]) -> nn.Optimizer:
-        """One native optimizer. order_params keeps the plan's order; centralization is the training step's, so the
-        native key is off here."""
-        spec, own = self.plan.optimizers[name], [{**native, "grad_centralization": False} for native in groups]
-        order = [p for native in own for p in native["params"]]
-        made = NATIVE[spec.name](spec, [*own, {"order_params": order}])
+        """One native optimizer; order_params keeps the plan's order."""
+        spec, order = self.plan.optimizers[name], [p for native in groups for p in native["params"]]
+        made = NATIVE[spec.name](spec, [*groups, {"order_params": order}])
         for attribute in (*STATE, "momentum", "global_step", "steps"):  # names must be unique in a compiled step
             held = getattr(made, attribute, ())
             for p in {id(p): p for p in ([held] if isinstance(held, Parameter) else held)}.values():

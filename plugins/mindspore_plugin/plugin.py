@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -15,19 +15,7 @@ os.environ.setdefault("MS_OM_PATH", str(Path(tempfile.gettempdir()) / "layerwise
 import mindspore as ms
 from mindspore import Parameter, Tensor, ops
 
-from layerwise_lr.framework import (
-    KINDS,
-    OPTIMIZERS,
-    PLAIN_KINDS,
-    Framework,
-    Plan,
-    Step,
-    StepResult,
-    TrainState,
-    Tree,
-    UserError,
-    Weights,
-)
+from layerwise_lr import framework as core
 
 from .layers import Network
 from .lending import Shelf
@@ -49,7 +37,7 @@ class MindSporeScheduler:
     """Assigns the elements of the optimizers' ParameterTuple. `set_data` would read back and change nothing, a
     Python float would be baked into a compiled step (measured)."""
 
-    def __init__(self, lrs: Sequence[Parameter], plan: Plan) -> None:
+    def __init__(self, lrs: Sequence[Parameter], plan: core.Plan) -> None:
         self._lrs, self._plan = lrs, plan
 
     def apply(self, index: int) -> None:
@@ -62,25 +50,27 @@ class MindSporeScheduler:
         return [float(parameter.asnumpy()) for parameter in self._lrs]
 
 
-class MindSporeFramework(Framework):
+class MindSporeFramework(core.Framework):
     """MindSpore on CPU, GPU or Ascend.
 
     pynative: forward and backward op by op, each optimizer's update compiled as MindSpore does it itself.
     graph: the whole step compiled, once per set of active groups and resting batchnorm layers.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = (*KINDS, *PLAIN_KINDS)
-    optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
+    kinds: ClassVar[tuple[str, ...]] = (*core.KINDS, *core.PLAIN_KINDS)
+    optimizers: ClassVar[tuple[str, ...]] = core.OPTIMIZERS
     modes: ClassVar[tuple[str, ...]] = ("pynative", "graph")
     precisions: ClassVar[tuple[str, ...]] = tuple(_DTYPES)
     fork_safe: ClassVar[bool] = False  # its executor threads do not survive a fork
 
-    def __init__(self, *choices: Any, **named: Any) -> None:
-        super().__init__(*choices, **named)
+    def start(self) -> None:
+        """Device, mode and what MindSpore takes once per process."""
         kind, _, index = self.device.partition(":")
         target = _TARGETS[kind]
         if self.precision == "bf16" and target != "Ascend":  # conv2d and matmul: "Unsupported data type"
-            raise UserError("framework.precision='bf16': MindSpore has the kernels for it on Ascend alone; take fp16")
+            raise core.UserError(
+                "framework.precision='bf16': MindSpore has the kernels for it on Ascend alone; take fp16"
+            )
         ms.set_device(target, int(index or 0))
         ms.set_context(mode=ms.GRAPH_MODE if self.mode == "graph" else ms.PYNATIVE_MODE)
         _start(target, self.threads)
@@ -89,8 +79,8 @@ class MindSporeFramework(Framework):
         self._seed = Parameter(Tensor(0, ms.int32), name="dropout_seed", requires_grad=False)
         self._networks: Shelf[Network] = Shelf()
 
-    @staticmethod
-    def devices() -> list[str]:
+    @classmethod
+    def devices(cls) -> list[str]:
         """Ascend or CUDA devices that this build of MindSpore can use, then the CPU."""
         found = []
         for name in ("ascend", "cuda"):
@@ -103,68 +93,70 @@ class MindSporeFramework(Framework):
         """MindSpore's version."""
         return f"mindspore {ms.__version__}"
 
-    def make_model(self, tree: Tree) -> Model:
+    def make_model(self, tree: core.Tree) -> Model:
         """In training mode; of equal trees it may be a network whose run is over."""
         return self._networks.lend(tree, lambda: Network(tree, self._seed, _DTYPES[self.precision]), Model)
 
-    def get_weights(self, model: Model) -> Weights:
+    def get_weights(self, model: Model) -> core.Weights:
         """Copies by canonical name."""
         return {name: np.array(p.asnumpy()) for name, p in model.network.named.items()}
 
-    def set_weights(self, model: Model, weights: Weights) -> None:
+    def set_weights(self, model: Model, weights: core.Weights) -> None:
         """In place: optimizers and compiled steps keep their Parameters."""
         for name, parameter in model.network.named.items():
             ops.assign(parameter, Tensor(np.ascontiguousarray(weights[name], np.float32)))
 
-    def make_groups(self, model: Model, plan: Plan) -> list[Group]:
-        """MindSpore's group dicts; it takes no other keys than these, and no numpy floats."""
+    def make_groups(self, model: Model, plan: core.Plan) -> list[Group]:
+        """MindSpore's group dicts; it takes no other keys than these, and no numpy floats. Gradients are centralized by
+        the training step (see there), so the native key is off."""
         return [
             {
                 "params": [model.network.named[n] for n in g.params],
                 "lr": float(plan.base_lr * g.lr_scale),
                 "weight_decay": float(g.weight_decay),
-                "grad_centralization": g.grad_centralization,
+                "grad_centralization": False,
             }
             for g in plan.groups
         ]
 
-    def make_optimizer(self, model: Model, groups: Sequence[Group], plan: Plan) -> Optimizers:
+    def make_optimizer(self, model: Model, groups: Sequence[Group], plan: core.Plan) -> Optimizers:
         """One native optimizer per name in use, fresh. They serve again, with what was compiled for them, where rules
         and parameters are the same and their run is over (the effective-lr proof asks several times)."""
         rules = tuple((g.optimizer, plan.rule(g), g.params) for g in plan.groups)
         return model.network.natives.lend(rules, lambda: Natives(groups, plan), Optimizers)
 
-    def make_scheduler(self, optimizer: Optimizers, plan: Plan, start: int) -> MindSporeScheduler:
+    def make_scheduler(self, optimizer: Optimizers, plan: core.Plan, start: int) -> MindSporeScheduler:
         """Groups in the plan's order, across all optimizers."""
         return MindSporeScheduler(optimizer.natives.lrs, plan)
 
-    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+    def train_step(self, state: core.TrainState, x: np.ndarray, y: np.ndarray, step: core.Step) -> core.StepResult:
         """The step of the active groups and resting batchnorm layers; it is made once."""
         network, natives, key = state.model.network, state.optimizer.natives, (step.active, step.frozen)
         if key not in natives.steps:
             optimizers, compiled = natives.over(step.active), self.mode == "graph"
             natives.steps[key] = TrainStep(network, optimizers, natives.centralized, compiled, self.loss_scale)
+        train = natives.steps[key]
         network.rest(step.frozen)
         if network.dropouts:
             ops.assign(self._seed, Tensor(np.array(step.seed % 2**32, np.uint32).view(np.int32)))
-        loss, gradients = natives.steps[key](_tensor(x), Tensor(y.astype(np.int32)))
-        names = natives.steps[key].names
-        state.optimizer.begun.update(names)
-        kept = {n: np.array(g.asnumpy()) for n, g in zip(names, gradients, strict=True)} if step.gradients else None
-        return StepResult(loss, kept)
+        loss, gradients = train(_tensor(x), Tensor(y.astype(np.int32)))
+        state.optimizer.begun.update(train.names)
+        if not step.gradients:
+            return core.StepResult(loss)
+        return core.StepResult(loss, {n: np.array(g.asnumpy()) for n, g in zip(train.names, gradients, strict=True)})
 
-    def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
+    def predict(self, state: core.TrainState, x: np.ndarray) -> np.ndarray:
         """Logits in evaluation mode."""
         network = state.model.network.set_train(False)
         logits = np.array(network(_tensor(x)).asnumpy())
         network.set_train(True)
         return logits
 
-    def get_optimizer_state(self, state: TrainState) -> Weights:
+    def get_optimizer_state(self, state: core.TrainState) -> core.Weights:
         """By "parameter/exp_avg" and so on."""
         return state.optimizer.state()  # type: ignore[no-any-return]
 
-    def set_optimizer_state(self, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
+    def set_optimizer_state(self, state: core.TrainState, arrays: Mapping[str, np.ndarray]) -> None:
         """The reverse."""
         state.optimizer.set_state(arrays)
 

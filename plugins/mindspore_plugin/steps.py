@@ -6,6 +6,7 @@ new lr, which is a Parameter.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import mindspore as ms
 from mindspore import ParameterTuple, Tensor, nn, ops
@@ -37,7 +38,7 @@ class TrainStep:
         self.names = [p.name for p in params]
         self._network, self._loss, self._natives, self._scale = network, nn.CrossEntropyLoss(), tuple(natives), scale
         edges = [sum(len(native.parameters) for native in natives[:i]) for i in range(len(natives) + 1)]
-        self._parts = tuple(zip(edges, edges[1:], strict=False))
+        self._parts = tuple(pairwise(edges))
         self._axes = tuple(central_axes(p.shape) if p.name in centralized else () for p in params)
         self._differentiate = ms.value_and_grad(self._forward, None, ParameterTuple(params)) if params else None
         step = self._step if params else self._look

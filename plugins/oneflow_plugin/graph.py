@@ -1,13 +1,14 @@
-"""nn.Graph, compiled: one that returns the gradients (mode graph), and the pure one with lr_scale (graph_native).
+"""nn.Graph, compiled: one that returns the gradients (mode graph), and one that updates too (graph_native).
 
 Measured in OneFlow 0.9: a Graph built while any parameter has a gradient does not train, and says nothing; after the
 build every gradient is a lazy tensor, on which eager code fails. So gradients are None before each call and after it.
 lr, requires_grad and training mode are read once, when the Graph is built; so is the shape of the batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import oneflow as flow
@@ -17,9 +18,8 @@ from layerwise_lr.framework import Plan, UserError, Weights
 
 from . import layers, optimizers
 
-_FOREVER = 2**31
 WAYS_OUT = "take framework=oneflow or framework=oneflow_graph"
-FIXED = f"keeps the parameters it was built with; {WAYS_OUT}"
+_FOREVER = 2**31
 _STEP = "System-Train-TrainStep"
 
 
@@ -35,146 +35,154 @@ class Clock(nn.Module):
         return self.weight.sum()
 
 
-class Gradients(nn.Graph):
-    """Forward and backward: (x, y, masks of the dropouts) -> (loss, gradients of `params`); no parameter moves."""
+class TrainGraph(nn.Graph):
+    """Forward and backward: (x, y, masks of the dropouts) -> (loss, gradients).
 
-    def __init__(self, model: nn.Module, params: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.model = model
-        self._wanted = list(params)
-        self._dropouts = [m for m in model.modules() if isinstance(m, layers.Dropout)]
-        self._add_optimizers()
-
-    def _add_optimizers(self) -> None:
-        self.clock = Clock().to(next(self.model.to(nn.Module).parameters()).device)
-        self.add_optimizer(flow.optim.SGD(list(self.clock.to(nn.Module).parameters()), lr=0.0))
-
-    def build(self, x: Tensor, y: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:
-        """What is compiled."""
-        loss = self._loss(x, y, masks)
-        (loss + self.clock()).backward()
-        return (loss, *(p.grad for p in self._wanted))
-
-    def _loss(self, x: Tensor, y: Tensor, masks: Sequence[Tensor]) -> Tensor:
-        for layer, mask in zip(self._dropouts, masks, strict=True):
-            layer.mask = mask
-        try:
-            return layers.loss(self.model(x), y)
-        finally:
-            for layer in self._dropouts:
-                layer.mask = None
-
-    def step(self, x: Tensor, y: Tensor) -> Tensor:
-        """One call; the gradients are put where eager code leaves them. The loss, not waited for."""
-        model = self.model.to(nn.Module)
-        if not self._is_compiled:
-            self._shapes = _dropout_shapes(model, self._dropouts, x)
-        masks = [layer.draw(shape, x.device) for layer, shape in zip(self._dropouts, self._shapes, strict=True)]
-        _clear(model)
-        loss, *gradients = self(x, y, *masks)
-        _clear(model)
-        for param, gradient in zip(self._wanted, gradients, strict=True):
-            param.grad = gradient
-        return loss
-
-
-class Updates(Gradients):
-    """Forward, backward and the native update with native lr_scale and schedule, all compiled."""
+    Args:
+        model: whose requires_grad are as they shall be.
+        trained: parameters by canonical name, whose gradients are returned.
+        frozen: batchnorm layers that run on their running statistics.
+        native: optimizers that update `trained` in the Graph, each with its lr scheduler; none: no parameter moves.
+    """
 
     def __init__(
         self,
-        model: nn.Module,
-        params: Sequence[Tensor],
-        native: Sequence[optimizers.Optimizer],
-        factors: Sequence[Sequence[float]],
+        model: layers.Model,
+        trained: Mapping[str, Tensor],
+        frozen: frozenset[str],
+        native: Sequence[tuple[optimizers.Optimizer, Any]] = (),
     ) -> None:
-        self._native, self._factors = native, factors
-        super().__init__(model, params)
-
-    def _add_optimizers(self) -> None:
-        for optimizer, factors in zip(self._native, self._factors, strict=True):
-            self.add_optimizer(optimizer, lr_sch=schedule(optimizer, factors))
+        super().__init__()
+        self.model = model
+        self._trained, self._frozen, self._dropouts, self._idle = dict(trained), frozen, model.dropouts, not native
+        for optimizer, scheduler in native:
+            self.add_optimizer(optimizer, lr_sch=scheduler)
+        if self._idle:
+            clock = Clock().to(next(model.parameters()).device)
+            self.clock = clock
+            self.add_optimizer(flow.optim.SGD(list(clock.parameters()), lr=0.0))
 
     def build(self, x: Tensor, y: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:
         """What is compiled."""
-        loss = self._loss(x, y, masks)
-        loss.backward()
-        return (loss, *(p.grad for p in self._wanted))
+        for layer, mask in zip(self._dropouts, masks, strict=True):
+            layer.mask = mask
+        try:
+            loss = layers.loss(self.model(x), y)
+        finally:
+            for layer in self._dropouts:
+                layer.mask = None
+        (loss + self.clock() if self._idle else loss).backward()
+        return (loss, *(param.grad for param in self._trained.values()))
 
-
-def schedule(optimizer: optimizers.Optimizer, factors: Sequence[float]) -> flow.optim.lr_scheduler._LRScheduler:
-    """factors[i] for the Graph's i-th update, as constants in a row. OneFlow takes factors in [0, 1] only, so the
-    highest, where it is above 1, goes into the groups' lr."""
-    native = flow.optim.lr_scheduler
-    peak = max(1.0, *factors)
-    for group in optimizer.param_groups:
-        group["lr"] *= peak
-    runs = [(value, len(list(same))) for value, same in groupby(factors)]
-    constants = [native.ConstantLR(optimizer, factor=value / peak, total_iters=_FOREVER) for value, _ in runs]
-    begins = np.cumsum([length for _, length in runs])[:-1].tolist()
-    return native.SequentialLR(optimizer, constants, begins, interval_rescaling=False) if begins else constants[0]
+    def step(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """One call: the loss, not waited for, and the gradients."""
+        model = self.model.to(nn.Module)
+        if not self._is_compiled:
+            if self._dropouts:
+                model.evaluate(x)  # each keeps the shape of its input
+            self._shapes = [layer.shape for layer in self._dropouts]
+            model.rest(self._frozen)
+        masks = [layer.draw(shape, x.device) for layer, shape in zip(self._dropouts, self._shapes, strict=True)]
+        model.zero_grad(set_to_none=True)
+        loss, *gradients = self(x, y, *masks)
+        model.zero_grad(set_to_none=True)
+        return loss, dict(zip(self._trained, gradients, strict=True))
 
 
 class GraphSchedule:
     """The plan's schedule inside a Graph: compiled with it, counted by it."""
 
     def __init__(self, plan: Plan, start: int) -> None:
-        self._plan, self._now, self.upcoming = plan, start, start
+        self._plan, self._index = plan, start
 
-    def apply(self, step: int) -> None:
-        """The compiled table advances by itself; here only that it is where the caller thinks it is."""
-        if step != self.upcoming:
-            raise RuntimeError(f"the Graph's next step is {self.upcoming}, not {step}: steps come without gaps")
-        self._now = step
+    def apply(self, index: int) -> None:
+        """The compiled table advances by itself."""
+        self._index = index
 
     def lrs(self) -> list[float]:
         """lr * lr_scale * factor as compiled; a Graph cannot be asked for it."""
-        return self._plan.lrs(self._now)
+        return self._plan.lrs(self._index)
 
-    def factors(self, schedule_of: str, begun: int) -> list[float]:
-        """The table of a Graph whose counter stands at `begun`, from the upcoming step to the end of the run."""
-        group = next(g for g in self._plan.groups if g.schedule == schedule_of and g.active[0] == 0)
-        rest = [self._plan.factor(s, group) for s in range(self.upcoming, self._plan.total_steps)] or [0.0]
-        return [rest[0]] * begun + rest
+    def native(self, made: Sequence[optimizers.Optimizer], begun: int) -> list[tuple[optimizers.Optimizer, Any]]:
+        """Each optimizer of `families` with its table from this step to the end of the run, for a Graph whose counter
+        stands at `begun`."""
+        plan, scheduled = self._plan, []
+        for optimizer, own in zip(made, families(plan), strict=True):
+            rest = [plan.factor(step, plan.groups[own[0]]) for step in range(self._index, plan.total_steps)]
+            scheduled.append((optimizer, _schedule(optimizer, plan.base_lr, [rest[0]] * begun + rest)))
+        return scheduled
+
+
+def families(plan: Plan) -> list[list[int]]:
+    """Places in the plan of the groups that train, those of one optimizer and one schedule together."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for place, group in enumerate(plan.groups):
+        if group.active[0] < plan.total_steps:
+            found.setdefault((group.optimizer, group.schedule), []).append(place)
+    return list(found.values())
+
+
+def _schedule(
+    optimizer: optimizers.Optimizer, lr: float, table: Sequence[float]
+) -> flow.optim.lr_scheduler._LRScheduler:
+    """lr * table[i] for the Graph's i-th update, as constants in a row. OneFlow takes factors in [0, 1] only, so the
+    highest, where it is above 1, goes into the groups' lr; and a scheduler leaves initial_lr behind, which the next
+    Graph would be built with."""
+    native = flow.optim.lr_scheduler
+    peak = max(1.0, *table)
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] = lr * peak
+    runs = [(value, len(list(same))) for value, same in groupby(table)]
+    constants = [native.ConstantLR(optimizer, factor=value / peak, total_iters=_FOREVER) for value, _ in runs]
+    begins = np.cumsum([length for _, length in runs])[:-1].tolist()
+    return native.SequentialLR(optimizer, constants, begins, interval_rescaling=False) if begins else constants[0]
 
 
 @dataclass
-class Compiled:
+class Native:
     """What graph_native keeps in TrainState: its Graph, and the optimizer state that Graph begins with.
 
     Args:
         state: "parameter/key" -> array.
         begun: updates behind it; the Graph's own counter.
         graph: None until the first training step.
+        upcoming: the plan's step that the compiled table shows next.
     """
 
     state: Weights = field(default_factory=dict)
     begun: int = 0
-    graph: Updates | None = None
+    graph: TrainGraph | None = None
+    upcoming: int = 0
 
-    def load(self, graph: Updates, native_names: dict[str, str]) -> None:
-        """Give the state to a Graph that is not built yet."""
-        suffix = optimizers.GRAPH_STATE
+    def begin(self, graph: TrainGraph, index: int, paths: Mapping[str, str]) -> None:
+        """Give the state to a Graph that is not built yet, and whose first step is `index`."""
+        parts = [(*name.rpartition("/")[::2], array) for name, array in self.state.items()]
         variables = {
-            f"model.{native_names[name]}-{suffix[key]}": flow.tensor(array)
-            for name, key, array in _entries(self.state)
-            if key in suffix
+            f"model.{paths[name]}-{optimizers.GRAPH_KEYS[key]}": flow.tensor(array)
+            for name, key, array in parts
+            if key in optimizers.GRAPH_KEYS
         }
         graph.load_state_dict({**variables, _STEP: flow.tensor([self.begun], dtype=flow.int64)})
-        self.graph = graph
+        self.graph, self.upcoming = graph, index
 
-    def read(self, native_names: dict[str, str], counts: Sequence[str]) -> Weights:
-        """The state now; `counts` are the parameters whose optimizer counts steps."""
+    def step(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """One call of the Graph."""
+        assert self.graph is not None
+        self.begun, self.upcoming = self.begun + 1, self.upcoming + 1
+        return self.graph.step(x, y)
+
+    def read(self, paths: Mapping[str, str]) -> Weights:
+        """The state now. Whoever has Adam's moments counts the Graph's steps."""
         if self.graph is None:
             return {name: array.copy() for name, array in self.state.items()}
-        key_of = {suffix: key for key, suffix in optimizers.GRAPH_STATE.items()}
-        name_of = {f"model.{native}": name for name, native in native_names.items()}
-        found = {}
-        for variable, tensor in self.graph.state_dict().items():
-            param, _, suffix = variable.rpartition("-")
-            if param in name_of and suffix in key_of:
-                found[f"{name_of[param]}/{key_of[suffix]}"] = tensor.cpu().numpy().copy()
-        return found | {f"{name}/step": np.asarray(self.begun, np.float32) for name in counts}
+        variables, found = self.graph.state_dict(), {}
+        for name, path in paths.items():
+            for key, suffix in optimizers.GRAPH_KEYS.items():
+                if (tensor := variables.get(f"model.{path}-{suffix}")) is not None:
+                    found[f"{name}/{key}"] = layers.copy(tensor)
+            if f"{name}/exp_avg" in found:
+                found[f"{name}/step"] = np.asarray(self.begun, np.float32)
+        return found
 
 
 def check(plan: Plan) -> None:
@@ -184,37 +192,16 @@ def check(plan: Plan) -> None:
         UserError: with the reason and the ways out.
     """
     ours = next((g.name for g in plan.groups if plan.optimizers[g.optimizer].name == "layer_adaptive"), None)
-    if ours is not None:
-        raise UserError(
-            f"framework.mode=graph_native: group {ours} trains under layer_adaptive; a compiled OneFlow Graph "
-            f"knows OneFlow's own optimizers alone; {WAYS_OUT}"
-        )
     phases = plan.phases()
-    if len(phases) > 1:
-        raise UserError(
-            f"framework.mode=graph_native: other groups train from step {phases[1].start} on; a compiled "
-            f"OneFlow Graph {FIXED}"
+    why = None
+    if ours is not None:
+        why = f"group {ours} trains under layer_adaptive; a compiled OneFlow Graph knows OneFlow's own optimizers alone"
+    elif len(phases) > 1:
+        why = (
+            f"other groups train from step {phases[1].start} on; a compiled OneFlow Graph keeps the parameters it "
+            "was built with"
         )
-    if not any(phases[0].active):
-        raise UserError(
-            f"framework.mode=graph_native: no group trains, and OneFlow builds no Graph without a gradient; {WAYS_OUT}"
-        )
-
-
-def _entries(state: Weights) -> list[tuple[str, str, np.ndarray]]:
-    return [(*name.rpartition("/")[::2], array) for name, array in state.items()]
-
-
-def _clear(model: nn.Module) -> None:
-    for param in model.parameters():
-        param.grad = None
-
-
-def _dropout_shapes(model: nn.Module, dropouts: Sequence[layers.Dropout], x: Tensor) -> list[tuple[int, ...]]:
-    """Input shapes of the dropouts, by an eager forward in evaluation mode."""
-    if dropouts:
-        model.eval()
-        with flow.no_grad():
-            model(x)
-        model.train()
-    return [layer.shape for layer in dropouts]
+    elif not any(phases[0].active):
+        why = "no group trains, and OneFlow builds no Graph without a gradient"
+    if why:
+        raise UserError(f"framework.mode=graph_native: {why}; {WAYS_OUT}")

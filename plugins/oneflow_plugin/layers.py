@@ -1,36 +1,22 @@
-"""Each kind of declared layer as a OneFlow module, under the same canonical names."""
+"""Each kind of declared layer as a OneFlow module, every number explicit, and the model made of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 
+import numpy as np
 import oneflow as flow
 from oneflow import Tensor, nn
 from oneflow.nn import functional
 
-from layerwise_lr.framework import Layer, Node, Residual, Tree
+from layerwise_lr.framework import Layer, Tree, central_axes, fold, join
 
 
-class Conv(nn.Conv2d):
-    """conv: every number explicit."""
+class Product(nn.Module):
+    """Matrix product over the last two axes, as a module: see `lower`."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, stride: int, padding: int, groups: int, bias: bool
-    ) -> None:
-        super().__init__(in_channels, out_channels, kernel, stride, padding, dilation=1, groups=groups, bias=bias)
-
-
-class Linear(nn.Linear):
-    """linear; the declared `std` concerns the initial values only."""
-
-    def __init__(self, in_features: int, out_features: int, std: float | None = None) -> None:
-        super().__init__(in_features, out_features, bias=True)
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """batchnorm without num_batches_tracked."""
-
-    def __init__(self, features: int, eps: float, momentum: float) -> None:
-        super().__init__(features, eps=eps, momentum=momentum, affine=True, track_running_stats=True)
-        self.num_batches_tracked = None
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """[..., M, K], [..., K, N] -> [..., M, N]."""
+        return flow.matmul(a, b)
 
 
 class LayerNorm(nn.Module):
@@ -56,21 +42,6 @@ class LayerNorm(nn.Module):
         return centred * flow.rsqrt(variance + self.eps) * self.weight + self.bias
 
 
-class Embedding(nn.Embedding):
-    """embedding: int64 [B, T] -> float32 [B, T, D]."""
-
-    def __init__(self, num_embeddings: int, dim: int) -> None:
-        super().__init__(num_embeddings, dim)
-
-
-class Product(nn.Module):
-    """Matrix product over the last two axes, as a module: see `lower`."""
-
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """[..., M, K], [..., K, N] -> [..., M, N]."""
-        return flow.matmul(a, b)
-
-
 class Attention(nn.Module):
     """Multi-head self-attention, written out: OneFlow has no nn.MultiheadAttention."""
 
@@ -88,31 +59,6 @@ class Attention(nn.Module):
         q, k, v = qkv[0], qkv[1], qkv[2]
         weights = flow.softmax(self.product(q * (d // self.num_heads) ** -0.5, k.transpose(-2, -1)), dim=-1)
         return self.proj(self.product(weights, v).transpose(1, 2).reshape(b, t, d))
-
-
-class Tokens(nn.Module):
-    """Prepend the class token, add the position embedding."""
-
-    def __init__(self, num_patches: int, dim: int) -> None:
-        super().__init__()
-        self.cls_token = nn.Parameter(flow.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(flow.zeros(1, num_patches + 1, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T + 1, D]."""
-        return flow.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
-
-
-class LayerScale(nn.Module):
-    """x * gamma; the declared `init` concerns the initial value only."""
-
-    def __init__(self, dim: int, init: float) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(flow.zeros(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape ending in D."""
-        return x * self.gamma
 
 
 class Dropout(nn.Module):
@@ -138,39 +84,62 @@ class Dropout(nn.Module):
 
 
 class Plain(nn.Module):
-    """A layer without arrays: a function of the input alone."""
+    """A function of the input and of a few parameters of its own, mostly none.
 
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+    Args:
+        function: (x, parameters) -> y.
+        shapes: of the parameters by name, in this order.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], **shapes: tuple[int, ...]) -> None:
         super().__init__()
-        self.function = function
+        self.function, self.names = function, list(shapes)
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(flow.zeros(*shape)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the function."""
-        return self.function(x)
+        return self.function(x, *(getattr(self, name) for name in self.names))
 
 
-def _max_pool(kernel: int, stride: int, padding: int) -> nn.Module:
+def _with_tokens(x: Tensor, cls_token: Tensor, pos_embed: Tensor) -> Tensor:
+    """[B, T, D] -> [B, T + 1, D]: prepend the class token, add the position embedding."""
+    return flow.cat([cls_token.expand(x.shape[0], -1, -1), x], dim=1) + pos_embed
+
+
+def _conv(**numbers: int) -> nn.Module:
+    channels = numbers.pop("in_channels"), numbers.pop("out_channels")
+    return nn.Conv2d(*channels, numbers.pop("kernel"), dilation=1, **numbers)
+
+
+def _batchnorm(features: int, eps: float, momentum: float) -> nn.Module:
+    norm = nn.BatchNorm2d(features, eps=eps, momentum=momentum, affine=True, track_running_stats=True)
+    norm.num_batches_tracked = None  # a buffer that no other framework has
+    return norm
+
+
+def _maxpool(kernel: int, stride: int, padding: int) -> nn.Module:
     return nn.MaxPool2d(kernel, stride, padding, dilation=1, return_indices=False, ceil_mode=False)
 
 
-def _average_pool(kernel: int, stride: int) -> nn.Module:
+def _avgpool(kernel: int, stride: int) -> nn.Module:
     return nn.AvgPool2d(kernel, stride, padding=0, ceil_mode=False, count_include_pad=True)
 
 
 KINDS: Mapping[str, Callable[..., nn.Module]] = {
-    "conv": Conv,
-    "linear": Linear,
-    "batchnorm": BatchNorm,
+    "conv": _conv,
+    "linear": lambda in_features, out_features, std: nn.Linear(in_features, out_features),  # std: initial values only
+    "batchnorm": _batchnorm,
     "layernorm": LayerNorm,
-    "embedding": Embedding,
+    "embedding": lambda num_embeddings, dim: nn.Embedding(num_embeddings, dim),
     "attention": Attention,
-    "tokens": Tokens,
-    "layerscale": LayerScale,
-    "relu": lambda: nn.ReLU(),
-    "relu6": lambda: nn.ReLU6(),
+    "tokens": lambda num_patches, dim: Plain(_with_tokens, cls_token=(1, 1, dim), pos_embed=(1, num_patches + 1, dim)),
+    "layerscale": lambda dim, init: Plain(lambda x, gamma: x * gamma, gamma=(dim,)),  # init: initial values only
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
     "gelu": lambda: nn.GELU(),  # by erf; OneFlow's tanh form is another class
-    "maxpool": _max_pool,
-    "avgpool": _average_pool,
+    "maxpool": _maxpool,
+    "avgpool": _avgpool,
     "globalpool": lambda: Plain(lambda x: functional.adaptive_avg_pool2d(x, 1).flatten(1)),  # 3 times as fast as mean
     "flatten": lambda: Plain(lambda x: x.flatten(1)),
     "dropout": Dropout,
@@ -180,63 +149,82 @@ KINDS: Mapping[str, Callable[..., nn.Module]] = {
 }
 
 
-class Sequential(nn.Module):
-    """Children in order; nameless ones are kept under keys that `canonical` removes again."""
-
-    def __init__(self, children: tuple[Node, ...]) -> None:
-        super().__init__()
-        for index, child in enumerate(children):
-            self.add_module(_key(index, child.name), build(child))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """One after the other."""
-        for child in self.children():
-            x = child(x)
-        return x
-
-
 class Sum(nn.Module):
     """body(x) + shortcut(x)."""
 
-    def __init__(self, node: Residual) -> None:
+    def __init__(self, body: nn.Module, shortcut: nn.Module) -> None:
         super().__init__()
-        self.add_module(_key(0, ""), Sequential(node.body))
-        self.add_module(_key(1, ""), Sequential(node.shortcut))
+        self.body, self.shortcut = body, shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         """The residual sum."""
-        body, shortcut = self.children()
-        return body(x) + shortcut(x)
+        return self.body(x) + self.shortcut(x)
 
 
-def _key(index: int, name: str) -> str:
-    """OneFlow forbids dots and empty names, and its Graph aborts on "/" and fails on ":" in them."""
-    return f"~{index}~{name.replace('.', '-')}"
+class Model(nn.Module):
+    """A whole declared tree. Its Seqs and Residuals are modules too: a Graph trains the parameters of what it finds
+    among the modules below the one that it is given; to a layer inside a Python function it would be blind.
+    """
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__()
+        self.named: list[tuple[str, nn.Module]] = []  # in execution order
+        self.function = fold(tree, self._layer, lambda parts: nn.Sequential(*parts), Sum)
+        self.dropouts = [layer for _, layer in self.named if isinstance(layer, Dropout)]
+        self._central: dict[str, bool] = {}
+
+    def _layer(self, name: str, layer: Layer) -> nn.Module:
+        self.named.append((name, KINDS[layer.kind](**layer.options)))
+        return self.named[-1][1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 [B, C, H, W] or int64 [B, T] -> logits [B, classes]."""
+        return self.function(x)
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Parameters and buffers by canonical name; the tensors themselves."""
+        held = ((name, layer.state_dict(keep_vars=True)) for name, layer in self.named)
+        return {join(name, local): tensor for name, own in held for local, tensor in own.items()}
+
+    def paths(self) -> dict[str, str]:
+        """Canonical name of a parameter -> OneFlow's, under which a Graph keeps its state."""
+        native = {id(param): path for path, param in self.named_parameters()}
+        return {name: native[id(tensor)] for name, tensor in self.arrays().items() if id(tensor) in native}
+
+    def rest(self, frozen: frozenset[str]) -> None:
+        """Train, but these batchnorm layers on their running statistics."""
+        self.train()
+        for name, layer in self.named:
+            if name in frozen and isinstance(layer, nn.BatchNorm2d):
+                layer.eval()
+
+    def centralize(self, names: Collection[str]) -> None:
+        """Whose gradients a Graph that is built from now on shall centralize. A native one takes them from backward to
+        update by itself; a hook, which OneFlow compiles with it, is the way in. OneFlow gives no handle to take a hook
+        away, so it asks."""
+        for name, tensor in self.arrays().items():
+            if name in names and name not in self._central:
+                tensor.register_hook(partial(self._hook, name))
+            if name in names or name in self._central:
+                self._central[name] = name in names
+
+    def _hook(self, name: str, gradient: Tensor) -> Tensor:
+        return centralize(gradient) if self._central[name] else gradient
+
+    @flow.no_grad()
+    def evaluate(self, x: Tensor) -> Tensor:
+        """Logits in evaluation mode; after it the model is in training mode again."""
+        self.eval()
+        logits = self(x)
+        self.train()
+        return logits
 
 
-def canonical(native: str) -> str:
-    """The canonical name of a native one: "~3~blocks.~0~0.~1~.~0~norm1.weight" -> "blocks.0.norm1.weight"."""
-    parts = (part.split("~")[2] if part.startswith("~") else part for part in native.split("."))
-    return ".".join(part.replace("-", ".") for part in parts if part)
-
-
-def build(node: Node) -> nn.Module:
-    """The module of a node."""
-    if isinstance(node, Layer):
-        return KINDS[node.kind](**node.options)
-    return Sum(node) if isinstance(node, Residual) else Sequential(node.children)
-
-
-def build_tree(tree: Tree) -> nn.Module:
-    """The module of a whole model."""
-    return build(tree.root)
-
-
-def lower(model: nn.Module) -> nn.Module:
+def lower(model: Model) -> Model:
     """Convolutions and matrix products in float16 by flow.autocast, each with a float32 result. Not the whole model
     in one: the pools, norms and sums between them are not in its lists of what float16 suits."""
     for module in model.modules():
-        if isinstance(module, Conv | nn.Linear | Product):
+        if isinstance(module, nn.Conv2d | nn.Linear | Product):
             module.forward = _half(module.forward)  # type: ignore[method-assign]
     return model
 
@@ -253,3 +241,14 @@ def _half(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def loss(logits: Tensor, y: Tensor) -> Tensor:
     """Mean cross-entropy."""
     return functional.cross_entropy(logits, y)
+
+
+def centralize(gradient: Tensor) -> Tensor:
+    """Gradient centralization: each output's gradient loses its mean."""
+    axes = central_axes(gradient.shape)
+    return gradient - gradient.mean(dim=axes, keepdim=True) if axes else gradient
+
+
+def copy(tensor: Tensor) -> np.ndarray:
+    """Its numbers now: what OneFlow's own `numpy` gives may be the tensor's memory."""
+    return tensor.detach().cpu().numpy().copy()

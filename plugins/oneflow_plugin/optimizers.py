@@ -8,6 +8,8 @@ import oneflow as flow
 
 from layerwise_lr.framework import OptimizerSpec, UserError
 
+from . import layers
+
 Optimizer = Any  # flow.optim.Optimizer; OneFlow has no types
 
 
@@ -27,17 +29,12 @@ class LayerAdaptive(flow.optim.Optimizer):
             self._state |= {param: {} for param in group.parameters}
 
     @flow.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every parameter that has a gradient; the closure's loss, if there is one."""
-        loss = None
-        if closure is not None:
-            with flow.enable_grad():
-                loss = closure()
+    def step(self) -> None:
+        """One step of every parameter that has a gradient."""
         for group in self.param_groups:
             for param in group.parameters:
                 if param.grad is not None:
                     self._update(param, param.grad, group)
-        return loss
 
     def _update(self, param: flow.Tensor, gradient: flow.Tensor, group: Mapping[str, Any]) -> None:
         state, (beta1, beta2) = self._state[param], group["betas"]
@@ -51,25 +48,18 @@ class LayerAdaptive(flow.optim.Optimizer):
         param.sub_(average * size)  # size * average takes OneFlow 0.9 150 times as long on a CPU
 
 
-_NO_MOMENTUM = {"momentum": 0.0, "dampening": 0.0, "nesterov": False}
 NATIVE: Mapping[str, Callable[[OptimizerSpec], tuple[Callable[..., Optimizer], dict[str, Any]]]] = {
-    "sgd": lambda s: (flow.optim.SGD, _NO_MOMENTUM),
+    "sgd": lambda s: (flow.optim.SGD, {"momentum": 0.0, "dampening": 0.0, "nesterov": False}),
     "momentum": lambda s: (flow.optim.SGD, {"momentum": s.momentum, "dampening": 0.0, "nesterov": s.nesterov}),
     "adam": lambda s: (flow.optim.Adam, _adam(s)),
     "adamw": lambda s: (flow.optim.AdamW, _adam(s)),
     "layer_adaptive": lambda s: (LayerAdaptive, {"betas": tuple(s.betas), "eps": s.eps}),
 }
 
-STATE: Mapping[str, Mapping[str, str]] = {
-    "sgd": {},
-    "momentum": {"momentum_buffer": "momentum_buf"},
-    "adam": {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"},
-    "adamw": {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"},
-    "layer_adaptive": {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"},
-}
-"""torch's key -> OneFlow's, of the arrays that an optimizer keeps for each parameter."""
+EAGER_KEYS = {"momentum_buffer": "momentum_buf", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
+"""torch's key -> OneFlow's, of the arrays that an eager optimizer keeps for each parameter."""
 
-GRAPH_STATE = {"momentum_buffer": "momentum", "exp_avg": "m", "exp_avg_sq": "v"}
+GRAPH_KEYS = {"momentum_buffer": "momentum", "exp_avg": "m", "exp_avg_sq": "v"}
 """torch's key -> the suffix of the variable in a compiled Graph."""
 
 
@@ -85,22 +75,13 @@ def make(spec: OptimizerSpec, groups: Sequence[dict[str, Any]]) -> Optimizer:
     return native([{key: group[key] for key in keys if key in group} for group in groups], lr=spec.lr, **options)
 
 
-def centralize(gradient: flow.Tensor) -> flow.Tensor:
-    """Gradient centralization (Yong et al. 2020): each output's gradient loses its mean; 2-D and up."""
-    if gradient.ndim < 2:
-        return gradient
-    return gradient - gradient.mean(dim=tuple(range(1, gradient.ndim)), keepdim=True)
-
-
 def state_of(native: Optimizer, group: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Arrays by "parameter/exp_avg" and so on; nothing for parameters that have not moved yet."""
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, param in zip(group["names"], group["params"], strict=True):
         own = native._state[param]
-        for key, key_here in STATE[group["kind"]].items():
-            if key_here in own:
-                arrays[f"{name}/{key}"] = own[key_here].cpu().numpy().copy()
-        if "exp_avg" in own and "adam" in group["kind"]:
+        arrays |= {f"{name}/{key}": layers.copy(own[ours]) for key, ours in EAGER_KEYS.items() if ours in own}
+        if "exp_avg" in own and not isinstance(native, LayerAdaptive):
             arrays[f"{name}/step"] = np.asarray(native._state["step"], np.float32)
     return arrays
 
@@ -110,8 +91,8 @@ def set_state(native: Optimizer, group: Mapping[str, Any], arrays: Mapping[str, 
     native._state["step"] = steps_in(arrays, group["names"])
     for name, param in zip(group["names"], group["params"], strict=True):
         native._state[param] = {
-            key_here: flow.tensor(arrays[f"{name}/{key}"], device=param.device)
-            for key, key_here in STATE[group["kind"]].items()
+            ours: flow.tensor(arrays[f"{name}/{key}"], device=param.device)
+            for key, ours in EAGER_KEYS.items()
             if f"{name}/{key}" in arrays
         }
 

@@ -6,19 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from layerwise_lr.framework import (
-    OPTIMIZERS,
-    Framework,
-    GroupScheduler,
-    OptimizerSpec,
-    Plan,
-    Step,
-    StepResult,
-    TrainState,
-    Tree,
-    Weights,
-    central_axes,
-)
+from layerwise_lr import framework as core
 
 from . import layers, optimizers
 from .layers import Model
@@ -32,12 +20,12 @@ class Group:
     places: list[tuple[layers.Op, str]]
     lr: float
     weight_decay: float
-    spec: OptimizerSpec
+    spec: core.OptimizerSpec
     grad_centralization: bool
     state: dict[str, optimizers.State] = field(default_factory=dict)
 
 
-class ReferenceScheduler(GroupScheduler):
+class ReferenceScheduler(core.GroupScheduler):
     """Writes Group.lr."""
 
     def apply(self, index: int) -> None:
@@ -50,11 +38,11 @@ class ReferenceScheduler(GroupScheduler):
         return [group.lr for group in self._groups]
 
 
-class ReferenceFramework(Framework):
+class ReferenceFramework(core.Framework):
     """The contract in NumPy."""
 
     kinds: ClassVar[tuple[str, ...]] = tuple(layers.KINDS)
-    optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
+    optimizers: ClassVar[tuple[str, ...]] = core.OPTIMIZERS
     fork_safe: ClassVar[bool] = True
 
     @staticmethod
@@ -62,20 +50,20 @@ class ReferenceFramework(Framework):
         """NumPy's."""
         return f"numpy {np.__version__}"
 
-    def make_model(self, tree: Tree) -> Model:
+    def make_model(self, tree: core.Tree) -> Model:
         """All arrays zero until `set_weights`."""
         return Model(tree)
 
-    def get_weights(self, model: Model) -> Weights:
+    def get_weights(self, model: Model) -> core.Weights:
         """Copies."""
         return {name: op.params[local].copy() for name, (op, local) in model.where.items()}
 
-    def set_weights(self, model: Model, weights: Weights) -> None:
+    def set_weights(self, model: Model, weights: core.Weights) -> None:
         """Copies."""
         for name, (op, local) in model.where.items():
             op.params[local] = weights[name].astype(np.float32)
 
-    def make_groups(self, model: Model, plan: Plan) -> list[Group]:
+    def make_groups(self, model: Model, plan: core.Plan) -> list[Group]:
         """One Group per plan group."""
         return [
             Group(
@@ -89,15 +77,15 @@ class ReferenceFramework(Framework):
             for group in plan.groups
         ]
 
-    def make_optimizer(self, model: Model, groups: Sequence[Group], plan: Plan) -> list[Group]:
+    def make_optimizer(self, model: Model, groups: Sequence[Group], plan: core.Plan) -> list[Group]:
         """The groups are the optimizer: each knows its formula and keeps its state."""
         return list(groups)
 
-    def make_scheduler(self, optimizer: Sequence[Group], plan: Plan, start: int) -> ReferenceScheduler:
+    def make_scheduler(self, optimizer: Sequence[Group], plan: core.Plan, start: int) -> ReferenceScheduler:
         """Over the groups."""
         return ReferenceScheduler(optimizer, plan)
 
-    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+    def train_step(self, state: core.TrainState, x: np.ndarray, y: np.ndarray, step: core.Step) -> core.StepResult:
         """Forward, backward by hand, one update of every active group."""
         for name, op in state.model.ops:
             if isinstance(op, layers.BatchNorm):
@@ -113,14 +101,14 @@ class ReferenceFramework(Framework):
         }
         for group in active:
             _update(group)
-        return StepResult(loss, gradients if step.gradients else None)
+        return core.StepResult(loss, gradients if step.gradients else None)
 
-    def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
+    def predict(self, state: core.TrainState, x: np.ndarray) -> np.ndarray:
         """Logits in evaluation mode."""
         logits: np.ndarray = state.model.chain.forward(_wide(x), False, np.random.default_rng(0))
         return logits.astype(np.float32)
 
-    def get_optimizer_state(self, state: TrainState) -> Weights:
+    def get_optimizer_state(self, state: core.TrainState) -> core.Weights:
         """float32, under torch's keys."""
         return {
             f"{name}/{key}": np.array(array, np.float32)
@@ -129,7 +117,7 @@ class ReferenceFramework(Framework):
             for key, array in own.items()
         }
 
-    def set_optimizer_state(self, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
+    def set_optimizer_state(self, state: core.TrainState, arrays: Mapping[str, np.ndarray]) -> None:
         """The reverse."""
         for group in state.groups:
             group.state = {}
@@ -146,7 +134,7 @@ def _wide(x: np.ndarray) -> np.ndarray:
 def _gradient(group: Group, place: tuple[layers.Op, str]) -> Any:
     op, local = place
     gradient = op.grads[local]
-    if group.grad_centralization and (axes := central_axes(gradient.shape)):
+    if group.grad_centralization and (axes := core.central_axes(gradient.shape)):
         gradient = gradient - gradient.mean(axes, keepdims=True)
     return gradient
 

@@ -13,15 +13,14 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.heads, self.width = num_heads, dim // num_heads
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         b, t, d = x.shape
-        q, k, v = self.qkv(x).reshape(b, t, 3, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)
-        weights = ((q * (d // self.num_heads) ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
+        q, k, v = self.qkv(x).reshape(b, t, 3, self.heads, self.width).permute(2, 0, 3, 1, 4)
+        weights = ((q * self.width**-0.5) @ k.transpose(-2, -1)).softmax(-1)
         return self.proj((weights @ v).transpose(1, 2).reshape(b, t, d))
 
 
@@ -50,18 +49,6 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
-class Plain(nn.Module):
-    """A layer without arrays: a function of the input alone."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the function."""
-        return self.function(x)
-
-
 def _conv(
     in_channels: int, out_channels: int, kernel: int, stride: int, padding: int, groups: int, bias: bool
 ) -> nn.Module:
@@ -74,7 +61,7 @@ def _batchnorm(features: int, eps: float, momentum: float) -> nn.Module:
     return norm
 
 
-KINDS: Mapping[str, Callable[..., nn.Module]] = {
+KINDS: Mapping[str, Callable[..., Callable[[Tensor], Tensor]]] = {
     "conv": _conv,
     "linear": lambda in_features, out_features, std=None: nn.Linear(in_features, out_features),  # std: only initial
     "batchnorm": _batchnorm,
@@ -88,12 +75,12 @@ KINDS: Mapping[str, Callable[..., nn.Module]] = {
     "gelu": lambda: nn.GELU(approximate="none"),
     "maxpool": lambda kernel, stride, padding: nn.MaxPool2d(kernel, stride, padding),
     "avgpool": lambda kernel, stride: nn.AvgPool2d(kernel, stride),
-    "globalpool": lambda: Plain(lambda x: x.mean((2, 3))),
+    "globalpool": lambda: lambda x: x.mean((2, 3)),
     "flatten": nn.Flatten,
     "dropout": lambda p: nn.Dropout(p),
-    "to_tokens": lambda: Plain(lambda x: x.flatten(2).transpose(1, 2)),
-    "first_token": lambda: Plain(lambda x: x[:, 0]),
-    "mean_tokens": lambda: Plain(lambda x: x[:, 1:].mean(1)),
+    "to_tokens": lambda: lambda x: x.flatten(2).transpose(1, 2),
+    "first_token": lambda: lambda x: x[:, 0],
+    "mean_tokens": lambda: lambda x: x[:, 1:].mean(1),
 }
 
 
@@ -106,10 +93,12 @@ class Model(nn.Module):
         self.layers = nn.ModuleList()
         self.function = fold(tree, self._layer)
 
-    def _layer(self, name: str, layer: Layer) -> nn.Module:
-        self.names.append(name)
-        self.layers.append(KINDS[layer.kind](**layer.options))
-        return self.layers[-1]
+    def _layer(self, name: str, layer: Layer) -> Callable[[Tensor], Tensor]:
+        part = KINDS[layer.kind](**layer.options)
+        if isinstance(part, nn.Module):
+            self.names.append(name)
+            self.layers.append(part)
+        return part
 
     def forward(self, x: Tensor) -> Tensor:
         """float32 [B, C, H, W] or int64 [B, T] -> logits [B, classes]."""

@@ -9,22 +9,7 @@ import torch
 import torch._dynamo
 from torch.nn import functional
 
-from layerwise_lr.framework import (
-    KINDS,
-    OPTIMIZERS,
-    PLAIN_KINDS,
-    Framework,
-    GroupScheduler,
-    Plan,
-    Step,
-    StepResult,
-    TrainState,
-    Tree,
-    Weights,
-    by_optimizer,
-    central_axes,
-    in_plan_order,
-)
+from layerwise_lr import framework as core
 
 from . import optimizers
 from .layers import Model
@@ -33,62 +18,54 @@ Group = dict[str, Any]
 AUTOCAST: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class TorchFramework(Framework):
+class TorchFramework(core.Framework):
     """PyTorch on CPU or CUDA."""
 
-    kinds: ClassVar[tuple[str, ...]] = (*KINDS, *PLAIN_KINDS)
-    optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
+    kinds: ClassVar[tuple[str, ...]] = (*core.KINDS, *core.PLAIN_KINDS)
+    optimizers: ClassVar[tuple[str, ...]] = core.OPTIMIZERS
     modes: ClassVar[tuple[str, ...]] = ("eager", "compile")
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp64", *AUTOCAST)  # fp64: to tell rounding from error
     fork_safe: ClassVar[bool] = True  # as long as the parent runs no parallel region: it imports, the children train
 
-    def __init__(
-        self,
-        device: str = "auto",
-        mode: str = "",
-        precision: str = "fp32",
-        threads: int = 1,
-        deterministic: bool = False,
-    ) -> None:
-        super().__init__(device, mode, precision, threads, deterministic)
-        self.dtype = torch.float64 if precision == "fp64" else torch.float32
-        torch.set_num_threads(threads)
+    def start(self) -> None:
+        """What torch keeps per process."""
+        self.dtype = torch.float64 if self.precision == "fp64" else torch.float32
+        torch.set_num_threads(self.threads)
         if self.mode == "compile":  # once per model and set of training groups; past its limit torch is eager
             torch._dynamo.config.recompile_limit = 256
-        if deterministic:  # not called with False: the call alone imports torch's compiler, two seconds
+        if self.deterministic:  # not called with False: the call alone imports torch's compiler, two seconds
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS raises
             torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.allow_tf32 = False  # torch's default, which rounds fp32 convolutions to 10 bits
 
     @staticmethod
-    def devices() -> list[str]:
-        """CUDA devices if any, then the CPU."""
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        return [*(f"cuda:{i}" for i in range(count)), "cpu"]
+    def cuda_devices() -> int:
+        """As torch counts them."""
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
     @staticmethod
     def version() -> str:
         """torch's version, which names the build."""
         return f"torch {torch.__version__}"
 
-    def make_model(self, tree: Tree) -> Model:
+    def make_model(self, tree: core.Tree) -> Model:
         """On the device, in training mode. channels_last: a third less time in convolutions on a CPU."""
         model = Model(tree).to(self.device, self.dtype).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         if self.mode == "compile":
             model.compile()
         return model
 
-    def get_weights(self, model: Model) -> Weights:
+    def get_weights(self, model: Model) -> core.Weights:
         """Copies by canonical name."""
         return {name: _copy(tensor.float()) for name, tensor in model.arrays().items()}
 
     @torch.no_grad()
-    def set_weights(self, model: Model, weights: Weights) -> None:
+    def set_weights(self, model: Model, weights: core.Weights) -> None:
         """In place: the optimizer keeps its parameters."""
         for name, tensor in model.arrays().items():
             tensor.copy_(torch.from_numpy(weights[name]))
 
-    def make_groups(self, model: Model, plan: Plan) -> list[Group]:
+    def make_groups(self, model: Model, plan: core.Plan) -> list[Group]:
         """torch's param_groups; the lr is resolved, no key is left that torch would ignore."""
         arrays = model.arrays()
         return [
@@ -102,16 +79,18 @@ class TorchFramework(Framework):
             for group in plan.groups
         ]
 
-    def make_optimizer(self, model: Model, groups: Sequence[Group], plan: Plan) -> list[torch.optim.Optimizer]:
+    def make_optimizer(self, model: Model, groups: Sequence[Group], plan: core.Plan) -> list[torch.optim.Optimizer]:
         """One native optimizer per name in use. torch keeps these very dicts as its param_groups: what the
         scheduler writes into them is what the step reads."""
-        return [optimizers.make(plan.optimizers[name], own) for name, own in by_optimizer(groups, plan).items()]
+        return [optimizers.make(plan.optimizers[name], own) for name, own in core.by_optimizer(groups, plan).items()]
 
-    def make_scheduler(self, optimizer: Sequence[torch.optim.Optimizer], plan: Plan, start: int) -> GroupScheduler:
+    def make_scheduler(
+        self, optimizer: Sequence[torch.optim.Optimizer], plan: core.Plan, start: int
+    ) -> core.GroupScheduler:
         """Eager torch reads group["lr"] at every step."""
-        return GroupScheduler(in_plan_order(optimizer, plan), plan)
+        return core.GroupScheduler(core.in_plan_order(optimizer, plan), plan)
 
-    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+    def train_step(self, state: core.TrainState, x: np.ndarray, y: np.ndarray, step: core.Step) -> core.StepResult:
         """Forward, backward, one step of every optimizer. What has no gradient, torch's optimizers leave alone,
         weight decay and momentum and all: so a group that does not train is one without requires_grad."""
         torch.manual_seed(step.seed)
@@ -128,21 +107,21 @@ class TorchFramework(Framework):
                 gradient /= self.loss_scale
         gradients = {name: _copy(gradient.float()) for name, gradient, _ in _trained(state)} if step.gradients else None
         for _, gradient, group in _trained(state):
-            if group["grad_centralization"] and (axes := central_axes(gradient.shape)):
+            if group["grad_centralization"] and (axes := core.central_axes(gradient.shape)):
                 gradient -= gradient.mean(axes, keepdim=True)
         for optimizer in state.optimizer:
             optimizer.step()
-        return StepResult(loss.detach(), gradients)
+        return core.StepResult(loss.detach(), gradients)
 
     @torch.no_grad()
-    def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
+    def predict(self, state: core.TrainState, x: np.ndarray) -> np.ndarray:
         """Logits in evaluation mode."""
         state.model.eval()
         logits = _copy(self._forward(state.model, x).float())
         state.model.train()
         return logits
 
-    def get_optimizer_state(self, state: TrainState) -> Weights:
+    def get_optimizer_state(self, state: core.TrainState) -> core.Weights:
         """ "parameter/exp_avg" and so on: torch's own keys."""
         return {
             f"{name}/{key}": _copy(torch.as_tensor(value))
@@ -152,7 +131,7 @@ class TorchFramework(Framework):
         }
 
     @torch.no_grad()
-    def set_optimizer_state(self, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
+    def set_optimizer_state(self, state: core.TrainState, arrays: Mapping[str, np.ndarray]) -> None:
         """The reverse."""
         for name, param, native in _stepped(state):
             own = {key[len(name) + 1 :]: a for key, a in arrays.items() if key.rpartition("/")[0] == name}
@@ -180,7 +159,7 @@ def _like(param: torch.Tensor, array: np.ndarray) -> torch.Tensor:
     return torch.empty_like(param).copy_(tensor) if tensor.shape == param.shape else tensor
 
 
-def _trained(state: TrainState) -> Iterator[tuple[str, torch.Tensor, Group]]:
+def _trained(state: core.TrainState) -> Iterator[tuple[str, torch.Tensor, Group]]:
     """(canonical name, gradient, its group) of the parameters that have one."""
     for group in state.groups:
         for name, param in zip(group["param_names"], group["params"], strict=True):
@@ -188,7 +167,7 @@ def _trained(state: TrainState) -> Iterator[tuple[str, torch.Tensor, Group]]:
                 yield name, param.grad, group
 
 
-def _stepped(state: TrainState) -> Iterator[tuple[str, torch.Tensor, torch.optim.Optimizer]]:
+def _stepped(state: core.TrainState) -> Iterator[tuple[str, torch.Tensor, torch.optim.Optimizer]]:
     """(canonical name, parameter, its optimizer)."""
     for native in state.optimizer:
         for group in native.param_groups:

@@ -10,10 +10,10 @@ import pickle
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -447,7 +447,48 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
     os.environ.update(before)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+NEED_TORCH = {
+    "CIFAR-10 altered",
+    "CIFAR-10 altered, a batch",
+    "CIFAR-10 not downloaded",
+    "CIFAR-10 not downloaded, in a sweep",
+    "ascend",
+    "corrupt picture",
+    "cuda",
+    "cuda in a sweep",
+    "cuda in one job",
+    "cuda in verify",
+    "data not fetched",
+    "empty npz",
+    "object arrays",
+    "one bad job",
+    "pickle",
+    "pth that is a list",
+    "run folder taken",
+    "train_size below the classes",
+    "truncated npz",
+    "truncated pth",
+    "truncated safetensors",
+    "unknown mode",
+    "unknown mode in a sweep",
+    "unknown precision",
+    "unknown weights",
+    "weights file absent",
+    "weights not fetched",
+    "weights of another depth",
+    "weights of another model",
+    "weights of text",
+    "weights=file without path",
+}
+"""What is refused only once torch, the default framework, has been found."""
+
+
+def cases(names: Iterable[str]) -> list[Any]:
+    """Those of these names, marked where they need torch."""
+    return [pytest.param(CASES[n], id=n, marks=[pytest.mark.torch] if n in NEED_TORCH else []) for n in names]
+
+
+@pytest.mark.parametrize("case", cases(CASES))
 def test_one_line_and_nothing_left(case: Case, call: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in case.env.items():
         monkeypatch.setenv(key, value)
@@ -471,6 +512,7 @@ GOOD = {
 }
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("line", GOOD.values(), ids=list(GOOD))
 def test_near_misses_are_accepted(line: str, call: Callable) -> None:
     np.savez("d.npz", **pictures())
@@ -507,7 +549,7 @@ def test_framework_not_installed(call: Callable, monkeypatch: pytest.MonkeyPatch
 REAL = ["typo in a key", "lr nan", "cuda in one job", "one bad job", "run on a YAML tag", "report without a folder"]
 
 
-@pytest.mark.parametrize("case", [CASES[name] for name in REAL], ids=REAL)
+@pytest.mark.parametrize("case", cases(REAL))
 def test_the_console_script_says_the_same(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     case.prepare()

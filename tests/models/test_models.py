@@ -2,7 +2,6 @@ import json
 import struct
 
 import pytest
-from layerwise_lr.plugins.torch_plugin.plugin import TorchFramework
 
 from layerwise_lr.models.layers import param_table
 from layerwise_lr.models.trees import MODELS, make_tree
@@ -89,9 +88,11 @@ def test_the_last_layers_come_last_in_the_table(model):
     assert [table.is_head(r.name) for r in table] == [False] * (len(table) - 2) + [True, True]
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("model", sorted(MODELS))
 def test_a_tree_uses_only_kinds_that_the_torch_plugin_has_and_computes_logits(model):
     import torch
+    from layerwise_lr.plugins.torch_plugin.plugin import TorchFramework
 
     tree = make_tree(model, 5, 3, SIZES.get(model, 32))
     framework = TorchFramework("cpu")

@@ -2,8 +2,6 @@ import pickle
 
 import numpy as np
 import pytest
-import torch
-from layerwise_lr.plugins.torch_plugin.plugin import TorchFramework
 from safetensors.numpy import save_file
 
 from layerwise_lr.data import batches, fetch
@@ -31,6 +29,8 @@ def write(path, arrays):
     elif path.suffix == ".npz":
         np.savez(path, **arrays)
     else:
+        import torch
+
         torch.save({n: torch.from_numpy(a) for n, a in arrays.items()}, path)
     return path
 
@@ -39,7 +39,10 @@ def start(path, tree=LENET, seed=0):
     return start_weights(tree, WeightsSpec("file", str(path)), seed)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt"])
+TORCH_S = (pytest.param(suffix, marks=pytest.mark.torch) for suffix in (".pth", ".pt", ".bin", ".ckpt"))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", *TORCH_S])
 def test_every_file_kind_gives_the_same_bits(tmp_path, suffix):
     found, notes = start(write(tmp_path / f"w{suffix}", ARRAYS))
     assert set(found) == set(ARRAYS)
@@ -47,8 +50,11 @@ def test_every_file_kind_gives_the_same_bits(tmp_path, suffix):
     assert notes == [f"10 arrays loaded from w{suffix}"]
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("wrap", ["state_dict", "model"])
 def test_a_torch_file_may_hold_them_one_level_down(tmp_path, wrap):
+    import torch
+
     torch.save({wrap: {n: torch.from_numpy(a) for n, a in ARRAYS.items()}, "epoch": 3}, tmp_path / "w.pth")
     assert all(np.array_equal(a, ARRAYS[n]) for n, a in start(tmp_path / "w.pth")[0].items())
 
@@ -126,10 +132,12 @@ class Malicious:
         return (open, (self.path, "w"))
 
 
-@pytest.mark.parametrize("how", ["torch", "pickle", "npz"])
+@pytest.mark.parametrize("how", [pytest.param("torch", marks=pytest.mark.torch), "pickle", "npz"])
 def test_a_file_with_code_is_refused_and_the_code_does_not_run(tmp_path, how):
     ran, path = tmp_path / "ran", tmp_path / ("w.npz" if how == "npz" else "w.pth")
     if how == "torch":
+        import torch
+
         torch.save({"conv1.weight": Malicious(ran)}, path)
     elif how == "pickle":
         path.write_bytes(pickle.dumps({"conv1.weight": Malicious(ran)}))
@@ -174,6 +182,8 @@ def test_weights_not_fetched_say_how(tmp_path, monkeypatch):
 
 
 def predict(tree, found, x):
+    from layerwise_lr.plugins.torch_plugin.plugin import TorchFramework
+
     framework = TorchFramework("cpu")
     model = framework.make_model(tree)
     framework.set_weights(model, found)
@@ -183,6 +193,7 @@ def predict(tree, found, x):
     return framework.predict(begin(framework, model, plan), x)
 
 
+@pytest.mark.torch
 def test_the_shipped_lenet_reads_digits_that_it_has_never_seen():
 
     found, _ = start_weights(LENET, WeightsSpec("lenet_mnist"), 0)
@@ -191,6 +202,7 @@ def test_the_shipped_lenet_reads_digits_that_it_has_never_seen():
     assert (logits.argmax(1) == held.test.y).mean() > 0.35  # MNIST's weights, UCI's digits; chance is 0.1
 
 
+@pytest.mark.torch
 @pytest.mark.network
 def test_the_real_mobilenet_v2_knows_imagenet_pictures(mobilenet_checkpoint):
     folder = fetch.fetch("imagenet_samples")

@@ -3,8 +3,6 @@ import math
 import random
 
 import pytest
-import torch
-from torch.optim import lr_scheduler as torch_lr
 
 from layerwise_lr.plan import schedules
 from layerwise_lr.plan.errors import UserError
@@ -16,10 +14,12 @@ BASES = (1e-3, 1e-1)
 
 
 def torch_factors(build, steps):
-    """torch's own scheduler on two groups, as factors of each group's lr."""
+    """torch's own scheduler (by `build` of torch's module and an optimizer) on two groups, as factors of their lr."""
+    import torch
+
     params = [torch.nn.Parameter(torch.zeros(1)) for _ in BASES]
     optimizer = torch.optim.SGD([{"params": [p], "lr": lr} for p, lr in zip(params, BASES, strict=True)])
-    scheduler, rows = build(optimizer), []
+    scheduler, rows = build(torch.optim.lr_scheduler, optimizer), []
     for _ in range(steps):
         rows.append([g["lr"] / lr for g, lr in zip(optimizer.param_groups, BASES, strict=True)])
         optimizer.step()
@@ -28,19 +28,20 @@ def torch_factors(build, steps):
 
 
 TORCH = {
-    "step": (ScheduleSpec("step", gamma=0.3, every=7), lambda o: torch_lr.StepLR(o, 7, gamma=0.3)),
+    "step": (ScheduleSpec("step", gamma=0.3, every=7), lambda t, o: t.StepLR(o, 7, gamma=0.3)),
     "multistep": (
         ScheduleSpec("multistep", gamma=0.2, milestones=[3, 11, 12]),
-        lambda o: torch_lr.MultiStepLR(o, [3, 11, 12], gamma=0.2),
+        lambda t, o: t.MultiStepLR(o, [3, 11, 12], gamma=0.2),
     ),
-    "exponential": (ScheduleSpec("exponential", gamma=0.9, every=1), lambda o: torch_lr.ExponentialLR(o, 0.9)),
-    "cosine": (ScheduleSpec("cosine"), lambda o: torch_lr.CosineAnnealingLR(o, 30)),
-    "linear": (ScheduleSpec("linear", floor=0.1), lambda o: torch_lr.LinearLR(o, 1.0, 0.1, total_iters=30)),
-    "polynomial": (ScheduleSpec("polynomial", power=2.5), lambda o: torch_lr.PolynomialLR(o, 30, power=2.5)),
-    "constant": (ScheduleSpec("constant"), lambda o: torch_lr.LambdaLR(o, lambda _: 1.0)),
+    "exponential": (ScheduleSpec("exponential", gamma=0.9, every=1), lambda t, o: t.ExponentialLR(o, 0.9)),
+    "cosine": (ScheduleSpec("cosine"), lambda t, o: t.CosineAnnealingLR(o, 30)),
+    "linear": (ScheduleSpec("linear", floor=0.1), lambda t, o: t.LinearLR(o, 1.0, 0.1, total_iters=30)),
+    "polynomial": (ScheduleSpec("polynomial", power=2.5), lambda t, o: t.PolynomialLR(o, 30, power=2.5)),
+    "constant": (ScheduleSpec("constant"), lambda t, o: t.LambdaLR(o, lambda _: 1.0)),
 }
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", sorted(TORCH))
 def test_step_by_step_as_torch_s_own(name):
     spec, build = TORCH[name]
@@ -49,15 +50,18 @@ def test_step_by_step_as_torch_s_own(name):
         assert row == pytest.approx([schedule(step)] * 2, rel=1e-9, abs=1e-12), step
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("steps", [20, 30, 100, 101])
 @pytest.mark.parametrize("pct", [0.1, 0.3, 0.5, 0.25])
 @pytest.mark.parametrize(("div", "final"), [(25.0, 1e4), (10.0, 100.0)])
 def test_one_cycle_step_by_step_as_torch_s_own(steps, pct, div, final):
     schedule = make(ScheduleSpec("one_cycle", pct_start=pct, div_factor=div, final_div_factor=final), steps)
 
+    import torch
+
     params = [torch.nn.Parameter(torch.zeros(1)) for _ in BASES]
     optimizer = torch.optim.SGD([{"params": [p], "lr": lr} for p, lr in zip(params, BASES, strict=True)])
-    scheduler = torch_lr.OneCycleLR(
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, list(BASES), total_steps=steps, pct_start=pct, div_factor=div, final_div_factor=final
     )
     for step in range(steps):
@@ -112,11 +116,12 @@ def test_join_puts_each_part_on_its_own_clock():
     assert [schedule(s) for s in range(12)] == pytest.approx([*ramp, 1, 1, 0.1, 0.1, *ramp])
 
 
+@pytest.mark.torch
 def test_join_as_torch_s_sequential():
     named = {"a": ScheduleSpec("constant"), "b": ScheduleSpec("exponential", gamma=0.8, every=1)}
     schedule = make(ScheduleSpec("join", parts=["a", "b"], starts=[5]), 20, named)
 
-    def build(optimizer):
+    def build(torch_lr, optimizer):
         parts = [torch_lr.ConstantLR(optimizer, 1.0), torch_lr.ExponentialLR(optimizer, 0.8)]
         return torch_lr.SequentialLR(optimizer, parts, [5])
 
@@ -131,10 +136,11 @@ def test_a_product_multiplies_its_parts_and_default_is_the_runs_own():
     assert [schedule(s) for s in range(40)] == pytest.approx([cosine(s) * 0.9 ** (s // 10) for s in range(40)])
 
 
+@pytest.mark.torch
 def test_interval_holds_any_schedule_as_a_scheduler_stepped_per_epoch():
     per_epoch = 5
 
-    def build(optimizer):
+    def build(torch_lr, optimizer):
         inner = torch_lr.CosineAnnealingLR(optimizer, 6)
 
         class PerEpoch:

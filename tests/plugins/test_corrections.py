@@ -45,8 +45,18 @@ CORRECTIONS = {
     },
     "oneflow": {
         "layernorm eps": Correction("layers.py", "variance + self.eps", "variance + 1e-3", "same_logits", "eager"),
-        "lr_scale, which eager OneFlow ignores": Correction(
-            "plugin.py", 'group["lr"] = lr', 'group["lr_scale"] = lr / 0.1', "effective_lr", "eager"
+        "the live groups: OneFlow copies the dicts that it is given": Correction(
+            "plugin.py",
+            "[native.param_groups[0] for native in optimizer]",
+            "[dict(native.param_groups[0].options) for native in optimizer]",
+            "schedule_at_every_step",
+            "eager",
+        ),
+        "lr_scale, which a Graph multiplies": Correction(
+            "plugin.py", '{"lr_scale": group.lr_scale} if native', "{} if native", "effective_lr", "graph_native"
+        ),
+        "batchnorms that rest, read when a Graph is built": Correction(
+            "graph.py", "model.rest(self._frozen)", "pass", "frozen_batchnorm", "graph"
         ),
         "the step count at resume": Correction(
             "optimizers.py",
@@ -76,6 +86,12 @@ CORRECTIONS = {
             "pynative",
         ),
         "nesterov": Correction("optimizers.py", "if spec.nesterov:", "if False:", "optimizer_nesterov", "pynative"),
+        "batchnorm layers at rest": Correction(
+            "layers.py", "norm.set_train(name not in frozen)", "norm.set_train(True)", "frozen_batchnorm", "pynative"
+        ),
+        "optimizers that serve again begin anew": Correction(
+            "optimizers.py", "        self.set_state({})", "        self.begun = set()", "effective_lr", "pynative"
+        ),
     },
     "megengine": {
         "batchnorm momentum": Correction(

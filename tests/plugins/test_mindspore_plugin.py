@@ -8,12 +8,13 @@ import contextlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from layerwise_lr.framework import proof, registry
+from layerwise_lr.framework import begin, proof, registry, take_step
 from layerwise_lr.models.layers import Layer, Residual, Seq, Tree, initial_weights, param_table
 from layerwise_lr.models.trees import batchnorm, conv, linear, make_tree
 from layerwise_lr.plan.errors import UserError
@@ -145,15 +146,10 @@ def batches(tree, size, words=False):
 
 def steps_of(framework, state, plan, data, start, stop):
     """Losses of the steps, and which groups moved at each."""
-    begins = {p.start: p.active for p in plan.phases(start)}
     losses, moved = [], []
     for step in range(start, stop):
-        if step in begins:
-            framework.set_active(state, begins[step])
         before = framework.get_weights(state.model)
-        framework.reseed(step)
-        state.scheduler.apply(step)
-        losses.append(float(framework.train_step(state, *data[step % len(data)])))
+        losses.append(float(take_step(framework, state, plan, step, data[step % len(data)], step).loss))
         after = framework.get_weights(state.model)
         moved.append([any((before[n] != after[n]).any() for n in g.params) for g in plan.groups])
     return losses, moved
@@ -165,12 +161,12 @@ def play_kinds(framework, out):
         framework.set_weights(model, start)
         assert all((v == start[n]).all() and v.dtype == np.float32 for n, v in framework.get_weights(model).items())
         plan = plan_of(tree, "sgd", 4)
-        state = proof.make_state(framework, model, plan, 0)
+        state = begin(framework, model, plan)
         for step, (x, y) in enumerate(batches(tree, 8, name == "words")):  # a compiled step can go wrong at its second
             out[f"{name}/{step}/logits"] = framework.predict(state, x)
-            state.scheduler.apply(step)
-            out[f"{name}/{step}/loss"] = np.asarray(float(framework.train_step(state, x, y)))
-            out |= {f"{name}/{step}/{n}": g for n, g in framework.get_gradients(state).items()}
+            result = take_step(framework, state, plan, step, (x, y), step, gradients=True)
+            out[f"{name}/{step}/loss"] = np.asarray(float(result.loss))
+            out |= {f"{name}/{step}/{n}": g for n, g in result.gradients.items()}
         out |= {f"{name}/end/{n}": w for n, w in framework.get_weights(model).items()}
 
 
@@ -182,7 +178,7 @@ def play_curves(framework, out, cases):
         plan = plan_of(tree, optimizer, steps, progressive)
         framework.set_weights(model, start)
         report = proof.check(framework, model, plan, start, data[0], 0)
-        state = proof.make_state(framework, model, plan, 0)
+        state = begin(framework, model, plan)
         losses, moved = steps_of(framework, state, plan, data, 0, steps)
         out |= {f"{case}/losses": losses, f"{case}/moved": moved, f"{case}/lrs": state.scheduler.lrs()}
         out[f"{case}/lr_error"] = report["max_relative_error"]
@@ -194,19 +190,32 @@ def play_resume(framework, out):
     plan, data, start = plan_of(tree, "adamw", 10, True), batches(tree, 16), initial_weights(tree, 0)
     model = framework.make_model(tree)
     framework.set_weights(model, start)
-    whole = steps_of(framework, proof.make_state(framework, model, plan, 0), plan, data, 0, 10)[0]
+    whole = steps_of(framework, begin(framework, model, plan), plan, data, 0, 10)[0]
     end = framework.get_weights(model)
     framework.set_weights(model, start)
-    state = proof.make_state(framework, model, plan, 0)
+    state = begin(framework, model, plan)
     halves = steps_of(framework, state, plan, data, 0, 5)[0]
     held = framework.get_weights(model), framework.get_optimizer_state(state)
     other = framework.make_model(tree)
     framework.set_weights(other, held[0])
-    state = proof.make_state(framework, other, plan, 5)
+    state = begin(framework, other, plan, 5)
     framework.set_optimizer_state(state, held[1])
     halves += steps_of(framework, state, plan, data, 5, 10)[0]
     out |= {"resume/losses": [whole, halves]}
     out["resume/same"] = all((v == end[n]).all() for n, v in framework.get_weights(other).items())
+
+
+def play_rest(framework, out):
+    """The same groups train, with batchnorm layers at rest and without: a step that is kept is kept for one of them."""
+    tree = kinds_trees()["images"]
+    groups = {"late": GroupSpec(["c1", "b1"], start=5), "rest": GroupSpec(["*"])}
+    grouping, schedules = GroupingSpec("by_module", groups=groups), {"default": ScheduleSpec("constant")}
+    plan = make_plan(param_table(tree), grouping, {"default": SPECS["sgd"]}, schedules, FreezeSpec("none"), 8)[1]
+    data, model = batches(tree, 8), framework.make_model(tree)
+    for name, asked in (("resting", plan), ("training", replace(plan, batchnorms={})), ("again", plan)):
+        framework.set_weights(model, initial_weights(tree, 0))
+        steps_of(framework, begin(framework, model, asked), asked, data, 0, 3)
+        out |= {f"rest/{name}/{n}": w for n, w in framework.get_weights(model).items()}
 
 
 def play_lr(framework, out):
@@ -222,12 +231,11 @@ def play_lr(framework, out):
         12,
     )[1]
     model, start, (x, y) = framework.make_model(tree), initial_weights(tree, 0), batches(tree, 16)[0]
-    state, measured = proof.make_state(framework, model, plan, 0), []
+    state, measured = begin(framework, model, plan), []
     for step in range(12):
         framework.set_weights(model, start)
-        state.scheduler.apply(step)
-        framework.train_step(state, x, y)
-        w, g = framework.get_weights(model), framework.get_gradients(state)
+        g = take_step(framework, state, plan, step, (x, y), step, gradients=True).gradients
+        w = framework.get_weights(model)
         moves = [sum(((start[n] - w[n]) * g[n]).sum(dtype=float) for n in group.params) for group in plan.groups]
         squares = [sum((g[n] ** 2).sum(dtype=float) for n in group.params) for group in plan.groups]
         measured.append([move / square for move, square in zip(moves, squares, strict=True)])
@@ -239,17 +247,13 @@ def play_dropout(framework, out):
     tree = Tree("dropout", Seq("", nodes, depth=0), "head", (3, 16, 16), 5)
     model, plan, (x, y) = framework.make_model(tree), plan_of(tree, "sgd", 4), batches(tree, 64)[0]
     start = initial_weights(tree, 0)
-    state, losses = proof.make_state(framework, model, plan, 0), []
-    for seeds in ((1,), (1,), (2,), (1, None)):  # None: a step more without a new seed
+    state, losses = begin(framework, model, plan), []
+    for seed in (1, 1, 2, 1, 2**32 - 1):
         framework.set_weights(model, start)
-        state.scheduler.apply(3)
-        for seed in seeds:
-            if seed is not None:
-                framework.reseed(seed)
-            framework.set_weights(model, start)
-            framework.predict(state, x)
-            losses.append(float(framework.train_step(state, x, y)))
-    gradient = framework.get_gradients(state)["head.weight"]
+        framework.predict(state, x)
+        result = take_step(framework, state, plan, 3, (x, y), seed, gradients=True)
+        losses.append(float(result.loss))
+    gradient = result.gradients["head.weight"]
     out |= {
         "dropout/losses": losses,
         "dropout/kept": float((gradient != 0).mean()),
@@ -258,16 +262,17 @@ def play_dropout(framework, out):
 
 
 def play(name, mode, path):
-    framework = registry.load(name)("cpu", mode, 0, "fp32", 1, False)
+    framework = registry.load(name)("cpu", mode)
     out = {}
     play_kinds(framework, out)
     play_curves(framework, out, [c for c in CURVES if mode != "graph" or c not in ONE_MODE])
     play_resume(framework, out)
+    play_rest(framework, out)
     play_lr(framework, out)
     play_dropout(framework, out)
     for device in ("cuda:7", "ascend:0"):
         with contextlib.suppress(UserError):
-            registry.load(name)(device, mode, 0, "fp32", 1, False)
+            registry.load(name)(device, mode)
             raise AssertionError(f"{device} should be refused")
     np.savez(path, **out)
 
@@ -357,6 +362,15 @@ def test_resume_is_exact(seen, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_a_batchnorm_rests_or_trains_as_the_step_says(seen, mode):
+    ours, theirs = ({k: v for k, v in seen[m].items() if k.startswith("rest/")} for m in (mode, "eager"))
+    assert set(ours) == set(theirs)
+    assert max(relative(ours[key], theirs[key]) for key in theirs) < 2e-5
+    resting, training, again = (ours[f"rest/{name}/b1.running_mean"] for name in ("resting", "training", "again"))
+    assert np.array_equal(resting, again) and np.abs(training - resting).max() > 1e-3
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_lr_by_displacement_at_every_step(seen, mode):
     measured, planned = seen[mode]["lr/measured"], seen[mode]["lr/planned"]
     assert np.allclose(measured, planned, rtol=1e-4, atol=1e-6)
@@ -364,9 +378,9 @@ def test_lr_by_displacement_at_every_step(seen, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_dropout_follows_the_seed(seen, mode):
-    first, again, other, third, without = seen[mode]["dropout/losses"]
+    first, again, other, third, largest = seen[mode]["dropout/losses"]
     assert first == again == third
-    assert len({first, other, without}) == 3
+    assert len({first, other, largest}) == 3
     assert seen[mode]["dropout/logits"] == 0
     assert np.array_equal(seen["graph"]["dropout/losses"], seen["pynative"]["dropout/losses"]) or np.allclose(
         seen["graph"]["dropout/losses"], seen["pynative"]["dropout/losses"], rtol=1e-6
@@ -379,21 +393,24 @@ def test_silence(seen, mode):
 
 
 def test_hash_of_dropout_is_uniform():
-    """The same integers in NumPy: a fair mask, and other masks for neighbouring seeds."""
+    """The same integers in NumPy: a fair mask, other masks for neighbouring seeds, and for the next layer one that is
+    not the next seed's."""
     masks = [uniform(seed, 40_000) for seed in (0, 1, 2, 12345)]
     for u in masks:
         assert abs((u < 0.4).mean() - 0.4) < 0.01
         assert abs(np.corrcoef(u[:-1], u[1:])[0, 1]) < 0.02
-    assert abs(np.corrcoef(masks[0], masks[1])[0, 1]) < 0.02
+    for other in (masks[1], uniform(0, 40_000, layer=2)):
+        assert abs(np.corrcoef(masks[0], other)[0, 1]) < 0.02
+    assert abs(np.corrcoef(masks[1], uniform(0, 40_000, layer=2))[0, 1]) < 0.02
 
 
-def uniform(seed, size):
+def uniform(seed, size, layer=1):
     def mix(h):
         for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
             h = ((h ^ (h >> np.uint64(shift))) * np.uint64(factor)) & np.uint64(0xFFFFFFFF)
         return h ^ (h >> np.uint64(15))
 
-    base = mix(np.array([seed + 1], np.uint64))
+    base = mix((mix(np.array([seed], np.uint64)) + np.uint64(layer)) & np.uint64(0xFFFFFFFF))
     return (mix((np.arange(size, dtype=np.uint64) + base) & np.uint64(0xFFFFFFFF)) & np.uint64(0xFFFFFF)) / 2**24
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from layerwise_lr.framework import proof
+from layerwise_lr.framework import begin, take_step
 
 MODES = ("eager", "graph", "graph_native")
 ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
@@ -60,7 +60,7 @@ def tree_of(model):
     return make_tree(model.replace("vit_avg", "vit_tiny"), **MODELS[model])
 
 
-def plan_of(tree, optimizer, steps, lr=None, freeze="none", every=5, schedule="cosine", wd=None, **grouping):
+def plan_of(tree, optimizer, steps, lr=None, freeze="none", every=5, match=(), schedule="cosine", wd=None, **grouping):
     from layerwise_lr.models import layers
     from layerwise_lr.plan.groups import GroupingSpec
     from layerwise_lr.plan.plan import FreezeSpec, OptimizerSpec, make_plan
@@ -84,7 +84,7 @@ def plan_of(tree, optimizer, steps, lr=None, freeze="none", every=5, schedule="c
         GroupingSpec(**grouping),
         optimizers,
         schedules,
-        FreezeSpec(freeze, every=every),
+        FreezeSpec(freeze, every=every, match=list(match)),
         steps,
     )[1]
 
@@ -103,27 +103,28 @@ class Run:
         self.framework, self.tree, self.plan, self.losses, self.lrs = framework, tree, plan, [], []
         self.model = framework.make_model(tree)
         framework.set_weights(self.model, weights or layers.initial_weights(tree, 0))
-        self.state = proof.make_state(framework, self.model, plan, start)
+        self.state, self.gradients = begin(framework, self.model, plan, start), {}
         if optimizer is not None:
             framework.set_optimizer_state(self.state, optimizer)
 
     def steps(self, start, stop):
-        begins = {phase.start: phase.active for phase in self.plan.phases()}
         for step in range(start, stop):
-            if step in begins:
-                self.framework.set_active(self.state, begins[step])
-            self.framework.reseed(step)
-            self.state.scheduler.apply(step)
-            self.losses.append(float(self.framework.train_step(self.state, *batch_of(self.tree, step, 8))))
+            self.step(step, step, batch_of(self.tree, step, 8))
             self.lrs.append(self.state.scheduler.lrs())
         return self
+
+    def step(self, step, seed, batch):
+        result = take_step(self.framework, self.state, self.plan, step, batch, seed, gradients=True)
+        self.gradients = result.gradients
+        self.losses.append(float(result.loss))
+        return self.losses[-1]
 
     def result(self):
         f = self.framework
         return {
             "losses": np.array(self.losses),
             **f.get_weights(self.model),
-            **{f"gradient/{n}": g for n, g in f.get_gradients(self.state).items()},
+            **{f"gradient/{n}": g for n, g in self.gradients.items()},
             **{f"state/{n}": a for n, a in f.get_optimizer_state(self.state).items()},
         }
 
@@ -131,7 +132,7 @@ class Run:
 def load(name, mode="eager"):
     from layerwise_lr.framework import registry
 
-    return registry.load(name)("cpu", mode, 0, "fp32", 1, False)
+    return registry.load(name)("cpu", mode)
 
 
 CURVES = {
@@ -293,7 +294,7 @@ KIND_TESTS = {
         {"in_channels": 4, "out_channels": 8, "kernel": 1, "stride": 1, "padding": 0, "groups": 2, "bias": True},
         (2, 4, 5, 5),
     ),
-    "linear": ({"in_features": 5, "out_features": 3}, (4, 5)),
+    "linear": ({"in_features": 5, "out_features": 3, "std": None}, (4, 5)),
     "batchnorm": ({"features": 3, "eps": 1e-3, "momentum": 0.3}, (4, 3, 5, 5)),
     "layernorm": ({"features": 8, "eps": 1e-3}, (2, 5, 8)),
     "attention": ({"dim": 8, "num_heads": 2}, (2, 5, 8)),
@@ -314,22 +315,19 @@ KIND_TESTS = {
 }
 
 KINDS_PROGRAM = """
-    from importlib import import_module
-    from layerwise_lr import layers
-    from layerwise_lr.models.layers import Layer, Residual, Seq, Tree
+    from layerwise_lr.framework import Layer, Residual, Seq, Tree, specs
     framework, path = sys.argv[1:]
-    module = import_module(f"layerwise_lr.plugins.{framework}_plugin.layers")
-    native = import_module("oneflow" if framework == "oneflow" else "torch")
     made, found = load(framework), {}
+    native = __import__(framework)
     assert {name.split()[0] for name in KIND_TESTS} == set(made.kinds)
     cases = {n: Seq("", (Layer(n.split()[0], "a", o),)) for n, (o, _) in KIND_TESTS.items()}
-    cases["residual"] = Seq("", (Residual("r", (Layer("linear", "a.b", dict(in_features=5, out_features=5)),)),))
+    cases["residual"] = Seq("", (Residual("r", (Layer("linear", "a.b", dict(in_features=5, out_features=5, std=None)),)),))
     for name, root in cases.items():
         tree = Tree(name, root, "a", (1, 1, 1), 1)
         rng = np.random.default_rng(3)
         shape = KIND_TESTS.get(name, (0, (4, 5)))[1]
         x = (4 * rng.standard_normal(shape)).astype(np.float32) if name != "embedding" else rng.integers(0, 9, shape)
-        weights = {n: (rng.standard_normal(s.shape) / 2).astype(np.float32) for n, s, _, _ in layers.specs(tree)}
+        weights = {n: (rng.standard_normal(s.shape) / 2).astype(np.float32) for n, s, _, _ in specs(tree)}
         weights = {n: np.abs(a) if "var" in n else a for n, a in weights.items()}
         model = made.make_model(tree)
         made.set_weights(model, weights)
@@ -342,8 +340,9 @@ KINDS_PROGRAM = """
         found[f"{name}|y"] = y.detach().numpy()
         if name != "embedding":
             found[f"{name}|dx"] = t.grad.numpy()
-        for n, p in model.named_parameters():
-            found[f"{name}|d{module.canonical(n)}"] = p.grad.numpy()
+        for n, p in model.arrays().items():
+            if p.grad is not None:
+                found[f"{name}|d{n}"] = p.grad.numpy()
         for n, a in made.get_weights(model).items():
             found[f"{name}|{n}"] = a
         model.eval()
@@ -366,11 +365,12 @@ def test_every_kind_forward_and_backward(tmp_path):
 # --- the proof ------------------------------------------------------------------------------------------------------
 
 PROOF = """
-    from layerwise_lr import layers, verify
+    from layerwise_lr.framework import proof
+    from layerwise_lr.models import initial_weights
     mode, model = sys.argv[1:]
     tree, made, errors = tree_of(model), load("oneflow", mode), {}
     native = made.make_model(tree)
-    weights = layers.initial_weights(tree, 0)
+    weights = initial_weights(tree, 0)
     small = model == "lenet" and mode != "graph_native"  # there every step of the proof compiles
     names = {"lenet": ["sgd", "momentum", "nesterov", "adam", "adamw"], "resnet18": ["momentum"]}
     names["lenet"] += ["layer_adaptive"] if mode != "graph_native" else []  # there it is refused
@@ -400,15 +400,15 @@ def test_effective_lr_is_proved(mode, model):
 
 DISPLACEMENT = """
     mode = sys.argv[1]
-    from layerwise_lr import layers
+    from layerwise_lr.models import initial_weights
     tree = tree_of("lenet")
     plan = plan_of(tree, "sgd", 12, lr=0.1, wd=0.0)
-    made, weights = load("oneflow", mode), layers.initial_weights(tree, 0)
+    made, weights = load("oneflow", mode), initial_weights(tree, 0)
     run, worst = Run(made, tree, plan), 0.0
     for step in range(12):
         made.set_weights(run.model, weights)
         run.steps(step, step + 1)
-        after, gradients = made.get_weights(run.model), made.get_gradients(run.state)
+        after, gradients = made.get_weights(run.model), run.gradients
         for lr, group in zip(plan.lrs(step), plan.groups):
             for name in group.params:
                 moved, g = (weights[name] - after[name]).astype(np.float64), gradients[name].astype(np.float64)
@@ -449,14 +449,12 @@ def test_ten_steps_are_five_and_five(mode):
 
 BEHAVIOUR = """
     mode = sys.argv[1]
-    from layerwise_lr import layers
-    from layerwise_lr import models as m
-    from layerwise_lr.models.layers import Layer, Seq, Tree
+    from layerwise_lr.models import Layer, Seq, Tree, batchnorm, conv, initial_weights, linear
     made = load("oneflow", mode)
     drop = Layer("dropout", "", {"p": 0.5})
-    tree = Tree("dropping", Seq("", (m.conv("conv", 3, 8, 3, bias=True, depth=0), Seq("", (m.batchnorm("bn", 8),), 0),
-                drop, Layer("relu"), Layer("flatten"), drop, m.linear("fc", 8 * 64, 10, depth=1))), "fc", (3, 8, 8), 10)
-    weights = layers.initial_weights(tree, 0)
+    tree = Tree("dropping", Seq("", (conv("conv", 3, 8, 3, bias=True, depth=0), Seq("", (batchnorm("bn", 8),), 0),
+                drop, Layer("relu"), Layer("flatten"), drop, linear("fc", 8 * 64, 10, depth=1))), "fc", (3, 8, 8), 10)
+    weights = initial_weights(tree, 0)
     weights["conv.weight"].flat[:4] = [-0.0, 1e-42, np.float32(1) / 3, -1e30]
     native = made.make_model(tree)
     made.set_weights(native, weights)
@@ -464,37 +462,101 @@ BEHAVIOUR = """
     assert {n: a.tobytes() for n, a in back.items()} == {n: a.tobytes() for n, a in weights.items()}
     assert all(a.dtype == np.float32 and a.shape == weights[n].shape for n, a in back.items())
 
-    weights = layers.initial_weights(tree, 0)
+    weights = initial_weights(tree, 0)
     plan = plan_of(tree, "sgd", 6, lr=1e-3, layer_decay=1.0)
     run = Run(made, tree, plan)
     x, y = batch_of(tree, 0)
-    losses = []
-    for step, seed in enumerate((1, 2, 1)):  # same weights, same batch: only the mask differs
+    def at(step, seed):  # same weights, same batch: only the mask differs
         made.set_weights(run.model, weights)
-        made.reseed(seed)
-        run.state.scheduler.apply(step)
-        losses.append(float(made.train_step(run.state, x, y)))
+        return run.step(step, seed, (x, y))
+    losses = [at(step, seed) for step, seed in enumerate((1, 2, 1))]
     assert losses[0] == losses[2] != losses[1], losses
 
     before = run.result()
-    made.reseed(3)
     first, second = made.predict(run.state, x), made.predict(run.state, x[:3])
     after = run.result()
     assert all(np.array_equal(before[n], after[n]) for n in before)
     assert np.array_equal(first[:3], second) or np.allclose(first[:3], second, rtol=1e-5, atol=1e-5)
     assert first.dtype == np.float32 and run.model.training
-    made.set_weights(run.model, weights)
-    run.state.scheduler.apply(3)
-    drawn = float(made.train_step(run.state, x, y))
-    made.set_weights(run.model, weights)
-    made.reseed(3)
-    run.state.scheduler.apply(4)
-    assert drawn == float(made.train_step(run.state, x, y))  # predict drew nothing
+    drawn = at(3, 3)
+    made.predict(run.state, x)
+    assert drawn == at(4, 3)  # predict drew nothing
     print(json.dumps(losses))
 """
 
 
-def test_weights_reseed_and_predict():
+AGAIN = """
+    mode = sys.argv[1]
+    from layerwise_lr.plan import GroupSpec
+    tree, made = tree_of("lenet"), load("oneflow", mode)
+    groups = {"up": GroupSpec(["conv1", "fc1"], schedule="rising"), "rest": GroupSpec(["*"])}  # factors above 1
+    for optimizer in ("momentum", "adamw"):
+        plan = plan_of(tree, optimizer, 10, lr=1e-3, strategy="by_module", groups=groups)
+        run = Run(made, tree, plan).steps(0, 4)
+        weights = made.get_weights(run.model)
+        made.set_optimizer_state(run.state, {})  # in the middle of a run
+        assert made.get_optimizer_state(run.state) == {}
+        fresh = Run(made, tree, plan, 4, weights)
+        assert run.steps(4, 7).losses[4:] == fresh.steps(4, 7).losses
+        run.losses, fresh.losses = [], []
+        held = made.get_weights(run.model), made.get_optimizer_state(run.state)
+        run.steps(7, 9)
+        made.set_weights(run.model, held[0])
+        made.set_optimizer_state(run.state, held[1])
+        assert run.steps(7, 9).losses[:2] == run.losses[2:]  # the same steps once more
+        a, b = run.result(), fresh.steps(7, 9).result()
+        assert all(np.array_equal(a[n], b[n]) for n in a if n != "losses") and len(a) == len(b)
+    print(0)
+"""
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_state_is_reset_and_steps_are_repeated_in_the_middle_of_a_run(mode):
+    answer(child(AGAIN, mode))
+
+
+PROBE = """
+    from layerwise_lr.framework.conformance import TREES
+    tree = TREES["residual_net"]()
+    plan = plan_of(tree, "momentum", 6, freeze="only", match=["stem.conv", "block.bn1", "head"])
+    assert plan.frozen(0) == {"stem.bn"}
+    runs = [Run(load("reference"), tree, plan)] + [Run(load("oneflow", mode), tree, plan) for mode in sys.argv[1:]]
+    ends = [run.steps(0, 6).result() for run in runs]
+    for end in ends[1:]:
+        assert np.allclose(end["losses"], ends[0]["losses"], rtol=2e-5), (end["losses"], ends[0]["losses"])
+        assert not end["stem.bn.running_mean"].any() and (end["stem.bn.running_var"] == 1).all()
+        assert np.allclose(end["block.bn1.running_var"], ends[0]["block.bn1.running_var"], rtol=1e-4)
+    print(0)
+"""
+
+
+def test_a_batchnorm_that_never_trains_keeps_its_statistics_in_every_mode():
+    """freeze=only: the one kind of freezing that a native Graph takes. The batchnorm is in the way of gradients."""
+    answer(child(PROBE, *MODES))
+
+
+STILL = """
+    from dataclasses import replace
+    mode = sys.argv[1]
+    tree, made = tree_of("lenet"), load("oneflow", mode)
+    plan = plan_of(tree, "adamw", 6)
+    plan = replace(plan, groups=tuple(replace(g, active=(0, 3)) for g in plan.groups))
+    run = Run(made, tree, plan).steps(0, 3)
+    before = run.result()
+    after = run.steps(3, 5).result()
+    assert run.gradients == {} and np.isfinite(run.losses).all()
+    same = [n for n in before if not n.startswith(("gradient", "losses"))]
+    assert all(np.array_equal(before[n], after[n]) for n in same)
+    print(0)
+"""
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+def test_a_step_in_which_no_group_trains(mode):
+    answer(child(STILL, mode))
+
+
+def test_weights_seeds_and_predict():
     found = [answer(child(BEHAVIOUR, mode)) for mode in MODES]
     assert found[0] == found[1]  # the Graph drops what eager drops
     assert np.allclose(found[0], found[2], rtol=1e-5)
@@ -503,8 +565,7 @@ def test_weights_reseed_and_predict():
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 REFUSALS = """
-    from layerwise_lr import registry
-    from layerwise_lr.plan.errors import UserError
+    from layerwise_lr.framework import UserError, registry
     framework = registry.load("oneflow")
     told = []
     def tell(function, *words):
@@ -513,29 +574,23 @@ REFUSALS = """
         except UserError as error:
             told.append(str(error))
     for device in ("cuda", "cuda:3", "ascend:0", "tpu"):
-        tell(framework, device, "eager", 0, "fp32", 1, False)
-    tell(framework, "cpu", "eager", 0, "fp16", 1, False)
+        tell(framework, device)
+    tell(framework, "cpu", "eager", "fp16")
     tree = tree_of("lenet")
-    made = framework("auto", "graph_native", 0, "fp32", 1, True)
+    made = framework("auto", "graph_native", deterministic=True)
     for freeze in ("head_first", "progressive"):
         tell(made.make_groups, made.make_model(tree), plan_of(tree, "adamw", 30, freeze=freeze))
     tell(made.make_groups, made.make_model(tree), plan_of(tree, "layer_adaptive", 30))
-    run = Run(made, tree, plan_of(tree, "sgd", 4)).steps(0, 1)
-    tell(made.set_active, run.state, [False] + [True] * (len(run.state.groups) - 1))
-    try:
-        run.state.scheduler.apply(3)
-    except RuntimeError as error:
-        told.append(str(error))
     print(json.dumps(told))
 """
 
 
 def test_refusals_say_what_and_what_instead():
     told = answer(child(REFUSALS))
-    assert len(told) == 10
+    assert len(told) == 8
     assert "layer_adaptive" in told[7]
     assert all("sees: cpu" in line for line in told[:4])
-    assert all("framework=oneflow or framework=oneflow_graph" in line for line in told[5:9])
+    assert all("framework=oneflow or framework=oneflow_graph" in line for line in told[5:])
     assert all("\n" not in line for line in told)
 
 
@@ -545,8 +600,7 @@ LIBRARIES = """
     sys.path.insert(0, site)
     real = importlib.util.find_spec
     importlib.util.find_spec = lambda name, *rest: None if name == hidden else real(name, *rest)
-    from layerwise_lr import registry
-    from layerwise_lr.plan.errors import UserError
+    from layerwise_lr.framework import UserError, registry
     try:
         print(json.dumps([registry.load("oneflow").version(), sys.modules["oneflow"].__file__]))
     except UserError as error:
@@ -560,7 +614,7 @@ def test_cuda_libraries_are_found_or_named(tmp_path):
     for name in ("oneflow", "oneflow.libs"):
         shutil.copytree(site / name, tmp_path / name, copy_function=os.symlink)
     version, where = answer(child(LIBRARIES, tmp_path, "nothing"))
-    assert version.startswith("0.9") and where.startswith(str(tmp_path))
+    assert version.startswith("oneflow 0.9") and where.startswith(str(tmp_path))
     told, _ = answer(child(LIBRARIES, tmp_path, "nvidia"))
     assert told.startswith("oneflow does not load (lib")
     assert "pip install nvidia-cublas-cu11 'nvidia-cudnn-cu11<9'" in told

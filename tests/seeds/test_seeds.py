@@ -1,4 +1,5 @@
-"""The seed documents' experiments, run as a user runs them, in every mode of one framework (--framework NAME).
+"""The seed documents' experiments in every mode of one framework (--framework NAME): a sweep as a user starts it, but
+that its jobs share a process per mode, which spares an import of the framework for each.
 
 Each experiment's claim is computed here by the document's own formula and read out of the run folder: lrs per step,
 lr_check.json (measured), the distance of every group, the checkpoints of each epoch. 4 epochs of 5 steps; data that is
@@ -13,12 +14,17 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+
+from layerwise_lr.cli import program
+from layerwise_lr.run.folder import RunFolder
+from layerwise_lr.sweep import jobs
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("seed_*.yaml"))
@@ -28,10 +34,12 @@ MODES = {
     "mindspore": ("mindspore", "mindspore_graph"),
     "megengine": ("megengine", "megengine_trace"),
 }
-SIZES = {  # smaller models of the same kinds where a framework takes long
+FEW = ("data.train_size=20", "batch_size=4", "data.val_size=8", "data.test_size=8")
+SIZES = {  # smaller models of the same kinds, fewer pictures, where a framework takes long
     "seed_001_oneflow_vit": ("model.depth=4", "model.embed_dim=64", "model.num_heads=4"),
-    "seed_003": ("model=resnet18",),
-    "seed_002_pytorch_resnet": ("scheduler.every=1 epoch",),  # 30 epochs in the document
+    "seed_003": ("model=resnet18", *FEW),
+    "seed_002_pytorch_resnet": ("scheduler.every=1 epoch", *FEW),  # 30 epochs in the document
+    "seed_002_unfreezing": FEW,
 }
 FIXED = "a compiled OneFlow Graph keeps the parameters it was built with"
 CANNOT = {
@@ -86,37 +94,47 @@ def own(experiment: str) -> tuple[str, ...]:
     return next((words for name, words in SIZES.items() if experiment.startswith(name)), ())
 
 
-@pytest.fixture(scope="session")
-def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
-    """(mode, experiment) -> run folder: one sweep per set of sizes, each run in a process of its own."""
-    modes = MODES[request.config.getoption("--framework")]
-    root, found = tmp_path_factory.mktemp("seeds"), {}
+def claim_all(mode: str, root: Path) -> None:
+    """Composed, checked and claimed as any sweep, one per set of sizes; no job is run. Before the framework is imported
+    here: `train` asks it in a forked process what it has, and not all can be forked once they are used."""
+    jobs.run_jobs = lambda claimed, options, done: None
     for index, words in enumerate(sorted({own(e) for e in EXPERIMENTS})):
         members = [e for e in EXPERIMENTS if own(e) == words]
-        sweep = root / str(index)
-        command = [
-            sys.executable,
-            "-m",
-            "layerwise_lr",
-            "train",
-            "-m",
-            f"experiment={','.join(members)}",
-            f"framework={','.join(modes)}",
-            "+size=test",
-            *words,
-            "eval_every=1 epoch",
-            "checkpoint.every=1 epoch",
-            "checkpoint.keep=4",
-            f"hydra.sweep.dir={sweep}",
-        ]
-        environment = {**os.environ, "LAYERWISE_LR_CACHE": str(root / "nothing")}
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment)
-        jobs = json.loads((sweep / "sweep.json").read_text())["jobs"]
-        for name in jobs:
-            words_of = json.loads((sweep / name / "command.json").read_text())["overrides"]
-            choice = dict(word.split("=", 1) for word in words_of if word.startswith(("experiment=", "framework=")))
-            found[choice.get("framework", modes[0]), choice.get("experiment", members[0])] = sweep / name
-        assert len(jobs) == len(members) * len(modes), done.stdout + done.stderr
+        varied = (f"experiment={','.join(members)}", f"framework={mode}")
+        options = ("eval_every=1 epoch", "checkpoint.every=1 epoch", "checkpoint.keep=4")
+        sweep = f"hydra.sweep.dir={root / str(index)}"
+        with suppress(SystemExit):  # 1: the jobs have no result yet
+            program.main(["train", "-m", *varied, "+size=test", *words, *options, sweep])
+
+
+def train_all(mode: str, root: Path) -> None:
+    """Every experiment in one mode, one after another in this process, which imports the framework once. Begun again,
+    what has ended stays."""
+    if not root.exists():
+        claim_all(mode, root)
+    for path in sorted(file.parent for file in root.glob("*/*/config.resolved.yaml")):
+        if RunFolder(path).state() not in ("completed", "failed"):
+            with (path / "log.txt").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+                jobs.run_and_tell(path)
+
+
+@pytest.fixture(scope="session")
+def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+    """(mode, experiment) -> run folder: a process for each mode."""
+    root, found = tmp_path_factory.mktemp("seeds"), {}
+    for mode in MODES[request.config.getoption("--framework")]:
+        command = [sys.executable, __file__, mode, str(root / mode)]
+        environment = {**os.environ, **jobs.thread_environment(1), "LAYERWISE_LR_CACHE": str(root / "nothing")}
+        for _ in range(5):  # OneFlow's race, see its retry_on_signal
+            done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment)
+            if done.returncode >= 0:
+                break
+        for file in (root / mode).glob("*/sweep.json"):
+            for name in json.loads(file.read_text())["jobs"]:
+                words = json.loads((file.parent / name / "command.json").read_text())["overrides"]
+                (experiment,) = (word.partition("=")[2] for word in words if word.startswith("experiment="))
+                found[mode, experiment] = file.parent / name
+        assert {e for m, e in found if m == mode} == set(EXPERIMENTS), done.stdout + done.stderr
     return found
 
 
@@ -160,6 +178,25 @@ def test_it_runs_or_says_why(folders: dict[tuple[str, str], Path], mode: str, ex
     assert run.json("summary.json")["steps"] == 20
     assert run.json("lr_check.json")["max_relative_error"] <= 1e-4
     assert all(math.isfinite(r["loss"]) for r in run.records("loss"))
+
+
+def test_a_sweep_with_a_process_per_job_gives_the_same_numbers(
+    folders: dict[tuple[str, str], Path], mode: str, tmp_path: Path
+) -> None:
+    """As a user starts it; the other tests' runs follow one another in one process."""
+    experiment = "seed_004_megengine_lenet"
+    varied = (f"experiment={experiment}", f"framework={mode}", "seed=0")
+    options = ("+size=test", "eval_every=1 epoch", "checkpoint.every=1 epoch", "checkpoint.keep=4")
+    command = [sys.executable, "-m", "layerwise_lr", "train", "-m", *varied, *options, "hydra.sweep.dir=sweep"]
+    environment = {**os.environ, "LAYERWISE_LR_CACHE": str(tmp_path / "nothing")}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (alone,) = (Ran(path.parent) for path in (tmp_path / "sweep").glob("*/summary.json"))
+    among = Ran(folders[mode, experiment])
+    assert alone.json("summary.json")["config_sha256"] == among.json("summary.json")["config_sha256"]
+    assert [r["loss"] for r in alone.records("loss")] == pytest.approx(
+        [r["loss"] for r in among.records("loss")], rel=1e-6
+    )
 
 
 def test_data_that_is_absent_is_stood_in_for_aloud(folders: dict[tuple[str, str], Path], mode: str) -> None:
@@ -351,7 +388,7 @@ def rows_of_the_table() -> Iterator[tuple[str, str]]:
 
 
 def test_every_test_that_the_table_names_exists_and_every_experiment_has_a_row() -> None:
-    code = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    code = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     named = list(rows_of_the_table())
     assert len(named) >= 20
     for feature, name in named:
@@ -372,3 +409,7 @@ def test_the_table_s_cells_are_what_is_tested() -> None:
         for mode in (mode for modes in MODES.values() for mode in modes):
             can = (mode, row["experiment"].strip("`")) not in CANNOT
             assert (row[mode] == "yes") == can and (can or row[mode] in ("no [1]", "no [2]")), (row["feature"], mode)
+
+
+if __name__ == "__main__":
+    train_all(sys.argv[1], Path(sys.argv[2]))

@@ -14,7 +14,7 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 from mindspore.nn.learning_rate_schedule import LearningRateSchedule
 
-from layerwise_lr.framework import proof
+from layerwise_lr.framework import begin, take_step
 from layerwise_lr.models.layers import Layer, Residual, Seq, Tree, initial_weights, param_table
 from layerwise_lr.models.trees import batchnorm, conv, linear
 from layerwise_lr.plan.errors import UserError
@@ -88,7 +88,7 @@ def arrays(net):
 
 @pytest.fixture(scope="module")
 def fw():
-    return plugin.MindSporeFramework("cpu", "pynative", 0, "fp32", 1, False)
+    return plugin.MindSporeFramework("cpu", "pynative")
 
 
 @pytest.fixture
@@ -126,10 +126,9 @@ def train(net, optimizer, before=lambda step: None):
 def ours(fw, plan, steps=STEPS):
     model = fw.make_model(TREE)
     fw.set_weights(model, initial_weights(TREE, 0))
-    state = proof.make_state(fw, model, plan, 0)
+    state = begin(fw, model, plan)
     for step in range(steps):
-        state.scheduler.apply(step)
-        fw.train_step(state, *batch_of(step))
+        take_step(fw, state, plan, step, batch_of(step), step)
     return fw.get_weights(model)
 
 

@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from layerwise_lr.framework import proof, registry
+from layerwise_lr.framework import begin, registry, take_step
 from layerwise_lr.models.layers import initial_weights, param_table
 from layerwise_lr.models.trees import make_tree
 from layerwise_lr.plan.errors import UserError
@@ -39,11 +39,9 @@ def batch_of(tree, step, size=4):
 
 def native_model(fw, tree):
     """A OneFlow module with our initial weights; its parameters by canonical name."""
-    from layerwise_lr.plugins.oneflow_plugin import layers
-
     model = fw.make_model(tree)
     fw.set_weights(model, initial_weights(tree, 0))
-    return model, {layers.canonical(n): p for n, p in model.named_parameters()}
+    return model, {name: array for name, array in model.arrays().items() if array.is_leaf and array.requires_grad}
 
 
 def of_module(named, module):
@@ -67,10 +65,9 @@ def ours(fw, tree, plan, start=0, steps=BATCHES):
     """The plan in our plugin: final weights, and what scheduler.lrs() told at every step."""
     model = fw.make_model(tree)
     fw.set_weights(model, initial_weights(tree, 0))
-    state, told = proof.make_state(fw, model, plan, start), []
+    state, told = begin(fw, model, plan, start), []
     for step in range(steps):
-        state.scheduler.apply(start + step)
-        fw.train_step(state, *batch_of(tree, step))
+        take_step(fw, state, plan, start + step, batch_of(tree, step), seed=step)
         told.append(state.scheduler.lrs())
     return fw.get_weights(model), np.array(told)
 
@@ -541,9 +538,7 @@ def test_001_eager_layer_scale_lr_over_native_schedulers(seen, name):
 if __name__ == "__main__":
     mode, path = sys.argv[1:]
     kept = {}
-    {"eager": play_eager, "graph_native": play_graph}[mode](
-        registry.load("oneflow")("cpu", mode, 0, "fp32", 1, False), kept
-    )
+    {"eager": play_eager, "graph_native": play_graph}[mode](registry.load("oneflow")("cpu", mode), kept)
     np.savez(path, **kept)
     sys.stdout.flush()
     os._exit(0)  # OneFlow's threads may hang at a normal exit
