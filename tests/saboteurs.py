@@ -483,7 +483,7 @@ class FreshOptimizer(ReferenceFramework):
         pass
 
 
-@caught_by("reset_optimizer_state")
+@caught_by("reset_optimizer_state", "reset_layer_adaptive")
 class KeepsWhatHasNoEntry(ReferenceFramework):
     """Writes what it is given and leaves the rest as it was (load_state_dict of a part)."""
 

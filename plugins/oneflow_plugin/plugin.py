@@ -50,7 +50,12 @@ class OneflowFramework(core.Framework):
                 f"within the run is refused; {graph.WAYS_OUT}",
             ),
             **dict.fromkeys(
-                ("optimizer_layer_adaptive", "effective_lr_layer_adaptive", "resume_layer_adaptive"),
+                (
+                    "optimizer_layer_adaptive",
+                    "effective_lr_layer_adaptive",
+                    "resume_layer_adaptive",
+                    "reset_layer_adaptive",
+                ),
                 "a compiled OneFlow Graph knows OneFlow's own optimizers alone: layer_adaptive is refused; "
                 f"{graph.WAYS_OUT}",
             ),

@@ -91,7 +91,16 @@ def check_resume_is_seamless(kit: Kit) -> None:
 
 def check_reset_optimizer_state(kit: Kit) -> None:
     """set_optimizer_state with nothing resets all: from the start weights on, steps equal those of a fresh session."""
-    for optimizer in kit.optimizers(MOMENTUM, ADAMW, LAYER_ADAPTIVE):
+    _reset(kit, (MOMENTUM, ADAMW))
+
+
+def check_reset_layer_adaptive(kit: Kit) -> None:
+    """The same under layer_adaptive."""
+    _reset(kit, (LAYER_ADAPTIVE,))
+
+
+def _reset(kit: Kit, optimizers: Sequence[OptimizerSpec]) -> None:
+    for optimizer in kit.optimizers(*optimizers):
         tree = TREES["lenet"]()
         plan = plan_for(tree, optimizer)
         fresh, used = kit.session(tree, plan).train(4), kit.session(tree, plan)
