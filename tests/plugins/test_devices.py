@@ -23,7 +23,7 @@ from layerwise_lr.plan.groups import GroupingSpec
 from layerwise_lr.plan.plan import FreezeSpec, OptimizerSpec, make_plan
 from layerwise_lr.plan.schedules import ScheduleSpec
 from layerwise_lr.run import page
-from layerwise_lr.run.config import Config, FrameworkSpec
+from layerwise_lr.run.config import Config, FrameworkSpec, ModelSpec
 
 STEPS = 10
 HAVE = {  # framework -> device -> 16-bit precisions
@@ -59,15 +59,13 @@ def play(name: str, device: str, precision: str, path: Path) -> None:
         out[f"{model_name}/lr"] = proof.check(framework, model, plan, start, (x, y), 0)["max_relative_error"]
         state = begin(framework, model, plan)
         out[f"{model_name}/logits"] = framework.predict(state, x)
-        losses = []
-        for step in range(STEPS):
-            losses.append(float(take_step(framework, state, plan, step, (x, y), seed=0).loss))
-        out[f"{model_name}/losses"] = losses
+        results = [take_step(framework, state, plan, step, (x, y), step) for step in range(STEPS)]
+        out[f"{model_name}/losses"] = [float(result.loss) for result in results]
         out |= {f"{model_name}/end/{n}": w for n, w in framework.get_weights(model).items()}
         faint = {n: a * np.float32(1e-3) if n.startswith(tree.head) else a for n, a in start.items()}
         framework.set_weights(model, faint)
-        faintly = take_step(framework, begin(framework, model, plan, 5), plan, 5, (x, y), seed=0, gradients=True)
-        out |= {f"{model_name}/gradient/{n}": g for n, g in faintly.gradients.items()}
+        last = take_step(framework, begin(framework, model, plan, 5), plan, 5, (x, y), 5, gradients=True)
+        out |= {f"{model_name}/gradient/{n}": g for n, g in last.gradients.items()}
     np.savez(path, **out)
 
 
@@ -86,7 +84,7 @@ def held(name: str, framework: Framework) -> str:
         import megengine
 
         return str(megengine.get_default_device())
-    return str(framework.device)  # type: ignore[attr-defined]
+    return framework.device
 
 
 def ask(name: str, devices: list[str]) -> None:
@@ -197,7 +195,7 @@ def test_what_a_device_or_framework_lacks_is_said(name):
     for precision in (*lacking, "fp8", "FP32"):
         spec = FrameworkSpec(name=name, mode=registry.load(name).modes[0], device="cpu", precision=precision)
         with pytest.raises(UserError, match=rf"^framework\.precision='{precision}'") as caught:
-            page.make_framework(Config(framework=spec))
+            page.make_framework(Config(framework=spec, model=ModelSpec(num_classes=2, in_channels=1, image_size=32)))
         assert "\n" not in str(caught.value)
     if name == "oneflow":  # a device or a precision to take instead
         with pytest.raises(UserError, match="framework=torch"):
