@@ -128,7 +128,7 @@ def _avgpool(kernel: int, stride: int) -> nn.Module:
 
 KINDS: Mapping[str, Callable[..., nn.Module]] = {
     "conv": _conv,
-    "linear": lambda in_features, out_features, std: nn.Linear(in_features, out_features),  # std: initial values only
+    "linear": lambda in_features, out_features, std=None: nn.Linear(in_features, out_features),  # std: initial values
     "batchnorm": _batchnorm,
     "layernorm": LayerNorm,
     "embedding": lambda num_embeddings, dim: nn.Embedding(num_embeddings, dim),
@@ -162,8 +162,9 @@ class Sum(nn.Module):
 
 
 class Model(nn.Module):
-    """A whole declared tree. Its Seqs and Residuals are modules too: a Graph trains the parameters of what it finds
-    among the modules below the one that it is given; to a layer inside a Python function it would be blind.
+    """A whole declared tree. Its Seqs and Residuals are modules too: a Graph puts proxies in the place of the modules
+    below the one that it is given, and warns of every layer that a Python function calls past them. They are numbered:
+    in native names OneFlow forbids dots and empty ones, and its Graph aborts on "/" and fails on ":".
     """
 
     def __init__(self, tree: Tree) -> None:
