@@ -175,7 +175,8 @@ class Sum(nn.Cell):
 
     def __init__(self, body: nn.Cell, shortcut: nn.Cell) -> None:
         super().__init__()
-        self.body, self.shortcut = body, shortcut
+        self.body = body
+        self.shortcut = shortcut
 
     def construct(self, x: Tensor) -> Tensor:
         """The residual sum."""
