@@ -248,7 +248,9 @@ def _one_line(error: Exception) -> str:
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and (key := getattr(cause, "full_key", None)):
         word, known = key.rpartition(".")[2], _known_keys(key)
-        hint = _plus(lines[0]) or ("" if word in known else meant(_named(lines[0]) or key) or did_you_mean(word, known))
+        asked = _named(lines[0]) or key
+        near = "" if word in known else meant(asked, exactly=True) or did_you_mean(word, known) or meant(asked)
+        hint = _plus(lines[0]) or near
         return f"{lines[0].rstrip('.:')}: {reading.explain(cause)}{hint}"
     keep = [line for line in lines if not line.startswith(NOISE)]
     if ("parsing" in lines[0] or "Ambiguous" in lines[0] or "LexerNo" in lines[0] or "input" in lines[0]) and (
@@ -292,15 +294,14 @@ def _plus(line: str) -> str:
     return "; a new name needs a plus: " + shlex.quote(f"+{typed}")
 
 
-def meant(key: str) -> str:
-    """What a key may have meant, of all keys there are: "lr" is optimizer.lr, "trainer.max_epochs" epochs."""
+def meant(key: str, exactly: bool = False) -> str:
+    """What a key may have meant, of all keys there are: "lr" is optimizer.lr, "trainer.max_epochs" epochs; unless
+    `exactly`, also a word that is only close to one of them."""
     word = key.partition("=")[0].rpartition(".")[2]
-    leaves = list(options.leaves())
-    word = SYNONYMS.get(word, word)
-    same = [leaf for leaf in leaves if leaf == word or leaf.rpartition(".")[2] == word]
-    if not same and (close := get_close_matches(word, [leaf.rpartition(".")[2] for leaf in leaves], n=1)):
-        same = [leaf for leaf in leaves if leaf.rpartition(".")[2] == close[0]]
-    return f"; did you mean {' or '.join(same[:4])}?" if word and same and key not in same else ""
+    word, leaves = SYNONYMS.get(word, word), list(options.leaves())
+    close = [] if exactly else get_close_matches(word, [leaf.rpartition(".")[2] for leaf in leaves], n=1)
+    same = [leaf for leaf in leaves if leaf.rpartition(".")[2] in (word, *close)]
+    return f"; did you mean {' or '.join(map(repr, same[:4]))}?" if word and same and key not in same else ""
 
 
 def _known_keys(key: str) -> list[str]:

@@ -56,10 +56,10 @@ class Measurement(NamedTuple):
 
 
 class LrMismatch(Exception):
-    """The framework does not do what the plan says; `records` are lines of lr_check.jsonl, the last is at fault."""
+    """The framework does not do what the plan says; `records` are lines of lr_check.jsonl."""
 
     def __init__(self, records: Sequence[dict[str, Any]]) -> None:
-        row = max(records[-1]["groups"], key=lambda r: r["relative_error"])
+        row = max((row for line in records for row in line["groups"]), key=lambda r: r["relative_error"])
         off = f"by {row['relative_error']:.2e}, more than {TOLERANCE:g}"
         super().__init__(
             f"group {row['group']} does not move as planned at step {row['step']}: {row['worst']} is off {off}"
@@ -87,23 +87,27 @@ def check(
             after, gradients = _rehearse(framework, state, loud, weights, batch, seed, step)
             rows = measure(loud, step, weights, after, gradients, {})
             quiet = [r._replace(planned=r.planned / 2.0**power, measured=_scaled(r.measured, power)) for r in rows]
-            add(records, "start", step, quiet, base_lr_times=2.0**power)
+            records.append(record("start", step, quiet, base_lr_times=2.0**power))
     finally:
         framework.set_weights(model, weights)
+    demand(records)
     return records
 
 
-def add(records: list[dict[str, Any]], when: str, step: int, rows: Sequence[Measurement], **more: Any) -> None:
-    """One more line of lr_check.jsonl.
+def record(when: str, step: int, rows: Sequence[Measurement], **more: Any) -> dict[str, Any]:
+    """One line of lr_check.jsonl."""
+    worst, hidden = (max((getattr(r, key) for r in rows), default=0.0) for key in ("relative_error", "resolution"))
+    facts = {"when": when, "step": step, "max_relative_error": worst, "tolerance": TOLERANCE, "resolution": hidden}
+    return {**facts, **more, "groups": [row._asdict() for row in rows]}
+
+
+def demand(records: Sequence[dict[str, Any]]) -> None:
+    """That every movement was planned.
 
     Raises:
-        LrMismatch: it tells of a movement that is not planned.
+        LrMismatch: one was not.
     """
-    worst = max((row.relative_error for row in rows), default=0.0)
-    facts = {"when": when, "step": step, "max_relative_error": worst, "tolerance": TOLERANCE}
-    hidden = max((row.resolution for row in rows), default=0.0)
-    records.append({**facts, "resolution": hidden, **more, "groups": [row._asdict() for row in rows]})
-    if not worst <= TOLERANCE:
+    if not all(line["max_relative_error"] <= TOLERANCE for line in records):
         raise LrMismatch(records)
 
 
@@ -116,9 +120,9 @@ def probe_steps(plan: Plan) -> list[int]:
     lrs = {step: row for step, row in lrs.items() if row.any()} or lrs  # a step of lr 0 throughout shows little
     first = max(lrs, key=lambda step: ((lrs[step] > 0).sum(), lrs[step].sum()))
 
-    def differs(step: int) -> tuple[int, float]:
+    def differs(step: int) -> tuple[int, float, bool]:
         here, there = lrs[step], lrs[first]
-        return int(((here > 0) != (there > 0)).sum()), float(np.abs(here - there).sum())
+        return int(((here > 0) != (there > 0)).sum()), float(np.abs(here - there).sum()), step != first
 
     return sorted({first, max(lrs, key=differs)})
 

@@ -71,14 +71,12 @@ class Prover:
             LrMismatch: and the spec says stop.
         """
         (before, held), self._before = self._before, ({}, {})
-        made: list[dict[str, Any]] = []
-        try:
-            proof.add(made, "training", step, proof.measure(self.plan, step, before, after, gradients, held))
-        except proof.LrMismatch as mismatch:
-            self._keep(made)
-            self._mismatch(mismatch)
-            return
+        made = [proof.record("training", step, proof.measure(self.plan, step, before, after, gradients, held))]
         self._keep(made)
+        try:
+            proof.demand(made)
+        except proof.LrMismatch as mismatch:
+            self._mismatch(mismatch)
 
     def worst(self) -> float:
         """The largest error so far; 0.0 where nothing was measured."""
