@@ -1,15 +1,15 @@
 """Plugins with one fault each, and the check that must catch it. The faults are real ones, seen in real code."""
 
+import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 from layerwise_lr.plugins.reference_plugin import layers, optimizers
 from layerwise_lr.plugins.reference_plugin.plugin import Group, Model, ReferenceFramework, ReferenceScheduler
 
-from layerwise_lr.framework.contract import TrainState, Weights
-from layerwise_lr.models.layers import Tree
-from layerwise_lr.plan.plan import Plan
+from layerwise_lr.framework import Plan, Step, StepResult, TrainState, Tree, Weights
 
 SABOTEURS: list[tuple[str, type[ReferenceFramework]]] = []
 
@@ -59,7 +59,7 @@ class _OtherOptions(ReferenceFramework):
 
     def make_model(self, tree: Tree) -> Model:
         model = super().make_model(tree)
-        for _, op in model.chain.ops():
+        for _, op in model.ops:
             op.options = {**op.options, **{k: v for k, v in self.changes.items() if k in op.options}}  # type: ignore
         return model
 
@@ -82,53 +82,38 @@ class OtherMomentum(_OtherOptions):
 class SumLoss(ReferenceFramework):
     """Returns the sum over the batch."""
 
-    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray) -> float:
-        return super().train_step(state, x, y) * len(y)
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        result = super().train_step(state, x, y, step)
+        return result._replace(loss=result.loss * len(y))
 
 
 @caught_by("gradients")
 class DecayInGradients(ReferenceFramework):
     """Reports gradients with the weight decay in them."""
 
-    def get_gradients(self, state: TrainState) -> Weights:
-        found = super().get_gradients(state)
-        for group in state.groups:
-            for name, (op, local) in zip(group.names, group.places, strict=True):
-                found[name] = found[name] + group.weight_decay * op.params[local]
-        return found
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        before, result = self.get_weights(state.model), super().train_step(state, x, y, step)
+        decay = {name: group.weight_decay for group in state.groups for name in group.names}
+        given = {name: g + decay[name] * before[name] for name, g in (result.gradients or {}).items()}
+        return result._replace(gradients=given)
 
 
-class _ChangedGradients(ReferenceFramework):
-    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray) -> float:
-        logits = state.model.chain.forward(x.astype(np.float64), True, self._rng)
-        value, gradient = layers.loss(logits, y)
-        state.model.chain.backward(gradient)
-        self.change(state)
-        for group in state.optimizer:
-            if group.active:
-                update(group)
-        return value
+class _Adding(dict):  # type: ignore[type-arg]
+    """Gradients that add to what is there."""
 
-    def change(self, state: TrainState) -> None:
-        """What goes wrong between backward and update."""
-
-
-def update(group: Group, **other: Any) -> None:
-    from layerwise_lr.plugins.reference_plugin import plugin
-
-    plugin._update(group, **other)
+    def __setitem__(self, local: str, gradient: np.ndarray) -> None:
+        super().__setitem__(local, gradient + self.get(local, 0))
 
 
 @caught_by("gradients_are_cleared")
-class NeverClears(_ChangedGradients):
+class NeverClears(ReferenceFramework):
     """Forgets to clear gradients: they add up."""
 
-    def change(self, state: TrainState) -> None:
-        for op, local in state.model.where.values():
-            if local in op.grads:
-                held = getattr(op, "held", {})
-                op.grads[local] = op.grads[local] + held.get(local, 0)
-                op.held = {**held, local: op.grads[local]}  # type: ignore[attr-defined]
+    def make_model(self, tree: Tree) -> Model:
+        model = super().make_model(tree)
+        for _, op in model.ops:
+            op.grads = _Adding()
+        return model
 
 
 @caught_by("predict_changes_nothing")
@@ -136,7 +121,7 @@ class PredictTrains(ReferenceFramework):
     """Predicts in training mode."""
 
     def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
-        return state.model.chain.forward(x.astype(np.float64), True, self._rng).astype(np.float32)
+        return state.model.chain.forward(x.astype(np.float64), True, np.random.default_rng(0)).astype(np.float32)
 
 
 @caught_by("predict_changes_nothing")
@@ -144,7 +129,7 @@ class PredictDraws(ReferenceFramework):
     """Ends predict in evaluation mode: the next step trains without dropout."""
 
     def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
-        for _, op in state.model.chain.ops():
+        for _, op in state.model.ops:
             if isinstance(op, layers.Dropout):
                 op.options = {"p": 0.0}
         return super().predict(state, x)
@@ -154,18 +139,16 @@ class _Scheduler(ReferenceScheduler):
     def value(self, step: int, index: int) -> float:
         raise AssertionError
 
-    def apply(self, step: int) -> None:
-        for index, group in enumerate(self._groups):
-            group.lr = self.value(step, index)
+    def apply(self, index: int) -> None:
+        for place, group in enumerate(self._groups):
+            group.lr = self.value(index, place)
 
 
 class _Scheduled(ReferenceFramework):
     scheduler: type[ReferenceScheduler]
 
     def make_scheduler(self, optimizer: Sequence[Group], plan: Plan, start: int) -> ReferenceScheduler:
-        made = self.scheduler(optimizer, plan)
-        made.apply(start)
-        return made
+        return self.scheduler(optimizer, plan)
 
 
 @caught_by("lrs_read_back")
@@ -232,8 +215,8 @@ class ReadsBackWhatItWasTold(_Scheduled):
     """Keeps the lr it was built with, and reports the one it was told (MindSpore's set_data)."""
 
     class scheduler(ReferenceScheduler):
-        def apply(self, step: int) -> None:
-            self.told = self._plan.lrs(step)
+        def apply(self, index: int) -> None:
+            self.told = self._plan.lrs(index)
             for group in self._groups:
                 group.lr = self._plan.base_lr
 
@@ -244,11 +227,11 @@ class ReadsBackWhatItWasTold(_Scheduled):
 class _Rules(ReferenceFramework):
     """Another formula for an optimizer."""
 
-    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray) -> float:
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
         before = dict(optimizers.UPDATES)
         optimizers.UPDATES.update({n: r for n, r in vars(type(self)).items() if n in before})  # type: ignore[attr-defined]
         try:
-            return super().train_step(state, x, y)
+            return super().train_step(state, x, y, step)
         finally:
             optimizers.UPDATES.update(before)  # type: ignore[attr-defined]
 
@@ -320,14 +303,14 @@ class LayerAdaptiveWithoutDecay(_Rules):
 class OneStepSizePerGroup(ReferenceFramework):
     """Averages over the whole group instead of the parameter."""
 
-    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray) -> float:
-        before, loss = self.get_weights(state.model), super().train_step(state, x, y)
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        before, result = self.get_weights(state.model), super().train_step(state, x, y, step)
         for group in state.optimizer:
             ratios = [np.abs(s["exp_avg"]) / (np.sqrt(s["exp_avg_sq"]) + group.spec.eps) for s in group.state.values()]
             size = group.lr * np.concatenate([ratio.ravel() for ratio in ratios]).mean()
             for name, (op, local) in zip(group.names, group.places, strict=True):
                 op.params[local] = (before[name] - size * group.state[name]["exp_avg"]).astype(np.float32)
-        return loss
+        return result
 
 
 @caught_by("optimizer_layer_adaptive", "effective_lr_layer_adaptive")
@@ -375,62 +358,101 @@ class NoCentralization(ReferenceFramework):
         return groups
 
 
+def all_train(step: Step) -> Step:
+    """The step without any freezing of groups."""
+    return replace(step, active=(True,) * len(step.active))
+
+
 @caught_by("frozen_keep_state")
 class FreezesByLrAlone(ReferenceFramework):
     """Takes lr 0 for freezing: the moments go on."""
 
-    def set_active(self, state: TrainState, active: Sequence[bool]) -> None:
-        pass
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        return super().train_step(state, x, y, all_train(step))
 
 
 @caught_by("frozen_do_not_move", "unfreezes_on_the_step")
-class KeepsMoving(FreezesByLrAlone):
+class KeepsMoving(ReferenceFramework):
     """module.requires_grad = False: freezes nothing."""
 
-    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray) -> float:
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
         for group in state.groups:
             group.lr = group.lr or 0.05
-        return super().train_step(state, x, y)
+        return super().train_step(state, x, y, all_train(step))
+
+
+class _Zeros(dict):  # type: ignore[type-arg]
+    """Gradients that are zero."""
+
+    def __setitem__(self, local: str, gradient: np.ndarray) -> None:
+        super().__setitem__(local, np.zeros_like(gradient))
 
 
 @caught_by("frozen_do_not_move")
-class ZeroGradientsDrift(_ChangedGradients):
+class ZeroGradientsDrift(ReferenceFramework):
     """Freezes by zero gradients: momentum and weight decay go on."""
 
-    def set_active(self, state: TrainState, active: Sequence[bool]) -> None:
-        self.off = [group for group, on in zip(state.groups, active, strict=True) if not on]
-
-    def change(self, state: TrainState) -> None:
-        for group in self.off:
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        for group, on in zip(state.groups, step.active, strict=True):
             group.lr = group.lr or 0.01
-            for op, local in group.places:
-                op.grads[local] = np.zeros_like(op.grads[local])
+            for op, _ in group.places:
+                op.grads = {} if on else _Zeros()
+        return super().train_step(state, x, y, all_train(step))
 
 
 @caught_by("frozen_keep_state")
 class ForgetsState(ReferenceFramework):
     """Builds the optimizer anew whenever the active set changes."""
 
-    def set_active(self, state: TrainState, active: Sequence[bool]) -> None:
-        super().set_active(state, active)
-        for group in state.groups:
-            group.state = {}
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        if step.active != state.compiled:
+            self.set_optimizer_state(state, {})
+        state.compiled = step.active
+        return super().train_step(state, x, y, step)
 
 
 @caught_by("unfreezes_on_the_step")
 class ThawsLate(ReferenceFramework):
     """A change of the active set takes effect one step later."""
 
-    def set_active(self, state: TrainState, active: Sequence[bool]) -> None:
-        self.waiting = list(active) if hasattr(self, "waiting") else None
-        if self.waiting is None:
-            super().set_active(state, active)
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        before, state.compiled = state.compiled or step.active, step.active
+        return super().train_step(state, x, y, replace(step, active=before))
 
-    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray) -> float:
-        loss = super().train_step(state, x, y)
-        if self.waiting:
-            super().set_active(state, self.waiting)
-        return loss
+
+@caught_by("frozen_batchnorm")
+class StatisticsMove(ReferenceFramework):
+    """Normalises by the running statistics, and lets them follow the batches (a graph that updates its buffers)."""
+
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        result = super().train_step(state, x, y, step)
+        for name, op in state.model.ops:
+            if name in step.frozen:
+                op.params["running_mean"] = op.params["running_mean"] * np.float32(0.9)
+        return result
+
+
+@caught_by("frozen_batchnorm")
+class NormalisesByTheBatch(ReferenceFramework):
+    """Keeps the statistics, but uses the batch's (momentum 0 in the place of evaluation)."""
+
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        resting = [op for name, op in state.model.ops if name in step.frozen]
+        held = [{n: a for n, a in op.params.items() if n.startswith("running")} for op in resting]
+        result = super().train_step(state, x, y, replace(step, frozen=frozenset()))
+        for op, statistics in zip(resting, held, strict=True):
+            op.params |= statistics
+        return result
+
+
+@caught_by("batchnorm_trains_on")
+class AlwaysRests(ReferenceFramework):
+    """Rests every batchnorm layer whose group does not train, whatever the plan says."""
+
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        off = {n for group, on in zip(state.groups, step.active, strict=True) if not on for n in group.names}
+        frozen = frozenset(name for name, _ in state.model.ops if f"{name}.weight" in off)
+        return super().train_step(state, x, y, replace(step, frozen=frozen))
 
 
 @caught_by("late_start")
@@ -439,13 +461,13 @@ class GlobalStep(_Rules):
 
     count = 0
 
-    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray) -> float:
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
         type(self).count += 1
-        return super().train_step(state, x, y)
+        return super().train_step(state, x, y, step)
 
-    def make_optimizer(self, groups: Sequence[Group], plan: Plan) -> list[Group]:
+    def make_optimizer(self, model: Model, groups: Sequence[Group], plan: Plan) -> list[Group]:
         type(self).count = 0
-        return super().make_optimizer(groups, plan)
+        return super().make_optimizer(model, groups, plan)
 
     @staticmethod
     def adamw(s, p, g, state, lr, wd):  # type: ignore[no-untyped-def]
@@ -461,6 +483,14 @@ class FreshOptimizer(ReferenceFramework):
         pass
 
 
+@caught_by("reset_optimizer_state")
+class KeepsWhatHasNoEntry(ReferenceFramework):
+    """Writes what it is given and leaves the rest as it was (load_state_dict of a part)."""
+
+    def set_optimizer_state(self, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
+        super().set_optimizer_state(state, {**self.get_optimizer_state(state), **arrays})
+
+
 @caught_by("optimizer_state", "resume_layer_adaptive")
 class OwnKeys(ReferenceFramework):
     """Calls the moments m and v."""
@@ -473,20 +503,20 @@ class OwnKeys(ReferenceFramework):
         }
 
 
-@caught_by("same_seed_same_curve", "dropout_follows_reseed")
+@caught_by("same_seed_same_curve", "dropout_follows_seed")
 class NeverSeeds(ReferenceFramework):
     """Dropout from the machine's own entropy."""
 
-    def reseed(self, seed: int) -> None:
-        self._rng = np.random.default_rng()
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        return super().train_step(state, x, y, replace(step, seed=secrets.randbits(32)))
 
 
-@caught_by("dropout_follows_reseed")
+@caught_by("dropout_follows_seed")
 class OneMask(ReferenceFramework):
     """The same mask whatever the seed (a traced dropout)."""
 
-    def reseed(self, seed: int) -> None:
-        self._rng = np.random.default_rng(0)
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        return super().train_step(state, x, y, replace(step, seed=0))
 
 
 @caught_by("mode_equals_first_mode")
@@ -495,18 +525,10 @@ class GraphForgetsFreezing(ReferenceFramework):
 
     modes = ("eager", "graph")
 
-    def __init__(self, device: str, mode: str, *rest: Any) -> None:
-        super().__init__(device, mode, *rest)
-        self.mode = mode
-
-    def set_active(self, state: TrainState, active: Sequence[bool]) -> None:
-        super().set_active(state, [True] * len(active) if self.mode == "graph" else active)
-        self.lrs = [g.lr for g in state.groups]
-
-    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray) -> float:
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
         for group in state.groups if self.mode == "graph" else ():
             group.lr = group.lr or 0.05
-        return super().train_step(state, x, y)
+        return super().train_step(state, x, y, all_train(step) if self.mode == "graph" else step)
 
 
 @caught_by("absent_device")
@@ -521,11 +543,11 @@ class AnyDevice(ReferenceFramework):
 class SixteenBits(ReferenceFramework):
     """Rounds the weights to 16 bits after every step."""
 
-    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray) -> float:
-        loss = super().train_step(state, x, y)
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        result = super().train_step(state, x, y, step)
         for op, local in state.model.where.values():
             op.params[local] = op.params[local].astype(np.float16).astype(np.float32)
-        return loss
+        return result
 
 
 @caught_by("gradients")
@@ -534,7 +556,7 @@ class TanhGelu(ReferenceFramework):
 
     def make_model(self, tree: Tree) -> Model:
         model = super().make_model(tree)
-        for _, op in model.chain.ops():
+        for _, op in model.ops:
             if isinstance(op, layers.Gelu):
                 op.__class__ = _Tanh
         return model

@@ -1,75 +1,73 @@
 """Forward and backward over the parameters that train: as Python runs it, or recorded by megengine.jit.trace.
 
-The GradManager is attached to these parameters alone: that is MegEngine's freezing. A trace records a sequence of
-operators on fixed shapes, so another set of parameters or another batch size needs another trace; the optimizer stays
-outside, where it may change.
+A GradManager is attached to these parameters alone: that is MegEngine's freezing. A trace records a sequence of
+operators on fixed shapes, so another set of parameters, other batchnorm layers at rest or another batch size needs
+another trace; the optimizer stays outside, where it may change.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
+import megengine.functional as F
 from megengine import Tensor
 from megengine.autodiff import GradManager
 from megengine.jit import trace
 
-from . import layers
+from layerwise_lr.framework import Step, Tree
+
+from .layers import Model
+
+Run = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 
-class Step:
-    """Loss and gradients of `names`.
+class Trainable(Model):
+    """A model with its loss and gradients. What has been recorded is kept: a trace takes seconds to compile.
 
     Args:
-        model: in training mode when called.
-        names: canonical names of the parameters that train.
+        tree, half: as in Model.
         traced: record the first call, run the compiled graph from the second on.
         scale: of the loss in the backward pass; gradients are given without it.
     """
 
-    def __init__(self, model: layers.Model, names: Sequence[str], traced: bool, scale: float) -> None:
-        self.params = [model.arrays[name] for name in names]
-        self._model, self._traced, self._scale = model, traced, scale
-        self._manager = GradManager().attach(self.params)
-        self._traces: dict[tuple[int, ...], trace] = {}
+    def __init__(self, tree: Tree, half: bool, traced: bool, scale: float) -> None:
+        super().__init__(tree, half)
+        self._traced, self._scale = traced, scale
+        self._runs: dict[tuple[object, ...], Run] = {}
 
-    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(mean cross-entropy, gradients in the order of `params`)."""
-        for param in self.params:
-            param.grad = None  # or backward would add to it
-        loss, *gradients = self._replay(x, y) if self._traced else self._run(x, y)
-        return loss, gradients
-
-    def _replay(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        """One trace per shape: shapes are constants in it."""
-        key = tuple(x.shape)
-        if key not in self._traces:
-            self._traces[key] = trace(self._run, symbolic=True, symbolic_shape=False)
+    def gradients(self, x: Tensor, y: Tensor, names: tuple[str, ...], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        """(mean cross-entropy, gradients of the parameters `names`)."""
+        key = names, step.frozen, tuple(x.shape)
+        if key not in self._runs:
+            run = self._run(names)
+            self._runs[key] = trace(run, symbolic=True, symbolic_shape=False) if self._traced else run
+        self.step = step
         try:
-            return self._traces[key](x, y)
+            loss, *gradients = self._runs[key](x, y)
         except BaseException:
-            del self._traces[key]  # a trace that failed once is poisoned
+            del self._runs[key]  # a trace that failed once is poisoned
             raise
+        finally:
+            self.step = None
+        return loss, dict(zip(names, gradients, strict=True))
 
-    def _run(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        if not self.params:
-            return (layers.loss(self._model(x), y),)
-        with self._manager:
-            loss = layers.loss(self._model(x), y)
-            self._manager.backward(loss * self._scale)
-        gradients = tuple(param.grad if self._scale == 1 else param.grad / self._scale for param in self.params)
-        for param in self.params:
-            param.grad = None
-        return (loss, *gradients)
+    def _run(self, names: tuple[str, ...]) -> Run:
+        params = [self.arrays[name] for name in names]
+        manager = GradManager().attach(params)
+
+        def run(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+            if not params:
+                return (_loss(self(x), y),)
+            for param in params:
+                param.grad = None  # or backward would add to it
+            with manager:
+                loss = _loss(self(x), y)
+                manager.backward(loss * self._scale)
+            gradients = [param.grad if self._scale == 1 else param.grad / self._scale for param in params]
+            for param in params:
+                param.grad = None
+            return (loss, *gradients)
+
+        return run
 
 
-class Steps:
-    """The steps of one model, one per set of training parameters, kept: a trace takes seconds to compile."""
-
-    def __init__(self, model: layers.Model, traced: bool, scale: float) -> None:
-        self._model, self._traced, self._scale = model, traced, scale
-        self._made: dict[tuple[str, ...], Step] = {}
-
-    def __call__(self, names: Sequence[str]) -> Step:
-        """The step that trains `names`."""
-        key = tuple(names)
-        if key not in self._made:
-            self._made[key] = Step(self._model, key, self._traced, self._scale)
-        return self._made[key]
+def _loss(logits: Tensor, y: Tensor) -> Tensor:
+    return F.loss.cross_entropy(logits, y, axis=1, with_logits=True, label_smooth=0, reduction="mean")

@@ -1,6 +1,6 @@
 """Optimizer names as MegEngine's own classes (and the one that it lacks), every number explicit; state by canonical name."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,14 +19,11 @@ class LayerAdaptive(Optimizer):
 
     Args:
         params: groups.
-        lr: per step.
-        betas, eps, weight_decay: as Adam's; weight decay is L2.
+        numbers: lr, betas, eps and weight_decay, as Adam's; weight decay is L2.
     """
 
-    def __init__(
-        self, params: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float, weight_decay: float
-    ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+    def __init__(self, params: Sequence[dict[str, Any]], **numbers: Any) -> None:
+        super().__init__(params, numbers)
 
     def _create_state(self, param_group: dict[str, Any]) -> None:
         for param in param_group["params"]:
@@ -46,21 +43,16 @@ class LayerAdaptive(Optimizer):
             param -= param_group["lr"] * F.mean(F.abs(average) / (F.sqrt(square) + param_group["eps"])) * average
 
 
-Native = tuple[Callable[..., Optimizer], dict[str, Any]]
-
-NATIVE: Mapping[str, Callable[[OptimizerSpec], Native]] = {
-    "sgd": lambda s: (SGD, {"momentum": 0.0, "nesterov": False}),
-    "momentum": lambda s: (SGD, {"momentum": s.momentum, "nesterov": s.nesterov}),
-    "adam": lambda s: (Adam, {"betas": tuple(s.betas), "eps": s.eps}),
-    "adamw": lambda s: (AdamW, {"betas": tuple(s.betas), "eps": s.eps}),
-    "layer_adaptive": lambda s: (LayerAdaptive, {"betas": tuple(s.betas), "eps": s.eps}),
-}
+NATIVE = {"sgd": SGD, "momentum": SGD, "adam": Adam, "adamw": AdamW, "layer_adaptive": LayerAdaptive}
 
 
 def make(spec: OptimizerSpec, groups: Sequence[dict[str, Any]]) -> Optimizer:
     """MegEngine's optimizer over its param_groups; it keeps these very dicts."""
-    native, options = NATIVE[spec.name](spec)
-    return native(list(groups), lr=spec.lr, weight_decay=spec.weight_decay, **options)
+    options: dict[str, Any] = {"betas": tuple(spec.betas), "eps": spec.eps}
+    if NATIVE[spec.name] is SGD:
+        heavy = spec.name == "momentum"
+        options = {"momentum": spec.momentum if heavy else 0.0, "nesterov": heavy and spec.nesterov}
+    return NATIVE[spec.name](list(groups), lr=spec.lr, weight_decay=spec.weight_decay, **options)
 
 
 def step(optimizers: Sequence[Optimizer]) -> None:
@@ -84,31 +76,27 @@ def _switches() -> Iterator[None]:
         raise
 
 
-def get_state(optimizer: Optimizer) -> Weights:
+def get_state(optimizer: Optimizer, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
     """State as "parameter/key" -> array. What no step has touched yet is left out, as torch has none of it."""
     state: Weights = {}
-    for name, shape, slots in _slots(optimizer):
-        values = {key: slot.numpy() for key, slot in slots.items()}
+    for name, slots in _slots(optimizer):
+        values = {key: np.array(slot.numpy(), np.float32) for key, slot in slots.items()}
         if any(value.any() for value in values.values()):
-            state |= {f"{name}/{key}": _copy(v, () if key == "step" else shape) for key, v in values.items()}
+            state |= {f"{name}/{key}": v.reshape(() if key == "step" else shapes[name]) for key, v in values.items()}
     return state
 
 
 def set_state(optimizer: Optimizer, arrays: Mapping[str, np.ndarray]) -> None:
     """The reverse, in place; zero is fresh. MegEngine's own load_state_dict refuses an SGD without momentum."""
-    for name, _, slots in _slots(optimizer):
+    for name, slots in _slots(optimizer):
         for key, slot in slots.items():
             value = np.asarray(arrays.get(f"{name}/{key}", np.zeros(slot.shape)), np.float32)
             slot[...] = Tensor(value.reshape(slot.shape), no_cache=True)
 
 
-def _slots(optimizer: Optimizer) -> Iterator[tuple[str, tuple[int, ...], dict[str, Tensor]]]:
-    """(canonical name, PyTorch shape, native state) of every parameter that has one. Their keys are torch's."""
+def _slots(optimizer: Optimizer) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """(canonical name, native state) of every parameter that has one; its keys are torch's."""
     for group in optimizer.param_groups:
-        for name, shape, param in zip(group["names"], group["shapes"], group["params"], strict=True):
+        for name, param in zip(group["names"], group["params"], strict=True):
             if param in optimizer._state:
-                yield name, shape, optimizer._state[param]
-
-
-def _copy(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return np.array(value, np.float32).reshape(shape)
+                yield name, optimizer._state[param]

@@ -76,7 +76,7 @@ def _batchnorm(features: int, eps: float, momentum: float) -> nn.Module:
 
 KINDS: Mapping[str, Callable[..., nn.Module]] = {
     "conv": _conv,
-    "linear": lambda in_features, out_features, std: nn.Linear(in_features, out_features),  # std: initial values only
+    "linear": lambda in_features, out_features, std=None: nn.Linear(in_features, out_features),  # std: only initial
     "batchnorm": _batchnorm,
     "layernorm": lambda features, eps: nn.LayerNorm(features, eps),
     "embedding": lambda num_embeddings, dim: nn.Embedding(num_embeddings, dim),

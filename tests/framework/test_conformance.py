@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 from functools import cache
+from typing import Any
 
 import pytest
 from layerwise_lr.plugins.reference_plugin.plugin import ReferenceFramework
 from saboteurs import SABOTEURS
 
-from layerwise_lr.framework import conformance, registry
+from layerwise_lr.framework import Framework, UserError, conformance, registry
 from layerwise_lr.framework.conformance import CHECKS, Kit, run_check, specification
 
 MODES = {
@@ -78,6 +79,82 @@ def test_every_check_has_a_saboteur() -> None:
 def test_every_check_says_what_it_specifies() -> None:
     for name in CHECKS:
         assert specification(name).endswith("."), name
+
+
+class Few(ReferenceFramework):
+    """Has no batchnorm, no gelu, and one optimizer."""
+
+    kinds = ("conv", "relu", "maxpool", "flatten", "linear")
+    optimizers = ("momentum",)
+
+
+@pytest.mark.parametrize(
+    ("check", "wanted"),
+    [
+        ("batchnorm_statistics", "it lists no batchnorm in kinds"),
+        ("golden_curve_vit", "it lists no to_tokens in kinds"),
+        ("optimizer_adamw", "it lists no adamw in optimizers"),
+        ("two_optimizers", "it lists no adamw in optimizers"),
+        ("effective_lr_layer_adaptive", "it lists no layer_adaptive in optimizers"),
+        ("reset_optimizer_state", None),
+        ("optimizer_state", None),
+        ("gradients", None),
+    ],
+)
+def test_what_a_plugin_does_not_list_is_not_asked_of_it(check: str, wanted: str | None) -> None:
+    outcome = run_check(Kit("few", Few, "eager"), check)
+    assert outcome == (check, "passed" if wanted is None else "not applicable", wanted or "")
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"mode": "graph"}, r"framework\.mode='graph': few has eager"),
+        ({"precision": "bf16"}, r"framework\.precision='bf16': few has fp32"),
+        ({"kinds": ("conv", "gelu")}, r"model: layers of kind 'gelu': few has conv, relu, maxpool, flatten, linear"),
+        ({"optimizers": ("momentum", "adamw")}, r"optimizer\.name='adamw': few has momentum"),
+    ],
+)
+def test_a_run_asks_for_no_more_than_is_listed(
+    change: dict[str, Any], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "load", lambda name: Few)
+    able = {"mode": "eager", "precision": "fp32", "kinds": Few.kinds, "optimizers": Few.optimizers}
+    registry.check_abilities("few", **able)
+    with pytest.raises(UserError, match=f"^{line}$"):
+        registry.check_abilities("few", **{**able, **change})
+
+
+class NotDerived:
+    """Has verbs, and does not derive from Framework."""
+
+    train_step = ReferenceFramework.train_step
+
+
+class Unfinished(Framework):
+    """Lacks most of the contract."""
+
+    optimizers = ()
+    get_weights = ReferenceFramework.get_weights
+    predict = ReferenceFramework.predict
+
+
+@pytest.mark.parametrize(
+    ("plugin", "line"),
+    [
+        (NotDerived, r"the plugin of framework 'torch' is no layerwise_lr\.framework\.Framework; see .*"),
+        (
+            Unfinished,
+            r"the plugin of framework 'torch' lacks get_optimizer_state, make_groups, .*version, kinds; see .*",
+        ),
+    ],
+    ids=lambda v: v.__name__ if isinstance(v, type) else "",
+)
+def test_what_is_no_plugin_is_not_loaded(plugin: type, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = registry.BuiltIn(__name__, plugin.__name__, "numpy", "")
+    monkeypatch.setattr(registry, "BUILT_INS", {"torch": here})
+    with pytest.raises(UserError, match=f"^{line}$"):
+        registry.load("torch")
 
 
 def test_a_known_failure_is_told_from_others() -> None:

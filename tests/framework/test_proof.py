@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from layerwise_lr.plugins.torch_plugin import layers
-from layerwise_lr.plugins.torch_plugin.plugin import TorchFramework, TorchScheduler
+import torch
+from layerwise_lr.plugins.torch_plugin.plugin import TorchFramework
 
-from layerwise_lr.framework import proof
+from layerwise_lr.framework import GroupScheduler, StepResult, in_plan_order, proof
 from layerwise_lr.models.layers import initial_weights, param_table
 from layerwise_lr.models.trees import make_tree
 from layerwise_lr.plan.groups import GroupingSpec, GroupSpec
@@ -57,7 +57,7 @@ def checked(framework, model, plan, weights=None):
 
 
 def honest():
-    return TorchFramework("cpu", "eager", 0, "fp32", 1, False)
+    return TorchFramework("cpu")
 
 
 # --- an honest framework passes
@@ -150,59 +150,56 @@ def test_a_run_with_the_proof_is_the_run_without_it(tmp_path, optimizer):
 # --- saboteurs: each has one fault, each must be caught and its group named
 
 
-class Faulty(TorchScheduler):
+class Faulty(GroupScheduler):
     def write(self, lrs):
         for group, lr in zip(self._groups, lrs, strict=True):
             group["lr"] = lr
 
 
 class IgnoresScale(Faulty):
-    def apply(self, step):
+    def apply(self, index):
         full = replace(self._plan, groups=tuple(replace(g, lr_scale=1.0) for g in self._plan.groups))
-        self.write(full.lrs(step))
+        self.write(full.lrs(index))
 
 
 class ScalesTwice(Faulty):
-    def apply(self, step):
-        self.write([lr * g.lr_scale for lr, g in zip(self._plan.lrs(step), self._plan.groups, strict=True)])
+    def apply(self, index):
+        self.write([lr * g.lr_scale for lr, g in zip(self._plan.lrs(index), self._plan.groups, strict=True)])
 
 
 class OneStepLate(Faulty):
-    def apply(self, step):
-        self.write(self._plan.lrs(max(step - 1, 0)))
+    def apply(self, index):
+        self.write(self._plan.lrs(max(index - 1, 0)))
 
 
 class NeverApplied(Faulty):
-    def apply(self, step):
+    def apply(self, index):
         pass
 
 
 class SwapsTwo(Faulty):
-    def apply(self, step):
-        lrs = self._plan.lrs(step)
+    def apply(self, index):
+        lrs = self._plan.lrs(index)
         lrs[0], lrs[-1] = lrs[-1], lrs[0]
         self.write(lrs)
 
 
 class OneIsNan(Faulty):
-    def apply(self, step):
-        lrs = self._plan.lrs(step)
+    def apply(self, index):
+        lrs = self._plan.lrs(index)
         self.write([*lrs[:2], float("nan"), *lrs[3:]])
 
 
 class OneIsOff(Faulty):
-    def apply(self, step):
-        lrs = self._plan.lrs(step)
+    def apply(self, index):
+        lrs = self._plan.lrs(index)
         self.write([*lrs[:2], lrs[2] * 1.002, *lrs[3:]])
 
 
 def with_scheduler(kind):
     class Saboteur(TorchFramework):
         def make_scheduler(self, optimizer, plan, start):
-            groups = {g["name"]: g for native in optimizer for g in native.param_groups}
-            scheduler = kind([groups[g.name] for g in plan.groups], plan)
-            scheduler.apply(start)
-            return scheduler
+            return kind(in_plan_order(optimizer, plan), plan)
 
     return Saboteur
 
@@ -229,32 +226,35 @@ class DecaysNothing(TorchFramework):
 
 
 class IgnoresWindows(Faulty):
-    def apply(self, step):
-        self.write(replace(self._plan, groups=tuple(replace(g, active=(0, 99)) for g in self._plan.groups)).lrs(step))
+    def apply(self, index):
+        self.write(replace(self._plan, groups=tuple(replace(g, active=(0, 99)) for g in self._plan.groups)).lrs(index))
 
 
-class MovesTheFrozen(with_scheduler(IgnoresWindows)):
-    def set_active(self, state, active):
-        pass
+def all_train(step):
+    return replace(step, active=(True,) * len(step.active))
 
 
 class FreezesByLrAlone(TorchFramework):
-    def set_active(self, state, active):
-        pass
+    def train_step(self, state, x, y, step):
+        return super().train_step(state, x, y, all_train(step))
+
+
+class MovesTheFrozen(with_scheduler(IgnoresWindows), FreezesByLrAlone):
+    pass
 
 
 def test_freezing_by_an_lr_of_zero_alone_moves_nothing_and_is_seen_in_the_optimizer_s_state_only():
     """One step at lr 0 moves nothing: the lr is right. test_torch_plugin checks that frozen state stays."""
-    checked(FreezesByLrAlone("cpu", "eager", 0, "fp32", 1, False), "lenet", plan_of("lenet", "adamw", "freezing"))
+    checked(FreezesByLrAlone("cpu"), "lenet", plan_of("lenet", "adamw", "freezing"))
 
 
 class MovesTheFrozenByAHair(TorchFramework):
-    def train_step(self, state, x, y):
-        loss = super().train_step(state, x, y)
-        for name, p in state.model.named_parameters():
+    def train_step(self, state, x, y, step):
+        result = super().train_step(state, x, y, step)
+        for name, p in state.model.arrays().items():
             if "conv1" in name and p.grad is None:
                 p.data.flatten()[0] = np.nextafter(p.data.flatten()[0].item(), np.float32(9), dtype=np.float32).item()
-        return loss
+        return result
 
 
 class IgnoresTheDefaultLr(TorchFramework):
@@ -267,27 +267,24 @@ class IgnoresTheDefaultLr(TorchFramework):
 class DecaysWithoutLr(TorchFramework):
     """AdamW as some code bases have it: the decay is not multiplied by the lr."""
 
-    def train_step(self, state, x, y):
-        for group in state.groups:
-            for p in group["params"]:
-                if p.requires_grad:
-                    p.data.mul_(1 - group["weight_decay"]).div_(1 - group["lr"] * group["weight_decay"])
-        return super().train_step(state, x, y)
+    def train_step(self, state, x, y, step):
+        for group, on in zip(state.groups, step.active, strict=True):
+            for p in group["params"] if on else ():
+                p.data.mul_(1 - group["weight_decay"]).div_(1 - group["lr"] * group["weight_decay"])
+        return super().train_step(state, x, y, step)
 
 
 class MovesSideways(TorchFramework):
     """The step along the gradient is right; something else moves the weights at right angles to it."""
 
-    def train_step(self, state, x, y):
-        before = {n: p.detach().clone() for n, p in state.model.named_parameters()}
-        loss = super().train_step(state, x, y)
-        for name, p in state.model.named_parameters():
-            if name.endswith("fc2.weight"):
-                step = (p.data - before[name]).flatten()
-                noise = step.roll(1)
-                noise -= step * (noise @ step) / (step @ step)
-                p.data += 0.3 * noise.view_as(p)
-        return loss
+    def train_step(self, state, x, y, step):
+        weight = state.model.arrays()["fc2.weight"]
+        before, result = weight.detach().clone(), super().train_step(state, x, y, step)
+        moved = (weight.data - before).flatten()
+        noise = moved.roll(1)
+        noise -= moved * (noise @ moved) / (moved @ moved)
+        weight.data += 0.3 * noise.view_as(weight)
+        return result
 
 
 class CentralizesNothing(TorchFramework):
@@ -301,15 +298,16 @@ class CentralizesEverything(TorchFramework):
 
 
 class ForgetsNesterov(TorchFramework):
-    def make_optimizer(self, groups, plan):
+    def make_optimizer(self, model, groups, plan):
         return super().make_optimizer(
-            groups, replace(plan, optimizers={n: replace(o, nesterov=False) for n, o in plan.optimizers.items()})
+            model, groups, replace(plan, optimizers={n: replace(o, nesterov=False) for n, o in plan.optimizers.items()})
         )
 
 
 class OneOptimizerForAll(TorchFramework):
-    def make_groups(self, model, plan):
-        return [{**g, "optimizer": "default"} for g in super().make_groups(model, plan)]
+    def make_optimizer(self, model, groups, plan):
+        same = tuple(replace(g, optimizer="default") for g in plan.groups)
+        return super().make_optimizer(model, groups, replace(plan, groups=same))
 
 
 ALL_BUT_HEAD = {"layer_0", "layer_1", "layer_2", "layer_3"}
@@ -359,7 +357,7 @@ def test_a_saboteur_is_caught_and_its_groups_are_named(name):
     saboteur, optimizer, schedule, options, culprits = SABOTEURS[name]
     plan = plan_of("lenet", optimizer, schedule, **options)
     with pytest.raises(proof.LrMismatch) as caught:
-        checked(saboteur("cpu", "eager", 0, "fp32", 1, False), "lenet", plan)
+        checked(saboteur("cpu"), "lenet", plan)
     report = caught.value.report
     named = {r["group"].removesuffix("_no_decay") for r in report["groups"] if r["relative_error"] > proof.TOLERANCE}
     assert named == culprits
@@ -372,29 +370,26 @@ def test_a_saboteur_is_caught_and_its_groups_are_named(name):
 
 def test_the_misplaced_bias_is_named_itself():
     with pytest.raises(proof.LrMismatch) as caught:
-        checked(
-            MisplacesOneBias("cpu", "eager", 0, "fp32", 1, False),
-            "lenet",
-            plan_of("lenet", "adamw", no_weight_decay=False),
-        )
+        checked(MisplacesOneBias("cpu"), "lenet", plan_of("lenet", "adamw", no_weight_decay=False))
     bad = {r["worst"] for r in caught.value.report["groups"] if r["relative_error"] > proof.TOLERANCE}
     assert bad == {"fc1.bias"}
     assert proof.table(caught.value.report)[0][5] == "fc1.bias"
 
 
 class ForgetsToClearGradients(TorchFramework):
-    def train_step(self, state, x, y):
-        loss = layers.loss(state.model(self._tensor(x)), self._tensor(y))
+    def train_step(self, state, x, y, step):
+        loss = torch.nn.functional.cross_entropy(state.model(self._tensor(x)), self._tensor(y))
         loss.backward()
+        gradients = {name: p.grad.numpy().copy() for name, p in state.model.arrays().items()}
         for optimizer in state.optimizer:
             optimizer.step()
-        return loss.detach()
+        return StepResult(loss.detach(), gradients)
 
 
 def test_gradients_that_pile_up_are_no_fault_of_the_lr():
     """The proof takes the gradient from the framework: a wrong gradient, well applied, is a right lr. What
     such a framework gets wrong is seen by test_torch_plugin's comparison with torch used by hand."""
-    checked(ForgetsToClearGradients("cpu", "eager", 0, "fp32", 1, False), "lenet", plan_of("lenet", "sgd", "constant"))
+    checked(ForgetsToClearGradients("cpu"), "lenet", plan_of("lenet", "sgd", "constant"))
 
 
 def test_nan_gradients_are_no_proof():

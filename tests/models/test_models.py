@@ -94,7 +94,7 @@ def test_a_tree_uses_only_kinds_that_the_torch_plugin_has_and_computes_logits(mo
     import torch
 
     tree = make_tree(model, 5, 3, SIZES.get(model, 32))
-    framework = TorchFramework("cpu", "eager", 0, "fp32", 1, False)
+    framework = TorchFramework("cpu")
     native = framework.make_model(tree).eval()
     assert tuple(native(torch.zeros(2, *tree.input_shape)).shape) == (2, 5)
 

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from layerwise_lr.data import batches, fetch
 from layerwise_lr.data.batches import Dataset, Split
 from layerwise_lr.data.pictures import DataSpec
-from layerwise_lr.framework import proof
+from layerwise_lr.framework import begin
 from layerwise_lr.models import weights
 from layerwise_lr.models.layers import initial_weights, param_table
 from layerwise_lr.models.trees import make_tree
@@ -174,13 +174,13 @@ def test_weights_not_fetched_say_how(tmp_path, monkeypatch):
 
 
 def predict(tree, found, x):
-    framework = TorchFramework("cpu", "eager", 0, "fp32", 1, False)
+    framework = TorchFramework("cpu")
     model = framework.make_model(tree)
     framework.set_weights(model, found)
     plan = make_plan(
         param_table(tree), GroupingSpec(), {"default": OptimizerSpec()}, {"default": ScheduleSpec()}, FreezeSpec(), 1
     )[1]
-    return framework.predict(proof.make_state(framework, model, plan, 0), x)
+    return framework.predict(begin(framework, model, plan), x)
 
 
 def test_the_shipped_lenet_reads_digits_that_it_has_never_seen():

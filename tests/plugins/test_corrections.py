@@ -32,7 +32,16 @@ CORRECTIONS = {
         "requires_grad_ of the parameters": Correction(
             "plugin.py", "param.requires_grad_(on)", "pass", "frozen_keep_state", "eager"
         ),
-        "the schedule": Correction("plugin.py", 'group["lr"] = lr', "pass", "schedule_at_every_step", "eager"),
+        "torch's own groups, not copies": Correction(
+            "plugin.py",
+            "GroupScheduler(in_plan_order(optimizer, plan), plan)",
+            "GroupScheduler([dict(group) for group in in_plan_order(optimizer, plan)], plan)",
+            "schedule_at_every_step",
+            "eager",
+        ),
+        "resting batchnorms": Correction(
+            "layers.py", "layer.train(name not in frozen)", "layer.train(True)", "frozen_batchnorm", "eager"
+        ),
     },
     "oneflow": {
         "layernorm eps": Correction("layers.py", "variance + self.eps", "variance + 1e-3", "same_logits", "eager"),
@@ -72,13 +81,16 @@ CORRECTIONS = {
         "batchnorm momentum": Correction(
             "layers.py", "momentum=1 - momentum", "momentum=momentum", "batchnorm_statistics", "eager"
         ),
+        "resting batchnorms": Correction(
+            "layers.py", " and layer.name not in step.frozen", "", "frozen_batchnorm", "eager"
+        ),
         "adamw's weight decay": Correction(
-            "optimizers.py", '"adamw": lambda s: (AdamW,', '"adamw": lambda s: (Adam,', "optimizer_adamw", "eager"
+            "optimizers.py", '"adamw": AdamW', '"adamw": Adam', "optimizer_adamw", "eager"
         ),
         "the trained subset": Correction(
             "plugin.py",
-            "zip(state.groups, active, strict=True) if on for",
-            "zip(state.groups, active, strict=True) for",
+            "zip(state.groups, step.active, strict=True) if on for",
+            "zip(state.groups, step.active, strict=True) for",
             "frozen_keep_state",
             "eager",
         ),

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from layerwise_lr.framework import proof, registry
+from layerwise_lr.framework import begin, proof, registry, take_step
 from layerwise_lr.framework.conformance import TREES
 from layerwise_lr.framework.contract import Framework
 from layerwise_lr.models.layers import initial_weights, param_table
@@ -22,7 +22,7 @@ from layerwise_lr.plan.errors import UserError
 from layerwise_lr.plan.groups import GroupingSpec
 from layerwise_lr.plan.plan import FreezeSpec, OptimizerSpec, make_plan
 from layerwise_lr.plan.schedules import ScheduleSpec
-from layerwise_lr.run import Config, FrameworkSpec, page
+from layerwise_lr.run import Config, FrameworkSpec, ModelSpec, page
 
 STEPS = 10
 HAVE = {  # framework -> device -> 16-bit precisions
@@ -39,7 +39,7 @@ HAVE = {  # framework -> device -> 16-bit precisions
 def play(name: str, device: str, precision: str, path: Path) -> None:
     """Per model: the effective-lr proof, 10 steps, logits and gradients of fresh weights whose biases are 0."""
     found = registry.load(name)
-    framework = found(device, found.modes[0], 0, precision, 1, False)
+    framework = found(device, found.modes[0], precision)
     out = {"held": held(name, framework)}
     for model_name, make in TREES.items():
         tree = make()
@@ -56,20 +56,15 @@ def play(name: str, device: str, precision: str, path: Path) -> None:
         model = framework.make_model(tree)
         framework.set_weights(model, start)
         out[f"{model_name}/lr"] = proof.check(framework, model, plan, start, (x, y), 0)["max_relative_error"]
-        state = proof.make_state(framework, model, plan, 0)
+        state = begin(framework, model, plan)
         out[f"{model_name}/logits"] = framework.predict(state, x)
-        losses = []
-        for step in range(STEPS):
-            state.scheduler.apply(step)
-            losses.append(float(framework.train_step(state, x, y)))
-        out[f"{model_name}/losses"] = losses
+        results = [take_step(framework, state, plan, step, (x, y), step) for step in range(STEPS)]
+        out[f"{model_name}/losses"] = [float(result.loss) for result in results]
         out |= {f"{model_name}/end/{n}": w for n, w in framework.get_weights(model).items()}
         faint = {n: a * np.float32(1e-3) if n.startswith(tree.head) else a for n, a in start.items()}
         framework.set_weights(model, faint)
-        state = proof.make_state(framework, model, plan, 5)
-        state.scheduler.apply(5)
-        framework.train_step(state, x, y)
-        out |= {f"{model_name}/gradient/{n}": g for n, g in framework.get_gradients(state).items()}
+        last = take_step(framework, begin(framework, model, plan, 5), plan, 5, (x, y), 5, gradients=True)
+        out |= {f"{model_name}/gradient/{n}": g for n, g in last.gradients.items()}
     np.savez(path, **out)
 
 
@@ -88,7 +83,7 @@ def held(name: str, framework: Framework) -> str:
         import megengine
 
         return str(megengine.get_default_device())
-    return str(framework.device)  # type: ignore[attr-defined]
+    return framework.device
 
 
 def ask(name: str, devices: list[str]) -> None:
@@ -97,12 +92,12 @@ def ask(name: str, devices: list[str]) -> None:
     for device in devices:
         for mode in found.modes:
             try:
-                found(device, mode, 0, "fp32", 1, False)
+                found(device, mode)
                 told.append("taken")
             except UserError as error:
                 told.append(str(error))
     tree = TREES["lenet"]()
-    framework = found("cpu", found.modes[0], 0, "fp32", 1, False)
+    framework = found("cpu")
     framework.set_weights(framework.make_model(tree), initial_weights(tree, 0))
     print(json.dumps(told))
 
@@ -191,7 +186,7 @@ def test_a_run_that_overflows_says_so(name, tmp_path, steps):
 def test_precisions_are_those_that_are_tested(name):
     found = registry.load(name)
     ours = dict.fromkeys(p for own in HAVE[name].values() for p in own)
-    assert set(registry.precisions(found)) - {"fp64"} == {"fp32", *ours}
+    assert set(found.precisions) - {"fp64"} == {"fp32", *ours}
 
 
 def test_what_a_device_or_framework_lacks_is_said(name):
@@ -199,18 +194,11 @@ def test_what_a_device_or_framework_lacks_is_said(name):
     for precision in (*lacking, "fp8", "FP32"):
         spec = FrameworkSpec(name=name, mode=registry.load(name).modes[0], device="cpu", precision=precision)
         with pytest.raises(UserError, match=rf"^framework\.precision='{precision}'") as caught:
-            page.make_framework(Config(framework=spec))
+            page.make_framework(Config(framework=spec, model=ModelSpec(num_classes=2, in_channels=1, image_size=32)))
         assert "\n" not in str(caught.value)
     if name == "oneflow":  # a device or a precision to take instead
         with pytest.raises(UserError, match="framework=torch"):
-            registry.load(name)("cpu", "eager", 0, "fp16", 1, False)
-
-
-def test_a_plugin_that_names_no_precisions_has_fp32():
-    class Other:
-        pass
-
-    assert registry.precisions(Other) == ("fp32",)
+            registry.load(name)("cpu", "eager", "fp16")
 
 
 def test_fp32_is_proved_and_learns(played):

@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from layerwise_lr.framework import proof, registry
+from layerwise_lr.framework import Step, begin, proof, registry, take_step
 from layerwise_lr.models.layers import KINDS, PLAIN_KINDS, Layer, Residual, Seq, Tree, initial_weights, param_table
 from layerwise_lr.models.trees import conv, linear, make_tree
 from layerwise_lr.plan.errors import UserError
@@ -119,7 +119,7 @@ def plan_of(tree, optimizer, steps=20, freeze=None, optimizers=None, **grouping)
 
 
 def framework(name="megengine", mode="eager", threads=1):
-    return registry.load(name)("cpu", mode, 0, "fp32", threads, False)
+    return registry.load(name)("cpu", mode, threads=threads)
 
 
 def batch_of(tree, step, size):
@@ -136,16 +136,19 @@ class Run:
         self.fw, self.tree, self.plan, self.step = fw, tree, plan, start
         self.model = fw.make_model(tree)
         fw.set_weights(self.model, initial_weights(tree, 0))
-        self.state = proof.make_state(fw, self.model, plan, start)
+        self.state = begin(fw, self.model, plan, start)
+
+    def take(self, batch, step=0, seed=0):
+        """Step `step` of the plan on `batch`: (loss, gradients)."""
+        result = take_step(self.fw, self.state, self.plan, step, batch, seed, gradients=True)
+        return float(result.loss), result.gradients
 
     def train(self, steps, size=16):
-        losses, begins = [], {phase.start: phase.active for phase in self.plan.phases()}
+        """The next steps' losses; `gradients` are the last one's."""
+        losses = []
         for step in range(self.step, self.step + steps):
-            if step in begins:
-                self.fw.set_active(self.state, begins[step])
-            self.fw.reseed(step)
-            self.state.scheduler.apply(step)
-            losses.append(float(self.fw.train_step(self.state, *batch_of(self.tree, step, size))))
+            loss, self.gradients = self.take(batch_of(self.tree, step, size), step, seed=step)
+            losses.append(loss)
         self.step += steps
         return np.array(losses)
 
@@ -153,7 +156,7 @@ class Run:
         return self.fw.get_weights(self.model)
 
 
-def one_step(fw, name):
+def one_step(fw, name, frozen=()):
     """A case of a kind: logits in evaluation mode, gradients of one step, arrays after it."""
     tree = tree_of(name)
     run = Run(fw, tree, plan_of(tree, OPTIMIZERS["sgd"]))
@@ -165,9 +168,11 @@ def one_step(fw, name):
         fw.set_weights(run.model, {**run.weights(), "first.bias": bias})
     x = rng.integers(0, 11, (4, 6)) if name == "embedding" else x
     logits = fw.predict(run.state, x)
-    loss = float(fw.train_step(run.state, x, np.array([0, 3, 1, 4])))
-    found = {"logits": logits, "loss": np.array(loss)}
-    found |= {f"gradient/{n}": a for n, a in fw.get_gradients(run.state).items()}
+    y, groups = np.array([0, 3, 1, 4]), (True,) * len(run.plan.groups)
+    run.state.scheduler.apply(0)
+    loss, gradients = fw.train_step(run.state, x, y, Step(0, groups, frozenset(frozen), 0, gradients=True))
+    found = {"logits": logits, "loss": np.array(float(loss))}
+    found |= {f"gradient/{n}": a for n, a in gradients.items()}
     return found | {f"after/{n}": a for n, a in run.weights().items()}
 
 
@@ -193,6 +198,7 @@ def reference(path):
     """All that torch has to say."""
     fw = framework("torch")
     found = {f"{name}/{key}": a for name in CASES for key, a in one_step(fw, name).items()}
+    found |= {f"resting/{key}": a for key, a in one_step(fw, "batchnorm", ["it"]).items()}
     found |= {f"curve/{name}": curve(fw, name) for name in CURVES}
     np.savez(path, **found, **{f"freezing/{key}": a for key, a in freezing(fw).items()})
 
@@ -227,6 +233,25 @@ def test_a_kind_computes_what_torch_computes(mge, torch_says, name):
     assert set(mine) == set(theirs)
     wrong = [key for key in mine if mine[key].shape != theirs[key].shape or not close(mine[key], theirs[key], 1e-5)]
     assert not wrong
+
+
+def test_a_resting_batchnorm_computes_what_torch_computes(mge, torch_says):
+    """Its own weight and bias may train all the same."""
+    theirs = {key.partition("/")[2]: a for key, a in torch_says.items() if key.startswith("resting/")}
+    assert not close(theirs["gradient/first.weight"], torch_says["batchnorm/gradient/first.weight"], 1e-2)
+    mine = one_step(mge, "batchnorm", ["it"])
+    assert all(close(mine[key], a, 1e-5) for key, a in theirs.items())
+
+
+def test_who_rests_may_change_at_every_step(mge):
+    """Also in a trace, which records operators: one for each set of resting layers."""
+    run = Run(mge, tree_of("batchnorm"), plan_of(tree_of("batchnorm"), OPTIMIZERS["sgd"]))
+    x, y = batch_of(run.tree, 0, 8)
+    for rests in (False, True, False, True, True, False):
+        before, active = run.weights(), (True,) * len(run.plan.groups)
+        mge.train_step(run.state, x, y, Step(0, active, frozenset(["it"] * rests), 0))
+        same = [np.array_equal(before[n], a) for n, a in run.weights().items() if "running" in n]
+        assert same == [rests, rests]
 
 
 @pytest.mark.parametrize("name", CURVES)
@@ -297,8 +322,8 @@ def test_the_proof_holds_in_a_trace_and_catches_a_saboteur(monkeypatch):
     plan = plan_of(tree, OPTIMIZERS["adamw"], 12, FreezeSpec("progressive", every=2))
     arguments = fw, fw.make_model(tree), plan, initial_weights(tree, 0), batch_of(tree, 0, 4), 0
     assert proof.check(*arguments)["max_relative_error"] <= 1e-4
-    flat = lambda self, step: [group.update(lr=plan.base_lr) for group in self._groups]  # noqa: E731
-    monkeypatch.setattr("layerwise_lr.plugins.megengine_plugin.plugin.MegEngineScheduler.apply", flat)
+    flat = lambda self, index: [group.update(lr=plan.base_lr) for group in self._groups]  # noqa: E731
+    monkeypatch.setattr("layerwise_lr.framework.GroupScheduler.apply", flat)
     with pytest.raises(proof.LrMismatch):
         proof.check(*arguments)
 
@@ -310,7 +335,7 @@ def test_every_step_moves_by_its_lr(mge):
     for step in range(12):
         mge.set_weights(run.model, start)
         run.train(1)
-        gradients, after = mge.get_gradients(run.state), run.weights()
+        gradients, after = run.gradients, run.weights()
         for group, lr in zip(plan.groups, plan.lrs(step), strict=True):
             g = np.concatenate([gradients[n].ravel() for n in group.params]).astype(np.float64)
             moved = np.concatenate([(start[n].astype(np.float64) - after[n]).ravel() for n in group.params])
@@ -322,18 +347,20 @@ def test_frozen_groups_keep_weights_and_state(mge):
     plan = plan_of(tree, OPTIMIZERS["adamw"], 12)
     run = Run(mge, tree, plan)
     run.train(2)
-    on = [group.name.startswith("layer_4") for group in plan.groups]
-    frozen = {n for group, trains in zip(plan.groups, on, strict=True) if not trains for n in group.params}
+    windows = {True: (0, 12), False: (5, 12)}
+    groups = tuple(replace(g, active=windows[g.name.startswith("layer_4")]) for g in plan.groups)
+    run.plan = replace(plan, groups=groups)
+    frozen = {
+        n for group, trains in zip(plan.groups, run.plan.active(2), strict=True) if not trains for n in group.params
+    }
     before, state = run.weights(), mge.get_optimizer_state(run.state)
-    mge.set_active(run.state, on)
     run.train(3)
     after, later = run.weights(), mge.get_optimizer_state(run.state)
     assert frozen
     assert {n for n in before if np.array_equal(before[n], after[n])} == frozen
     kept = {n for n in state if np.array_equal(state[n], later[n])}
     assert kept == {n for n in state if n.rpartition("/")[0] in frozen}
-    assert set(mge.get_gradients(run.state)) == set(before) - frozen
-    mge.set_active(run.state, [True] * len(on))
+    assert set(run.gradients) == set(before) - frozen
     run.train(1)
     assert not any(np.array_equal(after[n], a) for n, a in run.weights().items())
 
@@ -368,14 +395,12 @@ def test_predict_leaves_everything_as_it_was(mge):
     x, y = batch_of(tree, 0, 4)
     losses = []
     for run, asks in ((one, False), (two, True)):
-        mge.reseed(5)
-        losses.append(float(mge.train_step(run.state, x, y)))
+        losses.append(run.take((x, y), 0, seed=5)[0])
         if asks:
-            before = run.weights(), mge.get_gradients(run.state)
+            before = run.weights()
             assert np.array_equal(mge.predict(run.state, x), mge.predict(run.state, x))
-            for old, new in zip(before, (run.weights(), mge.get_gradients(run.state)), strict=True):
-                assert all(np.array_equal(old[n], new[n]) for n in old)
-        losses.append(float(mge.train_step(run.state, x, y)))  # the masks go on where they were
+            assert all(np.array_equal(a, before[n]) for n, a in run.weights().items())
+        losses.append(run.take((x, y), 1, seed=6)[0])
     assert losses[:2] == losses[2:]
 
 
@@ -383,37 +408,32 @@ def test_dropout_follows_from_the_seed(mge):
     nodes = (Layer("flatten"), layer("dropout", p=0.5), linear("head", 48, 5, depth=0))
     tree = Tree("drop", Seq("", nodes), "head", (3, 4, 4), 5)
     run = Run(mge, tree, plan_of(tree, replace(OPTIMIZERS["sgd"], lr=1e-9)))
-    x, y = np.ones((64, 3, 4, 4), np.float32), np.arange(64) % 5
-
-    def gradient(seed):
-        mge.reseed(seed)
-        mge.train_step(run.state, x, y)
-        return mge.get_gradients(run.state)["head.weight"]
-
-    first, other, again = gradient(1), gradient(2), gradient(1)
+    batch = np.ones((64, 3, 4, 4), np.float32), np.arange(64) % 5
+    first, other, again = (run.take(batch, seed=seed)[1]["head.weight"] for seed in (1, 2, 1))
     assert not np.array_equal(first, other)
     assert np.allclose(first, again, atol=1e-7)
-    kept = _masks().draw((1000, 100), 0.25).numpy()
+    from layerwise_lr.plugins.megengine_plugin.layers import mask
+
+    kept = mask(np.random.default_rng(0), (1000, 100), 0.25).numpy()
     assert set(np.unique(kept)) == {np.float32(0), np.float32(1) / np.float32(0.75)}
     assert kept.mean() == pytest.approx(1, abs=0.01)
-
-
-def _masks():
-    from layerwise_lr.plugins.megengine_plugin.layers import MASKS
-
-    return MASKS
 
 
 def test_our_convolution_is_the_native_one(monkeypatch):
     from layerwise_lr.plugins.megengine_plugin import layers
 
-    fw = framework()
+    fw, taken = framework(), []
     own = {name: one_step(fw, name) for name in CASES if name.startswith("conv")}
-    native = layers.Conv.__mro__[1].forward
-    monkeypatch.setattr(layers.Conv, "forward", native)
+
+    def native(x, w, stride, padding):
+        taken.append(w.shape)
+        return layers.F.conv2d(x, w, None, stride, padding, groups=w.shape[0] if w.ndim == 5 else 1)
+
+    monkeypatch.setattr(layers, "conv2d", native)
     for name, mine in own.items():
         theirs = one_step(fw, name)
         assert all(close(mine[key], theirs[key], 1e-5) for key in mine), name
+    assert len(taken) > len(own)
 
 
 def test_a_failed_optimizer_step_leaves_megengine_usable():
@@ -432,7 +452,7 @@ def test_a_failed_trace_is_made_anew():
     run.train(2)
     x, y = batch_of(tree, 0, 16)
     with pytest.raises(Exception):  # noqa: B017 (whatever MegEngine says to a wrong shape)
-        float(fw.train_step(run.state, x[:, :, :9], y))
+        run.take((x[:, :, :9], y))
     assert np.isfinite(run.train(2)).all()
 
 
@@ -441,10 +461,10 @@ def test_other_batch_sizes_and_nobody_training(mge):
     run = Run(mge, tree, plan_of(tree, OPTIMIZERS["momentum"]))
     assert np.isfinite([*run.train(2, 16), *run.train(2, 5), *run.train(1, 16)]).all()
     before = run.weights()
-    mge.set_active(run.state, [False] * len(run.plan.groups))
-    run.train(1)
+    run.plan = replace(run.plan, groups=tuple(replace(group, active=(0, 0)) for group in run.plan.groups))
+    assert np.isfinite(run.train(1)).all()
     assert all(np.array_equal(a, before[n]) for n, a in run.weights().items())
-    assert mge.get_gradients(run.state) == {}
+    assert run.gradients == {}
 
 
 def test_more_threads_compute_the_same():
@@ -457,17 +477,16 @@ def test_more_threads_compute_the_same():
 def test_devices_are_asked_before_they_are_used():
     found = registry.load("megengine")
     assert found.devices()[-1] == "cpu"
-    assert found.version().startswith("1.")
+    assert found.version().startswith("megengine 1.")
     assert found.fork_safe is False
     for device in ("cuda:7", "ascend:0", "tpu"):
         with pytest.raises(UserError, match=r"is not here; megengine .* sees: .*cpu"):
-            found(device, "eager", 0, "fp32", 1, False)
+            found(device, "eager")
 
 
 def test_nothing_is_said_at_the_start():
     code = (
-        "from layerwise_lr import registry; f = registry.load('megengine'); f.devices(); "
-        "f('auto', 'eager', 0, 'fp32', 1, False)"
+        "from layerwise_lr.framework import registry; f = registry.load('megengine'); f.devices(); f('auto', 'eager')"
     )
     said = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout + said.stderr == ""

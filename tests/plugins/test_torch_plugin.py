@@ -7,7 +7,7 @@ from layerwise_lr.plugins.torch_plugin.optimizers import LayerAdaptive
 from layerwise_lr.plugins.torch_plugin.plugin import TorchFramework
 from torch.nn import functional as F
 
-from layerwise_lr.framework import proof
+from layerwise_lr.framework import begin, take_step
 from layerwise_lr.models.layers import KINDS, PLAIN_KINDS, Layer, Residual, Seq, Tree, initial_weights, param_table
 from layerwise_lr.models.trees import make_tree
 from layerwise_lr.models.weights import read
@@ -22,7 +22,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture
 def torch_framework():
-    return TorchFramework("cpu", "eager", 0, "fp32", 1, False)
+    return TorchFramework("cpu")
 
 
 def random_weights(tree, seed=3):
@@ -118,11 +118,11 @@ def test_batchnorm_s_running_statistics_by_hand(torch_framework):
 def test_dropout_drops_its_share_and_scales_the_rest(torch_framework):
     model = torch_framework.make_model(Tree("t", Seq("", (Layer("dropout", "", {"p": 0.25}),)), "", (1, 1, 1), 1))
     x = torch.ones(1, 20000)
-    torch_framework.reseed(3)
+    torch.manual_seed(3)
     one = model(x)
     assert sorted(one.unique().tolist()) == pytest.approx([0.0, 4 / 3])
     assert (one == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
-    torch_framework.reseed(3)
+    torch.manual_seed(3)
     assert torch.equal(model(x), one)
     assert torch.equal(model.eval()(x), x)
 
@@ -262,7 +262,7 @@ def plan_of(tree, optimizer=None, schedule=None, steps=20, freeze=None, optimize
 
 
 def state_of(framework, model, plan, start=0):
-    return proof.make_state(framework, model, plan, start)
+    return begin(framework, model, plan, start)
 
 
 def fresh(framework, plan, start=0, weights=None, tree=LENET):
@@ -277,13 +277,11 @@ def batch(step):
 
 
 def train(framework, state, plan, start, stop):
-    begins = {p.start: p.active for p in plan.phases()}
+    """Losses; the gradients of the last step are in `state.compiled`, which torch leaves alone."""
     losses = []
     for step in range(start, stop):
-        if step in begins:
-            framework.set_active(state, begins[step])
-        state.scheduler.apply(step)
-        losses.append(float(framework.train_step(state, *batch(step))))
+        loss, state.compiled = take_step(framework, state, plan, step, batch(step), step, gradients=True)
+        losses.append(float(loss))
     return losses
 
 
@@ -574,15 +572,11 @@ def test_predict_changes_nothing(torch_framework):
     tree = make_tree("mobilenet_v2", 4, 3, 32, dropout=0.5)
     model = torch_framework.make_model(tree)
     torch_framework.set_weights(model, initial_weights(tree, 0))
-    state = state_of(torch_framework, model, plan_of(tree))
+    plan = plan_of(tree)
+    state = state_of(torch_framework, model, plan)
     x, y = RNG.normal(size=(4, 3, 32, 32)).astype(np.float32), np.arange(4)
-    state.scheduler.apply(0)
-    torch_framework.train_step(state, x, y)
-    before = (
-        torch_framework.get_weights(model),
-        torch_framework.get_optimizer_state(state),
-        torch_framework.get_gradients(state),
-    )
+    take_step(torch_framework, state, plan, 0, (x, y), 0)
+    before = torch_framework.get_weights(model), torch_framework.get_optimizer_state(state)
     rng, lrs = torch.random.get_rng_state(), state.scheduler.lrs()
     one, two = torch_framework.predict(state, x), torch_framework.predict(state, x)
     assert one.dtype == np.float32
@@ -591,11 +585,7 @@ def test_predict_changes_nothing(torch_framework):
     assert state.scheduler.lrs() == lrs
     assert model.training
     assert all(m.training for m in model.modules())
-    after = (
-        torch_framework.get_weights(model),
-        torch_framework.get_optimizer_state(state),
-        torch_framework.get_gradients(state),
-    )
+    after = torch_framework.get_weights(model), torch_framework.get_optimizer_state(state)
     for a, b in zip(before, after, strict=True):
         assert set(a) == set(b)
         assert all(np.array_equal(a[n], b[n]) for n in a)
@@ -632,9 +622,9 @@ def test_a_frozen_parameter_has_no_gradient(torch_framework):
     plan = plan_of(LENET, freeze=FreezeSpec("head_first", every=4))
     state = fresh(torch_framework, plan)
     train(torch_framework, state, plan, 0, 2)
-    assert set(torch_framework.get_gradients(state)) == {"classifier.weight", "classifier.bias"}
+    assert set(state.compiled) == {"classifier.weight", "classifier.bias"}
     train(torch_framework, state, plan, 2, 5)
-    assert set(torch_framework.get_gradients(state)) == {r.name for r in param_table(LENET)}
+    assert set(state.compiled) == {r.name for r in param_table(LENET)}
 
 
 def test_a_stretch_in_which_nothing_trains_passes(torch_framework):
@@ -643,7 +633,7 @@ def test_a_stretch_in_which_nothing_trains_passes(torch_framework):
     train(torch_framework, state, plan, 0, 2)
     start = initial_weights(LENET, 1)
     assert all(np.array_equal(a, start[n]) for n, a in torch_framework.get_weights(state.model).items())
-    assert torch_framework.get_gradients(state) == {}
+    assert state.compiled == {}
     train(torch_framework, state, plan, 2, 4)
     thawed = torch_framework.get_weights(state.model)
     assert not any(np.array_equal(a, start[n]) for n, a in thawed.items())
@@ -699,7 +689,7 @@ def test_two_optimizers_each_move_their_own_parameters(torch_framework):
     assert [type(o).__name__ for o in state.optimizer] == ["SGD", "AdamW"]
     before = torch_framework.get_weights(state.model)
     train(torch_framework, state, plan, 0, 1)
-    after, gradients = torch_framework.get_weights(state.model), torch_framework.get_gradients(state)
+    after, gradients = torch_framework.get_weights(state.model), state.compiled
     for name in before:
         moved, g = after[name] - before[name], gradients[name]
         unit = 0.5 * g if name.startswith("conv") else 0.01 * g / (np.abs(g) + 1e-8)
@@ -717,7 +707,7 @@ def test_gradient_centralization_takes_each_filter_s_mean_and_no_other(torch_fra
     state = fresh(torch_framework, plan)
     before = torch_framework.get_weights(state.model)
     train(torch_framework, state, plan, 0, 1)
-    after, given = torch_framework.get_weights(state.model), torch_framework.get_gradients(state)
+    after, given = torch_framework.get_weights(state.model), state.compiled
     model = lenet_by_hand()
     x, y = map(torch.from_numpy, batch(0))
     F.cross_entropy(model(x), y).backward()
@@ -734,6 +724,7 @@ def test_the_scheduler_writes_the_plan_into_torch_s_own_groups(torch_framework):
         LENET, optimizers={"o": OptimizerSpec("sgd")}, groups={"s": GroupSpec(match=["fc1.*"], optimizer="o")}
     )
     state = fresh(torch_framework, plan, start=7)
+    state.scheduler.apply(7)
     assert state.scheduler.lrs() == pytest.approx(plan.lrs(7))
     state.scheduler.apply(13)
     native = {g["name"]: g["lr"] for o in state.optimizer for g in o.param_groups}
@@ -754,19 +745,14 @@ def test_the_loss_is_the_mean_cross_entropy_before_the_update(torch_framework):
     state = fresh(torch_framework, plan)
     logits = torch_framework.predict(state, X).astype(np.float64)
     expected = np.mean([np.log(np.exp(z).sum()) - z[y] for z, y in zip(logits, Y, strict=True)])
-    state.scheduler.apply(0)
-    assert float(torch_framework.train_step(state, X, Y)) == pytest.approx(expected, rel=1e-5)
+    assert float(take_step(torch_framework, state, plan, 0, (X, Y), 0).loss) == pytest.approx(expected, rel=1e-5)
 
 
 def test_gradients_do_not_pile_up(torch_framework):
     plan = plan_of(LENET, OptimizerSpec("sgd", lr=1e-30))
     state = fresh(torch_framework, plan)
-    state.scheduler.apply(0)
-    torch_framework.train_step(state, X, Y)
-    one = torch_framework.get_gradients(state)
-    torch_framework.train_step(state, X, Y)
-    two = torch_framework.get_gradients(state)
-    assert all(np.array_equal(one[n], two[n]) for n in one)
+    one, two = (take_step(torch_framework, state, plan, 0, (X, Y), 0, gradients=True).gradients for _ in range(2))
+    assert one and all(np.array_equal(one[n], two[n]) for n in one)
 
 
 @pytest.mark.parametrize(
@@ -774,9 +760,8 @@ def test_gradients_do_not_pile_up(torch_framework):
     [({"device": "cuda:9"}, r"framework\.device='cuda:9' is not here.*cpu"), ({"device": "tpu"}, "'tpu'")],
 )
 def test_what_is_not_here_is_said(change, word):
-    arguments = {"device": "cpu", "mode": "eager", "seed": 0, "precision": "fp32", "threads": 1, "deterministic": False}
     with pytest.raises(UserError, match=word):
-        TorchFramework(**{**arguments, **change})
+        TorchFramework(**change)
 
 
 def test_optimizer_specs_have_no_field_that_torch_is_not_told():

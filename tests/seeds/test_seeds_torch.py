@@ -4,6 +4,7 @@ Both sides compute in double precision: what is left between them is what they d
 """
 
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import StepLR
 
-from layerwise_lr.framework import proof, registry
+from layerwise_lr.framework import begin, registry, take_step
 from layerwise_lr.models.layers import initial_weights, param_table
 from layerwise_lr.models.trees import make_tree
 from layerwise_lr.plan.groups import GroupingSpec, GroupSpec
@@ -107,16 +108,13 @@ class Ours:
     """The plan in our plugin, step by step."""
 
     def __init__(self, plan):
-        self.fw, self.plan = registry.load("torch")("cpu", "eager", 0, "fp64", 1, False), plan
+        self.fw, self.plan = registry.load("torch")("cpu", precision="fp64"), plan
         self.model = self.fw.make_model(TREE)
         self.fw.set_weights(self.model, initial_weights(TREE, 0))
-        self.state = proof.make_state(self.fw, self.model, plan, 0)
+        self.state = begin(self.fw, self.model, plan)
 
     def step(self, step):
-        if step in {phase.start for phase in self.plan.phases()}:
-            self.fw.set_active(self.state, self.plan.active(step))
-        self.state.scheduler.apply(step)
-        self.fw.train_step(self.state, *batch_of(step))
+        take_step(self.fw, self.state, self.plan, step, batch_of(step), seed=0)
         return self.state.scheduler.lrs()
 
     def arrays(self):
@@ -224,17 +222,22 @@ def moved_in_a_step(model):
     return moved(start, model.arrays())
 
 
-def test_progressive_unfreezing_moves_what_was_meant():
+@pytest.mark.parametrize("rest", [False, True], ids=["batchnorm trains on", "batchnorm rests"])
+def test_progressive_unfreezing_moves_what_was_meant(rest):
     """Seed 002: first the head, some epochs later layer4, again later layer3. Ours (freeze=progressive, stages
     [layer4, layer3]) trains 2, 17 and 32 parameters, and with `requires_grad_`, the fault mended, so does the
-    notebook's Adam, to the same weights: what thaws late counts its own steps."""
-    ours = Ours(plan_of(9, freeze=FreezeSpec("progressive", every=3, stages=["layer4", "layer3"])))
+    notebook's Adam, to the same weights: what thaws late counts its own steps. The notebook leaves
+    the model in training mode, so that frozen batchnorms go on; with the plan's own rule they are in evaluation."""
+    plan = plan_of(9, freeze=FreezeSpec("progressive", every=3, stages=["layer4", "layer3"]))
+    ours = Ours(plan if rest else replace(plan, batchnorms={}))
     model, before = ResNet18(), ours.arrays()
     optimizer, counts = torch.optim.Adam(param_groups(model)), []
     model.requires_grad_(False)
     for step in range(9):
         with suppress(KeyError):
             getattr(model, {0: "fc", 3: "layer4", 6: "layer3"}[step]).requires_grad_(True)
+        for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+            norm.train(norm.weight.requires_grad or not rest)
         loss_of(model, step).backward()
         optimizer.step()
         optimizer.zero_grad()

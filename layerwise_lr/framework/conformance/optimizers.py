@@ -89,6 +89,21 @@ def check_resume_is_seamless(kit: Kit) -> None:
     _resume(kit, (MOMENTUM, ADAMW))
 
 
+def check_reset_optimizer_state(kit: Kit) -> None:
+    """set_optimizer_state with nothing resets all: from the start weights on, steps equal those of a fresh session."""
+    for optimizer in kit.optimizers(MOMENTUM, ADAMW, LAYER_ADAPTIVE):
+        tree = TREES["lenet"]()
+        plan = plan_for(tree, optimizer)
+        fresh, used = kit.session(tree, plan).train(4), kit.session(tree, plan)
+        used.train(3)
+        kit.framework.set_optimizer_state(used.state, {})
+        kit.framework.set_weights(used.model, used.initial)
+        again = used.train(4)
+        curve(optimizer.name, again.losses, fresh.losses, 1e-6)
+        close(optimizer.name, again.weights, fresh.weights, 1e-5)
+        close(f"{optimizer.name}, state", again.state, fresh.state, 1e-5)
+
+
 def check_resume_layer_adaptive(kit: Kit) -> None:
     """The same under layer_adaptive, whose state comes under torch's keys and is exp_avg and exp_avg_sq alone."""
     state = _resume(kit, (LAYER_ADAPTIVE,))
