@@ -22,7 +22,8 @@ from layerwise_lr.plan.errors import UserError
 from layerwise_lr.plan.groups import GroupingSpec
 from layerwise_lr.plan.plan import FreezeSpec, OptimizerSpec, make_plan
 from layerwise_lr.plan.schedules import ScheduleSpec
-from layerwise_lr.run import Config, FrameworkSpec, ModelSpec, page
+from layerwise_lr.run import Config, FrameworkSpec, page
+from layerwise_lr.run.schema import ModelSpec
 
 STEPS = 10
 HAVE = {  # framework -> device -> 16-bit precisions
