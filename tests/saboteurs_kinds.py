@@ -201,6 +201,22 @@ weight("batchnorm", "", "scale lost", lambda op, n, a: a / a if n == "weight" el
 weight("batchnorm", "", "shift lost", _lost("bias"))
 
 
+class _RestsWithItsOwnEps(layers.BatchNorm):
+    def forward(self, x: Array, train: bool, rng: Any) -> Array:
+        held = self.options
+        if self.frozen and train:
+            self.options = {**held, "eps": 1e-5}
+        y = super().forward(x, train, rng)
+        self.options = held
+        return y
+
+
+class _NeverRests(layers.BatchNorm):
+    def forward(self, x: Array, train: bool, rng: Any) -> Array:
+        self.frozen = False
+        return super().forward(x, train, rng)
+
+
 class _Biased(layers.BatchNorm):
     def forward(self, x: Array, train: bool, rng: Any) -> Array:
         before = self.params["running_var"]
@@ -234,6 +250,8 @@ class _NeverBatch(layers.BatchNorm):
         return super().forward(x, False, rng)
 
 
+plant("batchnorm", "eps", "rests with an eps of its own", _RestsWithItsOwnEps)
+plant("batchnorm", "", "never rests", _NeverRests)
 plant("batchnorm", "", "biased running variance", _Biased)
 plant("batchnorm", "", "running mean stands still", _StillMean)
 plant("batchnorm", "", "batch statistics in evaluation", _AlwaysBatch)
@@ -481,7 +499,7 @@ options("maxpool", "padding", "padding ignored", lambda v: 0, crashes=True)
 options("maxpool", "padding", "always keeps the size", lambda v: 1, crashes=True)
 options("maxpool", "stride", "stride ignored", lambda v: 1, crashes=True)
 options("maxpool", "stride", "stride of two", lambda v: 2, crashes=True)
-options("maxpool", "kernel", "kernel ignored", lambda v: 2, crashes=True)
+options("maxpool", "kernel", "kernel ignored", lambda v: 3, crashes=True)
 output(
     "maxpool",
     "",

@@ -109,7 +109,8 @@ def _is_random(where: str, masks: np.ndarray, keep: float) -> None:
     share, error = float(masks.mean()), SIGMAS * sqrt(keep * (1 - keep) / masks.size)
     need(abs(share - keep) <= error, f"{where}: share let through", f"{keep:.3f} to within {error:.3f}", f"{share:.3f}")
     centred = (masks - keep) / sqrt(keep * (1 - keep))
-    for axis, name in enumerate(("seeds", "samples", *(f"axis {i} of a sample" for i in range(1, masks.ndim - 1)))):
+    names = ("samples", *(f"axis {i} of a sample" for i in range(1, masks.ndim - 1)), "seeds")
+    for axis, name in zip((*range(1, masks.ndim), 0), names, strict=True):
         rows = np.moveaxis(centred, axis, 0)
         for distance in range(1, len(rows)):
             both = rows[distance:] * rows[:-distance]

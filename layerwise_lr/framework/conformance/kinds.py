@@ -4,10 +4,22 @@ every buffer. Residual, which is no kind, has its own."""
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
-
 from ...models import param_table
-from .kit import ADAMW, LAYER_ADAPTIVE, MOMENTUM, SGD, Kit, NotApplicable, Session, close, curve, plan_for
+from ...plan import FreezeSpec
+from .kit import (
+    ADAMW,
+    LAYER_ADAPTIVE,
+    MOMENTUM,
+    NO_FREEZE,
+    SGD,
+    Failure,
+    Kit,
+    NotApplicable,
+    Session,
+    close,
+    curve,
+    plan_for,
+)
 from .nets import NETS, RESIDUAL, Net, loud
 
 ANY_OPTIMIZER = (
@@ -29,11 +41,21 @@ def listed(kit: Kit, kind: str) -> None:
 
 
 def agrees(kit: Kit, where: str, net: Net) -> None:
-    """Two steps from the same parameters, on two batches, buffers going on: all that they show is the reference's."""
-    plan, weights = plan_for(net.tree, kit.optimizers(*ANY_OPTIMIZER)[0]), loud(net.tree)
-    mine = kit.session(net.tree, plan, weights=weights, data=net.data)
+    """All that a plugin shows of a net is the reference's. What it raises is a Failure that says of which net."""
+    freeze = FreezeSpec("only", match=list(net.trains)) if net.trains else NO_FREEZE
+    plan, weights = plan_for(net.tree, kit.optimizers(*ANY_OPTIMIZER)[0], freeze=freeze), loud(net.tree)
     theirs = Session(kit.reference, net.tree, plan, weights_given=weights, data=net.data)
-    buffers = {row.name for row in param_table(net.tree) if row.role == "buffer"}
+    try:
+        _agree(where, kit.session(net.tree, plan, weights=weights, data=net.data), theirs)
+    except (Failure, NotApplicable):
+        raise
+    except Exception as error:
+        raise Failure(f"{where}: wanted what the reference does, measured {type(error).__name__}: {error}") from error
+
+
+def _agree(where: str, mine: Session, theirs: Session) -> None:
+    """Two steps from the same parameters, on two batches; buffers go on."""
+    weights, buffers = theirs.initial, {row.name for row in param_table(theirs.tree) if row.role == "buffer"}
     for step in range(2):
         _same_logits(f"{where}, before step {step}", mine, theirs)
         curve(f"{where}, step {step}", [mine.step(step)], [theirs.step(step)], 1e-5)
@@ -47,7 +69,7 @@ def agrees(kit: Kit, where: str, net: Net) -> None:
 
 
 def _same_logits(where: str, mine: Session, theirs: Session) -> None:
-    x = np.concatenate([mine.data(mine.tree, step)[0] for step in (5, 6)])  # of another size than the steps' batches
+    x = mine.data(mine.tree, 5)[0]  # of the steps' shape: compilers need no further graph
     got, wanted = (s.framework.predict(s.state, x) for s in (mine, theirs))
     close(where, {"logits": got}, {"logits": wanted}, 2e-5)
 

@@ -19,10 +19,11 @@ from .kit import BATCH, CLASSES
 
 
 class Net(NamedTuple):
-    """A tree, and of what its inputs are multiples: they go from -10 to 16 of them."""
+    """A tree; of what its inputs are multiples (they go from -10 to 16 of them); the only modules that train, if any."""
 
     tree: Tree
     unit: float = 0.125
+    trains: tuple[str, ...] = ()
 
     def data(self, tree: Tree, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Pictures, every second of them negative everywhere; or ids of tokens, the first and last among them."""
@@ -155,7 +156,7 @@ NETS: Mapping[str, tuple[Net, ...]] = {
             _tree(
                 "batchnorm",
                 (3, 3, 2),
-                30,
+                24,
                 conv("a", 3, 4, 1, bias=True),
                 _norm("bn1", 4, 0.5, 0.1),
                 Layer("relu"),
@@ -164,8 +165,12 @@ NETS: Mapping[str, tuple[Net, ...]] = {
                 Layer("relu"),
                 conv("c", 3, 5, 1),
                 _norm("bn3", 5, 2.0, 0.9),
+                Layer("relu"),
+                conv("d", 5, 4, 1),
+                _norm("resting", 4, 1.0, 0.3),
                 FLAT,
-            )
+            ),
+            trains=("a", "bn1", "b", "bn2", "c", "bn3", "d", "head"),
         ),
     ),
     "layernorm": (
