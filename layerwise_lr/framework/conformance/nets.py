@@ -164,7 +164,7 @@ NETS: Mapping[str, tuple[Net, ...]] = {
                 _norm("bn2", 3, 1e-5, 0.6),
                 Layer("relu"),
                 conv("c", 3, 5, 1),
-                _norm("bn3", 5, 2.0, 0.9),
+                _norm("bn3", 5, 0.9, 0.9),
                 Layer("relu"),
                 conv("d", 5, 4, 1),
                 _norm("resting", 4, 1.0, 0.3),
