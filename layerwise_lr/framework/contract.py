@@ -169,7 +169,7 @@ class Framework(ABC):
         there = cls.devices()
         wanted = there[0] if asked == "auto" else f"{asked}:0" if asked in ("cuda", "ascend") else asked
         if wanted not in there:
-            raise UserError(f"framework.device={asked!r} is not here; {cls.version()} sees: {', '.join(there)}")
+            raise UserError(f"framework.device={wanted!r} is not here; {cls.version()} sees: {', '.join(there)}")
         return wanted
 
     @classmethod

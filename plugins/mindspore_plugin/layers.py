@@ -99,6 +99,11 @@ def to_tokens(x: Tensor) -> Tensor:
     return x.reshape(b, d, h * w).transpose(0, 2, 1)
 
 
+def relu6(x: Tensor) -> Tensor:
+    """Slope 0 at exactly 6, as in torch: MindSpore's own ReLU6 has 1 there."""
+    return ops.select(x < 6, ops.relu(x), ops.full_like(x, 6.0))
+
+
 def first_token(x: Tensor) -> Tensor:
     """[B, T, D] -> [B, D]."""
     return x[:, 0]
@@ -144,7 +149,7 @@ KINDS: Mapping[str, Callable[..., nn.Cell]] = {
     "tokens": Tokens,
     "layerscale": LayerScale,
     "relu": nn.ReLU,
-    "relu6": nn.ReLU6,
+    "relu6": lambda: Plain(relu6),
     "gelu": lambda: nn.GELU(approximate=False),  # MindSpore's default is the tanh one
     "maxpool": _maxpool,
     "avgpool": lambda kernel, stride: nn.AvgPool2d(kernel, stride, pad_mode="valid"),

@@ -5,7 +5,7 @@ comparisons that say what was wanted and what was measured.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from ...plan import FreezeSpec, GroupingSpec, GroupSpec, OptimizerSpec, Plan, Sc
 from .. import registry
 from ..contract import Framework, Weights
 from ..steps import begin, take_step
+
+Data = Callable[[Tree, int], tuple[np.ndarray, np.ndarray]]
+"""(tree, step) -> (x, y)."""
 
 BATCH, CLASSES = 8, 4
 SGD = OptimizerSpec("sgd", lr=0.1, weight_decay=0.0)
@@ -110,23 +113,26 @@ class Trace(NamedTuple):
 
 @dataclass
 class Session:
-    """One model under one plan in one framework, step by step; `gradients` are the last step's."""
+    """One model under one plan in one framework, step by step, from `weights_given` (the declared initial values if None)
+    on the batches of `data`; `gradients` are the last step's."""
 
     framework: Framework
     tree: Tree
     plan: Plan
     start: int = 0
+    weights_given: Weights | None = None
+    data: Data = batch
 
     def __post_init__(self) -> None:
         self.model = self.framework.make_model(self.tree)
-        self.initial = initial_weights(self.tree, 5)
+        self.initial = initial_weights(self.tree, 5) if self.weights_given is None else self.weights_given
         self.framework.set_weights(self.model, self.initial)
         self.state = begin(self.framework, self.model, self.plan, self.start)
         self.gradients: Weights = {}
 
     def step(self, step: int, data_step: int | None = None, seed: int | None = None) -> float:
         """One training step of the plan, as a run takes it; the loss before it."""
-        x, y = batch(self.tree, step if data_step is None else data_step)
+        x, y = self.data(self.tree, step if data_step is None else data_step)
         drawn = 1000 + step if seed is None else seed
         result = take_step(self.framework, self.state, self.plan, step, (x, y), drawn, gradients=True)
         self.gradients = result.gradients or {}
@@ -151,9 +157,9 @@ class Kit:
     mode: str
     device: str = "cpu"
 
-    def make(self, mode: str | None = None) -> Framework:
-        """A fresh instance."""
-        return self.framework_class(self.device, mode or self.mode)
+    def make(self, mode: str | None = None, **others: Any) -> Framework:
+        """A fresh instance; `others` as `Framework.__init__` takes them."""
+        return self.framework_class(self.device, mode or self.mode, **others)
 
     @cached_property
     def framework(self) -> Framework:
@@ -188,7 +194,9 @@ class Kit:
             raise NotApplicable(f"it lists no {specs[0].name} in optimizers")
         return found
 
-    def session(self, tree: Tree, plan: Plan, start: int = 0) -> Session:
+    def session(
+        self, tree: Tree, plan: Plan, start: int = 0, weights: Weights | None = None, data: Data = batch
+    ) -> Session:
         """Under test.
 
         Raises:
@@ -198,7 +206,7 @@ class Kit:
             raise NotApplicable(f"it lists no {lacking[0]} in kinds")
         for spec in plan.optimizers.values():
             self.optimizers(spec)
-        return Session(self.framework, tree, plan, start)
+        return Session(self.framework, tree, plan, start, weights, data)
 
     def both(self, tree: Tree, plan: Plan, steps: int) -> tuple[Trace, Trace]:
         """(under test, reference) after `steps`."""

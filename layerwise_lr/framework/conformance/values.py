@@ -6,7 +6,7 @@ import numpy as np
 
 from ...models import param_table
 from .. import metrics
-from .kit import MOMENTUM, SGD, TREES, Kit, Session, batch, close, curve, need, plan_for, residual_net, same_bits
+from .kit import ADAMW, MOMENTUM, SGD, TREES, Kit, Session, batch, close, curve, need, plan_for, residual_net, same_bits
 
 
 def check_names_and_shapes(kit: Kit) -> None:
@@ -18,6 +18,25 @@ def check_names_and_shapes(kit: Kit) -> None:
         for key, shape in wanted.items():
             need(weights[key].shape == shape, f"{name}: shape of {key}", shape, weights[key].shape)
             need(weights[key].dtype == np.float32, f"{name}: type of {key}", "float32", weights[key].dtype)
+
+
+def check_arrays_are_numpys(kit: Kit) -> None:
+    """Weights, gradients, optimizer state and logits are numpy.ndarray itself, in float32: no subclass, no tensor."""
+    tree = TREES["lenet"]()
+    for optimizer in kit.optimizers(MOMENTUM, ADAMW):
+        session = kit.session(tree, plan_for(tree, optimizer))
+        session.step(0)
+        found = {
+            "weights": session.weights(),
+            "gradients": session.gradients,
+            "optimizer state": kit.framework.get_optimizer_state(session.state),
+            "predict": {"logits": kit.framework.predict(session.state, batch(tree)[0])},
+        }
+        for what, arrays in found.items():
+            need(bool(arrays), f"{optimizer.name}: {what}", "some arrays", "none")
+            for name, array in arrays.items():
+                need(type(array) is np.ndarray, f"{what}: class of {name}", "numpy.ndarray", type(array).__name__)
+                need(array.dtype == np.float32, f"{what}: type of {name}", "float32", array.dtype)
 
 
 def check_weights_round_trip(kit: Kit) -> None:
