@@ -49,7 +49,7 @@ FREEZE: Table = {
     "only": ("match",),
 }
 DATA: Table = {
-    "digits": ("stands_for",),
+    "digits": ("stand_in", "stands_for"),
     "elpv": ("stand_in",),
     "mnist": ("stand_in",),
     "cifar10": ("path", "checksum", "stand_in"),
@@ -64,7 +64,7 @@ class Section(NamedTuple):
     """A spec that one of its keys chooses an option of.
 
     Args:
-        at: where it stands ("optimizer", "optimizers.slow").
+        at: where it stands ("optimizer").
         group: the config group on the command line.
         key: the key that chooses.
         table: option -> keys that it alone reads; keys in no row are read by every option.
@@ -88,67 +88,66 @@ SECTIONS = (
 
 def unread(config: Config) -> dict[str, str]:
     """Dotted key -> why nothing reads it, of a config whose durations are steps."""
-    found: dict[str, str] = {}
-    for section in _sections(config):
-        spec = at(config, section.at)
-        chosen = getattr(spec, section.key)
-        known = {key for keys in section.table.values() for key in keys}
-        for key in sorted(known - set(section.table.get(chosen, known))):
-            would = [option for option, keys in section.table.items() if key in keys]
-            found[f"{section.at}.{key}"] = (
-                f"{section.group}={chosen} does not read it, {section.group}={_any(would)} does"
-            )
-    return found | dict(_by_value(config))
+    return {".".join(path): why for path, why in _unread(config)}
 
 
-def _by_value(config: Config) -> Iterator[tuple[str, str]]:
-    """Keys whose reading hangs on what another key says."""
-    for name, schedule in config.schedules_by_name().items():
-        if not schedule.warmup:
-            where = "scheduler" if name == "default" else f"schedules.{name}"
-            yield f"{where}.warmup_start", f"it is read where {where}.warmup is above 0"
-    for name in config.optimizers:
-        for key in ("lr", "weight_decay"):
-            yield f"optimizers.{name}.{key}", f"a group's own is read: grouping.groups.NAME.{key}"
-    grouping, freeze = config.grouping, config.freeze
-    if grouping.strategy == "layer_decay" and grouping.stem_scale is not None:
-        for key in ("layer_decay", "allow_above_one"):
-            yield f"grouping.{key}", "grouping.stem_scale is given and says it all"
-    if grouping.strategy != "layer_decay" and (freeze.strategy != "progressive" or freeze.stages):
-        yield "grouping.depth", "grouping=layer_decay reads it, and freeze=progressive without stages"
-    if config.checkpoint.every is None:
-        yield "checkpoint.keep", "it is read where checkpoint.every is given: else there is one checkpoint"
-    if not config.verify.training:
-        yield "verify.every", "it is read where verify.training is true"
-    if not (config.verify.start or config.verify.training):
-        yield "verify.on_mismatch", "nothing is measured (verify=off)"
-
-
-def _sections(config: Config) -> Iterator[Section]:
-    for section in SECTIONS:
-        yield section
-        many = {"scheduler": "schedules", "optimizer": "optimizers"}.get(section.at)
-        for name in getattr(config, many) if many else ():
-            yield section._replace(at=f"{many}.{name}")
-
-
-def at(config: Config, path: str) -> Any:
-    """The spec at a dotted path."""
-    node: Any = config
-    for part in path.split("."):
-        node = node[part] if isinstance(node, dict) else getattr(node, part)
-    return node
-
-
-def bare(config: Config, keys: Iterable[str]) -> Config:
-    """`config` with the schema's defaults under these dotted keys."""
-    for key in keys:
-        config = _with_default(config, key.split("."))
+def bare(config: Config, stepped: Config) -> Config:
+    """`config` with the schema's defaults under what nothing reads in `stepped`, its twin with durations in steps."""
+    for path, _ in _unread(stepped):
+        config = _with_default(config, path)
     return config
 
 
-def _with_default(node: Any, path: list[str]) -> Any:
-    head, *rest = path
+Path = tuple[str, ...]
+
+
+def _unread(config: Config) -> Iterator[tuple[Path, str]]:
+    """As a path: a named schedule may have a dot in its name."""
+    for section, home, spec in _sections(config):
+        chosen = getattr(spec, section.key)
+        known = {key for keys in section.table.values() for key in keys}
+        for key in sorted(known - set(section.table.get(chosen, known))):
+            if section.at == "data" and config.data.stands_for and key in ("path", "checksum"):
+                continue  # of the data that were absent
+            would = [option for option, keys in section.table.items() if key in keys]
+            yield (*home, key), f"{section.group}={chosen} does not read it, {section.group}={_any(would)} does"
+    yield from _by_value(config)
+
+
+def _by_value(config: Config) -> Iterator[tuple[Path, str]]:
+    """Keys whose reading hangs on what another key says."""
+    for name, schedule in config.schedules_by_name().items():
+        if not schedule.warmup:
+            home: Path = ("scheduler",) if name == "default" else ("schedules", name)
+            yield (*home, "warmup_start"), f"it is read where {'.'.join(home)}.warmup is above 0"
+    for name in config.optimizers:
+        for key in ("lr", "weight_decay"):
+            yield ("optimizers", name, key), f"a group's own is read: grouping.groups.NAME.{key}"
+    grouping, freeze = config.grouping, config.freeze
+    if grouping.strategy == "layer_decay" and grouping.stem_scale is not None:
+        for key in ("layer_decay", "allow_above_one"):
+            yield ("grouping", key), "grouping.stem_scale is given and says it all"
+    if grouping.strategy != "layer_decay" and (freeze.strategy != "progressive" or freeze.stages):
+        yield ("grouping", "depth"), "grouping=layer_decay reads it, and freeze=progressive without stages"
+    if config.checkpoint.every is None:
+        yield ("checkpoint", "keep"), "it is read where checkpoint.every is given: else there is one checkpoint"
+    if not config.verify.training:
+        yield ("verify", "every"), "it is read where verify.training is true"
+    if not (config.verify.start or config.verify.training):
+        yield ("verify", "on_mismatch"), "nothing is measured (verify=off)"
+
+
+def _sections(config: Config) -> Iterator[tuple[Section, Path, Any]]:
+    """(section, where, spec), named schedules and optimizers included."""
+    for section in SECTIONS:
+        yield section, (section.at,), getattr(config, section.at)
+        many = {"scheduler": "schedules", "optimizer": "optimizers"}.get(section.at)
+        for name, spec in (getattr(config, many) if many else {}).items():
+            yield section, (str(many), name), spec
+
+
+def _with_default(node: Any, path: Path) -> Any:
+    head, rest = path[0], path[1:]
     if isinstance(node, dict):
         return {**node, head: _with_default(node[head], rest)}
     if rest:

@@ -28,7 +28,7 @@ def resolve(config: Config) -> Config:
         raise UserError(f"batch_size={config.batch_size} is more than the {train_count(config.data)} training pictures")
     total = config.steps if config.steps is not None else config.epochs * per_epoch
     clock, config = Clock(total, per_epoch), replace(config, model=model, epochs=ceil(total / per_epoch))
-    return in_steps(options.bare(config, options.unread(in_steps(config, clock))), clock)
+    return in_steps(options.bare(config, in_steps(config, clock)), clock)
 
 
 def _fill(config: Config, classes: int) -> ModelSpec:

@@ -2,7 +2,7 @@
 that its jobs share a process per mode, which spares an import of the framework for each.
 
 Each experiment's claim is computed here by the document's own formula and read out of the run folder: lrs per step,
-lr_check.json (measured), the distance of every group, the checkpoints of each epoch. 4 epochs of 5 steps; data that is
+lr_check.jsonl (measured), the distance of every group, the checkpoints of each epoch. 4 epochs of 5 steps; data that is
 not at hand is stood in for by the digits.
 """
 
@@ -73,7 +73,12 @@ class Ran:
 
     def measured(self, group: str) -> dict[int, float]:
         """lr by displacement."""
-        return {r["step"]: r["measured"] for r in self.json("lr_check.json")["groups"] if r["group"] == group}
+        rows = [r for line in self.proof() if line["when"] == "start" for r in line["groups"]]
+        return {r["step"]: r["measured"] for r in rows if r["group"] == group}
+
+    def proof(self) -> list[dict[str, Any]]:
+        """lr_check.jsonl: the rehearsal's steps, then every evaluation's."""
+        return [json.loads(line) for line in (self.path / "lr_check.jsonl").read_text().splitlines()]
 
     def moved(self) -> dict[int, set[str]]:
         """Evaluation step -> parameters that are elsewhere than at the start."""
@@ -176,7 +181,8 @@ def test_it_runs_or_says_why(folders: dict[tuple[str, str], Path], mode: str, ex
         return
     assert run.json("status.json")["state"] == "completed", run.json("status.json")
     assert run.json("summary.json")["steps"] == 20
-    assert run.json("lr_check.json")["max_relative_error"] <= 1e-4
+    assert all(line["max_relative_error"] <= 1e-4 for line in run.proof() if line["when"] == "start")
+    assert run.json("summary.json")["proof"]["mismatches"] == 0
     assert all(math.isfinite(r["loss"]) for r in run.records("loss"))
 
 
