@@ -150,7 +150,7 @@ CASES = {
     "word for a number": Case("train grouping.layer_decay=abc", ("grouping.layer_decay", "'abc'", "Float")),
     "fraction for an int": Case("train seed=1.5", ("seed", "'1.5'", "Integer")),
     "null for an int": Case("train batch_size=null", ("batch_size", "not Optional")),
-    "word for a bool": Case("train verify=maybe", ("verify", "'maybe'")),
+    "word for a bool": Case("train verify=maybe", ("verify=maybe", "off, on, warn")),
     "list for a number": Case("train optimizer.lr=[1,2]", ("optimizer.lr",)),
     "number for a mapping": Case("train grouping=3", ("int", "group=option")),
     "number for the groups": Case("train grouping.groups=5", ("grouping.groups",)),

@@ -1,7 +1,7 @@
 """The seed documents' experiments, run as a user runs them, in every mode of one framework (--framework NAME).
 
 Each experiment's claim is computed here by the document's own formula and read out of the run folder: lrs per step,
-lr_check.json (measured), the distance of every group, the checkpoints of each epoch. 4 epochs of 5 steps; data that is
+lr_check.jsonl (measured), the distance of every group, the checkpoints of each epoch. 4 epochs of 5 steps; data that is
 not at hand is stood in for by the digits.
 """
 
@@ -64,8 +64,13 @@ class Ran:
         return [record["lrs"][at] for record in self.records("loss")]
 
     def measured(self, group: str) -> dict[int, float]:
-        """lr by displacement."""
-        return {r["step"]: r["measured"] for r in self.json("lr_check.json")["groups"] if r["group"] == group}
+        """lr by displacement, where float32 shows it to 1e-3."""
+        rows = [row for line in self.proof() if line["resolution"] < 1e-3 for row in line["groups"]]
+        return {row["step"]: row["measured"] for row in rows if row["group"] == group}
+
+    def proof(self) -> list[dict[str, Any]]:
+        """lr_check.jsonl, line by line."""
+        return [json.loads(line) for line in (self.path / "lr_check.jsonl").read_text().splitlines()]
 
     def moved(self) -> dict[int, set[str]]:
         """Evaluation step -> parameters that are elsewhere than at the start."""
@@ -158,7 +163,8 @@ def test_it_runs_or_says_why(folders: dict[tuple[str, str], Path], mode: str, ex
         return
     assert run.json("status.json")["state"] == "completed", run.json("status.json")
     assert run.json("summary.json")["steps"] == 20
-    assert run.json("lr_check.json")["max_relative_error"] <= 1e-4
+    assert all(line["max_relative_error"] <= 1e-4 for line in run.proof() if line["resolution"] < 1e-4)
+    assert max(line["max_relative_error"] for line in run.proof()) <= 1e-3
     assert all(math.isfinite(r["loss"]) for r in run.records("loss"))
 
 
