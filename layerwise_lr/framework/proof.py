@@ -13,13 +13,14 @@ steps of the run itself, from what the run holds: rounding of the weights is all
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from math import ceil, isfinite, log2, sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..plan import Group, Plan
-from .contract import Framework, TrainState, Weights
+from .contract import Framework, Weights
 from .offers import central_axes
 from .steps import begin, take_step
 from .updates import UNITS, WHOLE
@@ -79,22 +80,12 @@ def check(
     steps = probe_steps(plan)
     fullest = max(steps, key=lambda step: sum(lr > 0 for lr in plan.lrs(step)))
     records: list[dict[str, Any]] = []
+    rehearse = partial(_rehearse, records, framework, model, plan, weights, batch, seed)
     try:
-        state = begin(framework, model, plan, fullest)
-        # as it is first: what does not grow with the lr is drowned by a large one
-        rows = _rehearse(framework, state, plan, weights, batch, seed, fullest)
-        add(records, "start", fullest, rows, base_lr_times=1.0)
-        if power := _power(plan, steps, rows):
-            loud = replace(plan, base_lr=plan.base_lr * 2.0**power)
-            state = begin(framework, model, loud, steps[0])
-        else:
-            loud, steps = plan, [step for step in steps if step != fullest]
-        for step in steps:
-            framework.set_optimizer_state(state, {})
-            state.scheduler = framework.make_scheduler(state.optimizer, loud, step)
-            rows = _rehearse(framework, state, loud, weights, batch, seed, step)
-            quiet = [r._replace(planned=r.planned / 2.0**power, measured=_scaled(r.measured, power)) for r in rows]
-            add(records, "start", step, quiet, base_lr_times=2.0**power)
+        rehearse([fullest])  # as it is: what does not grow with the lr is drowned by a large one
+        power = _power(plan, steps, records[0]["groups"])
+        if more := steps if power else [step for step in steps if step != fullest]:
+            rehearse(more, power)
     finally:
         framework.set_weights(model, weights)
     return records
@@ -131,21 +122,36 @@ def probe_steps(plan: Plan) -> list[int]:
 
 
 def _rehearse(
-    framework: Framework, state: TrainState, plan: Plan, weights: Weights, batch: Batch, seed: int, step: int
-) -> list[Measurement]:
-    """One native step from `weights`, without optimizer state: what it did."""
-    framework.set_weights(state.model, weights)
-    result = take_step(framework, state, plan, step, batch, seed, gradients=True)
-    return measure(plan, step, weights, framework.get_weights(state.model), result.gradients or {}, {})
+    records: list[dict[str, Any]],
+    framework: Framework,
+    model: Any,
+    plan: Plan,
+    weights: Weights,
+    batch: Batch,
+    seed: int,
+    steps: Sequence[int],
+    power: int = 0,
+) -> None:
+    """Native steps from `weights`, each without optimizer state, under base_lr * 2**power: a line of each."""
+    loud, times = replace(plan, base_lr=plan.base_lr * 2.0**power), 2.0**power
+    state = begin(framework, model, loud, steps[0])
+    for step in steps:
+        framework.set_weights(model, weights)
+        framework.set_optimizer_state(state, {})
+        state.scheduler = framework.make_scheduler(state.optimizer, loud, step)
+        gradients = take_step(framework, state, loud, step, batch, seed, gradients=True).gradients or {}
+        rows = measure(loud, step, weights, framework.get_weights(model), gradients, {})
+        quiet = [r._replace(planned=r.planned / times, measured=r.measured and r.measured / times) for r in rows]
+        add(records, "start", step, quiet, base_lr_times=times)
 
 
-def _power(plan: Plan, steps: Sequence[int], rows: Sequence[Measurement]) -> int:
+def _power(plan: Plan, steps: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> int:
     """The power of two that lifts every movement at `steps` above float32 rounding of the weights; `rows` are of one
     step as it is."""
     worst = 0.0
     for group, row in zip(plan.groups, rows, strict=False):
         lrs = [lr for step in steps if (lr := plan.lr(step, group))]
-        worst = max(worst, row.resolution / _ROUNDINGS * row.planned / min(lrs)) if lrs else worst
+        worst = max(worst, row["resolution"] / _ROUNDINGS * row["planned"] / min(lrs)) if lrs else worst
     return min(max(0, ceil(log2(worst / _ROUNDING))), 60) if worst else 0
 
 
@@ -255,10 +261,6 @@ def _error(sums: _Sums, lr: float) -> tuple[float, float]:
     if error > TOLERANCE:
         error = max(error - hidden, 0.0)
     return (error if isfinite(error) else 1.0), hidden
-
-
-def _scaled(measured: float | None, power: int) -> float | None:
-    return None if measured is None else measured / 2.0**power
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:

@@ -189,7 +189,9 @@ def run_folder(path, **changes):
 def test_a_run_with_the_proof_is_the_run_without_it(tmp_path, optimizer):
     records = []
     for proved in (True, False):
-        folder = run_folder(tmp_path / str(proved), verify={"start": proved, "training": proved}, optimizer={"name": optimizer})
+        folder = run_folder(
+            tmp_path / str(proved), verify={"start": proved, "training": proved}, optimizer={"name": optimizer}
+        )
         page.run(folder.path, say=lambda line: None)
         assert (folder.path / "lr_check.jsonl").exists() is proved
         records.append(read_metrics(folder.path / "metrics.jsonl"))
