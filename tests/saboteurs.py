@@ -3,10 +3,11 @@
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
-from layerwise_lr.plugins.reference_plugin import layers, optimizers
+from layerwise_lr.plugins.reference_plugin import layers, optimizers, plugin
 from layerwise_lr.plugins.reference_plugin.plugin import Group, Model, ReferenceFramework, ReferenceScheduler
 
 from layerwise_lr.framework import Plan, Step, StepResult, TrainState, Tree, Weights
@@ -428,7 +429,7 @@ class StatisticsMove(ReferenceFramework):
         result = super().train_step(state, x, y, step)
         for name, op in state.model.ops:
             if name in step.frozen:
-                op.params["running_mean"] = op.params["running_mean"] * np.float32(0.9)
+                op.params["running_mean"] = op.params["running_mean"] * np.float32(0.9) + np.float32(0.01)
         return result
 
 
@@ -564,3 +565,125 @@ class TanhGelu(ReferenceFramework):
 
 class _Tanh(layers.Gelu):
     f = staticmethod(lambda x: x * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))))
+
+
+# --- right at first: what only the proof during training can see, or sees as well
+
+
+class _Baked(ReferenceFramework):
+    """From some step on the lrs of that step stay (a constant of the compiled step), and read back as planned."""
+
+    def bakes(self, state: TrainState, step: Step) -> bool:
+        """Whether the lrs of this step are those that stay."""
+        raise NotImplementedError
+
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        written = [group.lr for group in state.groups]
+        held = state.compiled if isinstance(state.compiled, list) else None
+        if held is None and self.bakes(state, step):
+            state.compiled = held = written
+        for group, lr in zip(state.groups, held or written, strict=True):
+            group.lr = lr
+        result = super().train_step(state, x, y, step)
+        for group, lr in zip(state.groups, written, strict=True):
+            group.lr = lr
+        return result
+
+
+@caught_by("schedule_at_every_step", "schedule_per_group", "effective_lr")
+class BakesTheFirst(_Baked):
+    """Takes the lr once, at the first step."""
+
+    def bakes(self, state: TrainState, step: Step) -> bool:
+        return True
+
+
+class BakesAtABoundary(_Baked):
+    """Compiles anew where the active groups change, and the lr with it."""
+
+    def bakes(self, state: TrainState, step: Step) -> bool:
+        before, state.compiled = state.compiled or step.active, step.active
+        return bool(before != step.active)
+
+
+@caught_by("resume_is_seamless", "resume_layer_adaptive")
+class BakesOnResume(_Baked):
+    """Keeps the lr of the first step after optimizer state came in."""
+
+    def set_optimizer_state(self, state: TrainState, arrays: Mapping[str, np.ndarray]) -> None:
+        super().set_optimizer_state(state, arrays)
+        state.compiled = "resumed" if arrays else None
+
+    def bakes(self, state: TrainState, step: Step) -> bool:
+        return bool(state.compiled == "resumed")
+
+
+class _Late(ReferenceFramework):
+    """Right for LATE steps, then wrong."""
+
+    LATE = 12
+
+    def wrong(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        raise NotImplementedError
+
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        state.compiled = (state.compiled or 0) + 1
+        if state.compiled <= self.LATE:
+            return super().train_step(state, x, y, step)
+        return self.wrong(state, x, y, step)
+
+
+class FrozenDriftsLate(_Late):
+    """What is frozen decays by a hair."""
+
+    def wrong(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        result = ReferenceFramework.train_step(self, state, x, y, step)
+        for group, on in zip(state.groups, step.active, strict=True):
+            for op, local in () if on else group.places:
+                op.params[local] = op.params[local] * np.float32(1 - 1e-6)
+        return result
+
+
+class ResetsState(_Late):
+    """Loses momentum buffers and moments."""
+
+    def wrong(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        for group in state.groups:
+            group.state = {}
+        return ReferenceFramework.train_step(self, state, x, y, step)
+
+
+class ResetsOnce(ResetsState):
+    """Loses them at one step only."""
+
+    def wrong(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        once = super().wrong if state.compiled == self.LATE + 1 else partial(ReferenceFramework.train_step, self)
+        return once(state, x, y, step)
+
+
+class StopsDecay(_Late):
+    """Loses the weight decay."""
+
+    def wrong(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        for group in state.groups:
+            group.weight_decay = 0.0
+        return ReferenceFramework.train_step(self, state, x, y, step)
+
+
+class StaleGradients(_Late):
+    """Applies the gradients of the step before, and reports this one's."""
+
+    def wrong(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        places = [place for group in state.groups for place in group.places]
+        before, held = self.get_weights(state.model), self.get_optimizer_state(state)
+        stale = [op.grads[local] for op, local in places]
+        result = ReferenceFramework.train_step(self, state, x, y, step)
+        for (op, local), gradient in zip(places, stale, strict=True):
+            op.grads[local] = gradient
+        for name, (op, local) in state.model.where.items():
+            op.params[local] = op.params[local] if "running" in name else before[name]
+        self.set_optimizer_state(state, held)
+        for group, on in zip(state.groups, step.active, strict=True):
+            if on:
+                plugin._update(group)
+        return result

@@ -53,7 +53,7 @@ def _main(words: list[str]) -> NoReturn:
     except BrokenPipeError:  # `layerwise-lr plan | head`: the reader has had enough
         os._exit(1)  # nobody reads: nothing is left to flush
     except proof.LrMismatch as mismatch:
-        show.show_mismatch(proof.table(mismatch.records)[:12])
+        show.show_mismatch(proof.table(mismatch.records[-1:]))
         _fail(f"{mismatch}; the run was stopped (verify=warn trains all the same)", 1)
     except runs.JobsFailed as failed:
         _fail(str(failed), failed.code)

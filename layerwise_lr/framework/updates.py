@@ -48,3 +48,6 @@ UNITS: Mapping[str, Unit] = {
     "adamw": lambda spec, w, g, weight_decay, held: _adam(spec, g, held) + weight_decay * w,
     "layer_adaptive": lambda spec, w, g, weight_decay, held: _layer_adaptive(spec, g + weight_decay * w, held),
 }
+
+WHOLE = ("layer_adaptive",)
+"""Those that need all of a parameter at once; the others can be given some of its rows."""

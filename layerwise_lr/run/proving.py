@@ -71,12 +71,14 @@ class Prover:
             LrMismatch: and the spec says stop.
         """
         (before, held), self._before = self._before, ({}, {})
-        made = [proof.record("training", step, proof.measure(self.plan, step, before, after, gradients, held))]
-        self._keep(made)
+        made: list[dict[str, Any]] = []
         try:
-            proof.demand(made)
+            proof.add(made, "training", step, proof.measure(self.plan, step, before, after, gradients, held))
         except proof.LrMismatch as mismatch:
+            self._keep(made)
             self._mismatch(mismatch)
+            return
+        self._keep(made)
 
     def worst(self) -> float:
         """The largest error so far; 0.0 where nothing was measured."""

@@ -224,7 +224,7 @@ def test_a_job_out_of_time_harms_no_other(here: Path) -> None:
         "hydra.sweep.dir=s",
         "hydra.launcher.timeout=6",
         "hydra.launcher.n_jobs=1",
-        "verify=false",
+        "verify=off",
         "data.val_size=10",
         "data.test_size=10",
         "eval_every=100%",

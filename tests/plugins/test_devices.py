@@ -173,7 +173,7 @@ def test_a_run_that_overflows_says_so(name, tmp_path, steps):
             "optimizer.lr=1e30",
             "scheduler=constant",
             "weights=none",
-            "verify=false",
+            "verify=off",
             f"steps={steps}",
         ]
         done = subprocess.run(

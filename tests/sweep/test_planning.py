@@ -40,7 +40,7 @@ def test_what_all_jobs_share_is_in_no_name(tmp_path):
 def test_equal_configs_are_one_job_and_keep_the_folder_they_had(tmp_path):
     first = plan_jobs(tmp_path, seeds(0, 1))
     write_sweep(tmp_path, first)
-    again = [(config, (*overrides, "verify=true")) for config, overrides in seeds(1, 1, 2)]
+    again = [(config, (*overrides, "verify=on")) for config, overrides in seeds(1, 1, 2)]
     second = plan_jobs(tmp_path, again)
     assert [job.config.seed for job in second] == [1, 2]
     assert second[0].path == first[1].path
