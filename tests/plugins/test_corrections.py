@@ -34,8 +34,8 @@ CORRECTIONS = {
         ),
         "torch's own groups, not copies": Correction(
             "plugin.py",
-            "GroupScheduler(in_plan_order(optimizer, plan), plan)",
-            "GroupScheduler([dict(group) for group in in_plan_order(optimizer, plan)], plan)",
+            "core.GroupScheduler(core.in_plan_order(optimizer, plan), plan)",
+            "core.GroupScheduler([dict(group) for group in core.in_plan_order(optimizer, plan)], plan)",
             "schedule_at_every_step",
             "eager",
         ),

@@ -1,6 +1,6 @@
 """Every hand-written backward pass against torch's autograd in float64, and whole models' gradients."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,14 @@ def test_every_kind_has_a_case() -> None:
     assert set(CASES) == set(KINDS) | set(PLAIN_KINDS) == set(ReferenceFramework.kinds)
 
 
+class Plain(torch.nn.Module):
+    """A layer that is a function alone, as a module."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.forward = function
+
+
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("kind", CASES)
 def test_forward_and_backward_equal_autograd(kind: str, train: bool) -> None:
@@ -53,7 +61,8 @@ def test_forward_and_backward_equal_autograd(kind: str, train: bool) -> None:
     rng = np.random.default_rng(3)
     layer = Layer(kind, "", options)
     op = reference.KINDS[kind](layer)
-    theirs = native.KINDS[kind](**options).double().train(train)
+    made = native.KINDS[kind](**options)
+    theirs = (made if isinstance(made, torch.nn.Module) else Plain(made)).double().train(train)
     for name, tensor in theirs.named_parameters():
         op.params[name] = (rng.standard_normal(tensor.shape) * 0.7).astype(np.float32)
         tensor.data.copy_(torch.from_numpy(op.params[name]))
