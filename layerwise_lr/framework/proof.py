@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..plan import Group, Plan
+from ..plan import Group, Plan, UserError
 from .contract import Framework, TrainState, Weights
 from .offers import central_axes
 from .steps import begin, take_step
@@ -129,7 +129,20 @@ def _rehearse(
     """One native step from `weights`: (weights after it, gradients of it)."""
     framework.set_weights(state.model, weights)
     result = take_step(framework, state, plan, step, batch, seed, gradients=True)
-    return framework.get_weights(state.model), result.gradients or {}
+    gradients = result.gradients or {}
+    for what, number in (("the loss", result.loss), *((f"the gradient of {n}", g.sum()) for n, g in gradients.items())):
+        if not isfinite(number):
+            raise UserError(not_a_number(what, float(number), batch[0], weights))
+    return framework.get_weights(state.model), gradients
+
+
+def not_a_number(what: str, number: float, x: np.ndarray, weights: Weights) -> str:
+    """Why a number of the first step is none, as measured: no weight has moved yet."""
+    name = max(weights, key=lambda name: float(np.abs(weights[name]).max(initial=0)))
+    return (
+        f"{what} is {number} at step 0, before anything was trained: the pictures reach {np.abs(x).max():.3g} "
+        f"(data.mean, data.std), the start weights {np.abs(weights[name]).max():.3g} in {name} (weights)"
+    )
 
 
 def _power(

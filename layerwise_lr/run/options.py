@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
+from ..models import walk
 from ..plan import UserError
 from .schema import Config
 
@@ -103,6 +104,7 @@ def unread(config: Config) -> dict[str, str]:
 
 def _by_value(config: Config) -> Iterator[tuple[str, str]]:
     """Keys whose reading hangs on what another key says."""
+    yield from _named(config)
     for name, schedule in config.schedules_by_name().items():
         if not schedule.warmup:
             where = "scheduler" if name == "default" else f"schedules.{name}"
@@ -116,12 +118,35 @@ def _by_value(config: Config) -> Iterator[tuple[str, str]]:
             yield f"grouping.{key}", "grouping.stem_scale is given and says it all"
     if grouping.strategy != "layer_decay" and (freeze.strategy != "progressive" or freeze.stages):
         yield "grouping.depth", "grouping=layer_decay reads it, and freeze=progressive without stages"
+    if not any(layer.kind == "batchnorm" for _, layer, _ in walk(config.tree().root)):
+        yield "freeze.batchnorm", f"model {config.model.name} has no batchnorm layer"
+    elif freeze.strategy == "none" and not grouping.groups and grouping.backbone_scale:
+        yield "freeze.batchnorm", "nothing is frozen (freeze=none)"
+    if not config.model.name.startswith("vit"):
+        yield "weights.resize_pos_embed", f"model {config.model.name} has no position embedding"
     if config.checkpoint.every is None:
         yield "checkpoint.keep", "it is read where checkpoint.every is given: else there is one checkpoint"
     if not config.verify.training:
         yield "verify.every", "it is read where verify.training is true"
     if not (config.verify.start or config.verify.training):
         yield "verify.on_mismatch", "nothing is measured (verify=off)"
+
+
+def _named(config: Config) -> Iterator[tuple[str, str]]:
+    """Keys of the named schedules and optimizers that no group and no other schedule names."""
+    groups, every = config.grouping.groups.values(), config.schedules_by_name()
+    reached, todo = set[str](), ["default", *(group.schedule for group in groups)]
+    while todo:
+        if (name := todo.pop()) not in every:  # the plan's check names it, and what there is
+            return
+        if name not in reached and every[name].name in ("join", "product"):
+            todo += every[name].parts
+        reached.add(name)
+    used = {"schedules": reached, "optimizers": {group.optimizer for group in groups}}
+    for at, names in used.items():
+        for name, spec in getattr(config, at).items():
+            for field in fields(spec) if name not in names else ():
+                yield f"{at}.{name}.{field.name}", f"nothing names {name}: grouping.groups.NAME.{at.rstrip('s')}={name}"
 
 
 def _sections(config: Config) -> Iterator[Section]:
@@ -135,20 +160,30 @@ def _sections(config: Config) -> Iterator[Section]:
 def at(config: Config, path: str) -> Any:
     """The spec at a dotted path."""
     node: Any = config
-    for part in path.split("."):
-        node = node[part] if isinstance(node, dict) else getattr(node, part)
+    while path:
+        head, path = _split(node, path)
+        node = node[head] if isinstance(node, dict) else getattr(node, head)
     return node
+
+
+def _split(node: Any, path: str) -> tuple[str, str]:
+    """The first key of a path below `node`, and the rest; a named entry's name may hold dots ("by_0.94")."""
+    if isinstance(node, dict):
+        head = max((name for name in node if f"{path}.".startswith(f"{name}.")), key=len)
+        return head, path[len(head) + 1 :]
+    head, _, rest = path.partition(".")
+    return head, rest
 
 
 def bare(config: Config, keys: Iterable[str]) -> Config:
     """`config` with the schema's defaults under these dotted keys."""
     for key in keys:
-        config = _with_default(config, key.split("."))
+        config = _with_default(config, key)
     return config
 
 
-def _with_default(node: Any, path: list[str]) -> Any:
-    head, *rest = path
+def _with_default(node: Any, path: str) -> Any:
+    head, rest = _split(node, path)
     if isinstance(node, dict):
         return {**node, head: _with_default(node[head], rest)}
     if rest:
