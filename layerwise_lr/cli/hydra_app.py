@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from packaging.version import Version
 
 from ..framework import registry
 from ..plan import UserError, did_you_mean
-from ..run import ComposedConfig, Config, options, reading
+from ..run import ComposedConfig, Config, hints, options, reading
 from ..sweep import jobs
 from .words import Given
 
@@ -44,23 +43,6 @@ HINTS = {
     "Config group override must be": "write group=option; layerwise-lr train --help shows both",
 }
 """What to do, by a part of Hydra's own message that does not say so."""
-SYNONYMS = {
-    **dict.fromkeys(("learning_rate", "base_lr", "max_lr"), "lr"),
-    **dict.fromkeys(("max_epochs", "num_epochs", "num_train_epochs", "n_epochs"), "epochs"),
-    **dict.fromkeys(("max_steps", "num_steps", "total_steps"), "steps"),
-    **dict.fromkeys(("bs", "batch", "train_batch_size", "per_device_train_batch_size"), "batch_size"),
-    **dict.fromkeys(("accelerator", "gpu", "cuda"), "device"),
-    **dict.fromkeys(("wd",), "weight_decay"),
-    **dict.fromkeys(("lr_decay", "layerwise_lr_decay", "llrd", "decay_rate"), "layer_decay"),
-    **dict.fromkeys(("warmup_steps", "warmup_epochs", "warmup_ratio", "num_warmup_steps"), "warmup"),
-    **dict.fromkeys(("img_size", "input_size", "resolution", "size"), "image_size"),
-    **dict.fromkeys(("data_dir", "data_path", "root", "checkpoint_path", "ckpt_path"), "path"),
-    **dict.fromkeys(("drop", "dropout_rate", "drop_rate"), "dropout"),
-    **dict.fromkeys(("amp", "fp16", "bf16", "dtype"), "precision"),
-    **dict.fromkeys(("min_lr", "eta_min"), "floor"),
-    **dict.fromkeys(("random_seed", "manual_seed"), "seed"),
-}
-"""What other programs call our keys."""
 NOISE = ("Config search path", "provider=", "Set the env", "full_key", "object_type", "See https", "See also", "Use --")
 """Beginnings of the lines that a person can do without."""
 
@@ -248,16 +230,16 @@ def _one_line(error: Exception) -> str:
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and (key := getattr(cause, "full_key", None)):
         word, known = key.rpartition(".")[2], _known_keys(key)
-        asked = _named(lines[0]) or key
-        near = "" if word in known else meant(asked, exactly=True) or did_you_mean(word, known) or meant(asked)
-        hint = _plus(lines[0]) or near
+        hint = _plus(lines[0]) or (
+            "" if word in known else hints.meant(_fuller(key, _named(lines[0]))) or did_you_mean(word, known)
+        )
         return f"{lines[0].rstrip('.:')}: {reading.explain(cause)}{hint}"
     keep = [line for line in lines if not line.startswith(NOISE)]
     if ("parsing" in lines[0] or "Ambiguous" in lines[0] or "LexerNo" in lines[0] or "input" in lines[0]) and (
         told := _unreadable()
     ):
         return told
-    hint = _plus(lines[0]) or meant(_named(lines[0]))
+    hint = _plus(lines[0]) or hints.meant(_named(lines[0]))
     return " ".join(keep)[:600] + (hint or next((f"; {hint}" for part, hint in HINTS.items() if part in lines[0]), ""))
 
 
@@ -265,6 +247,12 @@ def _named(line: str) -> str:
     """The override that Hydra complains of."""
     found = re.search(r"override[s]? '(.*)'", line) or re.search(r"parameters '(.*)' requires", line)
     return found[1] if found else ""
+
+
+def _fuller(key: str, override: str) -> str:
+    """The key that OmegaConf stumbled at, or the whole of what was typed: of "trainer.max_epochs=3" it names "trainer"."""
+    typed = override.partition("=")[0].lstrip("+~")
+    return typed if typed.startswith(f"{key}.") else key
 
 
 def _unreadable() -> str:
@@ -292,16 +280,6 @@ def _plus(line: str) -> str:
         return ""
     typed = next((word for word in sys.argv[1:] if word.startswith((f"{key}=", f"{key}."))), f"{key}=...")
     return "; a new name needs a plus: " + shlex.quote(f"+{typed}")
-
-
-def meant(key: str, exactly: bool = False) -> str:
-    """What a key may have meant, of all keys there are: "lr" is optimizer.lr, "trainer.max_epochs" epochs; unless
-    `exactly`, also a word that is only close to one of them."""
-    word = key.partition("=")[0].rpartition(".")[2]
-    word, leaves = SYNONYMS.get(word, word), list(options.leaves())
-    close = [] if exactly else get_close_matches(word, [leaf.rpartition(".")[2] for leaf in leaves], n=1)
-    same = [leaf for leaf in leaves if leaf.rpartition(".")[2] in (word, *close)]
-    return f"; did you mean {' or '.join(map(repr, same[:4]))}?" if word and same and key not in same else ""
 
 
 def _known_keys(key: str) -> list[str]:

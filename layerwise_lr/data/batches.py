@@ -30,7 +30,7 @@ class Dataset:
     val: Split
     test: Split
     spec: DataSpec
-    names: tuple[str, ...]
+    names: tuple[str, ...] = ()
 
     def notes(self) -> list[str]:
         """What must be told before a metric is read: classes that a part has no picture of."""

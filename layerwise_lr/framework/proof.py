@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..plan import Group, Plan
+from ..plan import Group, Plan, UserError
 from .contract import Framework, Weights
 from .offers import central_axes
 from .steps import begin, take_step
@@ -139,10 +139,26 @@ def _rehearse(
         framework.set_weights(model, weights)
         framework.set_optimizer_state(state, {})
         state.scheduler = framework.make_scheduler(state.optimizer, loud, step)
-        gradients = take_step(framework, state, loud, step, batch, seed, gradients=True).gradients or {}
+        result = take_step(framework, state, loud, step, batch, seed, gradients=True)
+        gradients = result.gradients or {}
+        for what, number in (
+            ("the loss", float(result.loss)),
+            *((f"the gradient of {n}", float(g.sum())) for n, g in gradients.items()),
+        ):
+            if not isfinite(number):
+                raise UserError(not_a_number(what, number, batch[0], weights))
         rows = measure(loud, step, weights, framework.get_weights(model), gradients, {})
         quiet = [r._replace(planned=r.planned / times, measured=r.measured and r.measured / times) for r in rows]
         add(records, "start", step, quiet, base_lr_times=times)
+
+
+def not_a_number(what: str, number: float, x: np.ndarray, weights: Weights) -> str:
+    """Why a number of the first step is none, as measured: no weight has moved yet."""
+    name = max(weights, key=lambda name: float(np.abs(weights[name]).max(initial=0)))
+    return (
+        f"{what} is {number} at step 0, before anything was trained: the pictures reach {np.abs(x).max():.3g} "
+        f"(data.mean, data.std), the start weights {np.abs(weights[name]).max():.3g} in {name} (weights)"
+    )
 
 
 def _power(plan: Plan, steps: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> int:

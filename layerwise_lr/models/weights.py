@@ -110,20 +110,29 @@ def start_weights(tree: Tree, spec: WeightsSpec, seed: int) -> tuple[Weights, li
             )
     if other_head:  # all of the head: a kept bias would belong to other classes
         other_head = {n for n in weights if table.is_head(n)}
-    broken = next(
-        (n for n, a in found.items() if n in weights and n not in other_head and not np.isfinite(a).all()), None
-    )
-    if broken is not None:
-        count = int((~np.isfinite(found[broken])).sum())
-        raise UserError(
-            f"{path.name}: {count} of {found[broken].size} numbers of {broken} are NaN or infinite; "
-            "take another file, or weights=none"
-        )
-    weights |= {n: np.ascontiguousarray(a, np.float32) for n, a in found.items() if n not in other_head}
+    weights |= {n: _float32(path, n, a) for n, a in found.items() if n not in other_head}
     notes.insert(0, f"{len(weights) - len(other_head)} arrays loaded from {path.name}")
     if other_head:
         notes.append(f"head {tree.head} starts from initial values: the file's is of another size")
     return weights, notes
+
+
+def _float32(path: Path, name: str, array: np.ndarray) -> np.ndarray:
+    """An array of the file as the frameworks take it.
+
+    Raises:
+        UserError: it holds no numbers, or some that float32 does not hold.
+    """
+    if array.dtype.kind not in "fiub":
+        raise UserError(f"{path.name}: {name} is of {array.dtype}, not of numbers; take another file, or weights=none")
+    with np.errstate(over="ignore"):
+        numbers = np.ascontiguousarray(array, np.float32)
+    if count := int((~np.isfinite(numbers)).sum()):
+        raise UserError(
+            f"{path.name}: {count} of {array.size} numbers of {name} are NaN, infinite or more than float32 holds; "
+            "take another file, or weights=none"
+        )
+    return numbers
 
 
 def _remedy(names: list[str]) -> str:

@@ -53,6 +53,14 @@ class OptimizerSpec:
         return hash((self.name, self.lr, self.weight_decay, self.momentum, self.nesterov, tuple(self.betas), self.eps))
 
 
+HIGHEST = 1e6
+"""An lr above it makes infinities of float32 weights."""
+REMEDIES = {
+    "window": "lower start or freeze.every, raise stop or freeze.at",
+    "lr is 0": "lower scheduler.warmup, or raise scheduler.warmup_start or floor",
+    "lr is above": "lower scheduler.gamma",
+}
+"""What to do, by a part of the fault."""
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "layer_adaptive")
 
 
@@ -159,6 +167,7 @@ class Plan:
         """
         counts = Counter(name for group in self.groups for name in group.params)
         trainable = {row.name for row in table.trainable}
+        known = [g for g in self.groups if g.schedule in self.schedules]
         faults = {
             "in no group": sorted(trainable - set(counts)),
             "in more than one group": [name for name, n in counts.items() if n > 1],
@@ -169,17 +178,23 @@ class Plan:
             ],
             "groups with an unknown schedule": [g.name for g in self.groups if g.schedule not in self.schedules],
             "groups with an unknown optimizer": [g.name for g in self.groups if g.optimizer not in self.optimizers],
-            "groups whose lr is 0 at every step": [g.name for g in self.groups if self._still(g)],
+            "groups whose lr is 0 at every step": [g.name for g in known if self._still(g)],
+            f"groups whose lr is above {HIGHEST:g} at their last step": [g.name for g in known if self._wild(g)],
         }
         for fault, names in faults.items():
             if names:
-                hint = (
-                    f"; the run has {self.total_steps} steps: lower start or freeze.every" if "window" in fault else ""
+                hint = next(
+                    (f"; the run has {self.total_steps} steps: {do}" for of, do in REMEDIES.items() if of in fault), ""
                 )
                 raise UserError(
                     f"the plan has {len(names)} {fault}: {', '.join(names[:6])}"
                     f"{', ...' if len(names) > 6 else ''}{hint}"
                 )
+
+    def _wild(self, group: Group) -> bool:
+        """What grows does so to the end: a gamma above 1."""
+        last = min(group.active[1], self.total_steps) - 1
+        return group.active[0] <= last and not self.lr(last, group) <= HIGHEST
 
     def _still(self, group: Group) -> bool:
         """Its schedule is 0 throughout its window, and nobody asked for it by lr 0."""

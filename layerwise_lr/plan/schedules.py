@@ -7,7 +7,7 @@ knows a framework: eager code evaluates a schedule, a graph tabulates it.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import cos, pi, prod
+from math import cos, inf, pi, prod
 from typing import Any
 
 from .errors import UserError, did_you_mean
@@ -72,12 +72,20 @@ def cosine(steps: int, floor: float = 0.0) -> Schedule:
 
 def exponential(gamma: float, every: int) -> Schedule:
     """gamma ** (step // every): torch's StepLR, and seed document 000's decay every 10 batches."""
-    return lambda step: gamma ** (step // every)
+    return lambda step: _power(gamma, step // every)
 
 
 def multistep(gamma: float, milestones: list[int]) -> Schedule:
     """One factor gamma for every milestone reached."""
-    return lambda step: gamma ** sum(step >= m for m in milestones)
+    return lambda step: _power(gamma, sum(step >= m for m in milestones))
+
+
+def _power(gamma: float, times: int) -> float:
+    """gamma ** times, infinite where no float holds it: the plan's check tells of it."""
+    try:
+        return float(gamma) ** times
+    except OverflowError:
+        return inf
 
 
 def one_cycle(steps: int, pct_start: float, div_factor: float, final_div_factor: float) -> Schedule:

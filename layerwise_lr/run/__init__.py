@@ -3,7 +3,7 @@
 Uses plan, data, models and framework. `page.run(folder)` reads the resolved config and writes everything else beside it.
 """
 
-from . import options, page, provenance, reading
+from . import hints, options, page, provenance, reading
 from .folder import CONFIG, RunFolder, read_metrics
 from .resolving import resolve
 from .schema import ComposedConfig, Config, FrameworkSpec
@@ -14,6 +14,7 @@ __all__ = [
     "Config",
     "FrameworkSpec",
     "RunFolder",
+    "hints",
     "options",
     "page",
     "provenance",

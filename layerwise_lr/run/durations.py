@@ -19,6 +19,8 @@ def steps_of(duration: Duration, key: str, total: int, per_epoch: int) -> int:
     if not match or isinstance(duration, bool):
         raise UserError(f"{key}={duration!r} is no duration: give steps (50), epochs ('2 epochs') or a share ('10%')")
     number, unit = float(match[1]), match[2] or "steps"
+    if unit == "%" and number > 100:
+        raise UserError(f"{key}={duration}: a share of the run is at most 100%")
     steps = number * total / 100 if unit == "%" else number * per_epoch if unit.startswith("ep") else number
     if unit.startswith("st") and number != int(number):
         raise UserError(f"{key}={duration!r}: steps are whole; '10%' is a share of the run")

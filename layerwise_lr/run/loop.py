@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..data import batches
-from ..framework import Framework, TrainState, Weights, metrics, take_step
+from ..framework import Framework, TrainState, Weights, metrics, proof, take_step
 from ..plan import Plan, UserError
 from .folder import Lines, RunFolder
 from .proving import Prover
@@ -96,11 +96,7 @@ class Loop:
         way = "; float16 holds no more than 65504: framework.precision=fp32" if half else ""
         if step == 0 and what == "the loss":  # no weight has moved yet
             x, _ = self.dataset.batch(0, self.config.batch_size, self.streams["order"])
-            name = max(self.start, key=lambda name: float(np.abs(self.start[name]).max(initial=0)))
-            raise UserError(
-                f"{what} is {number} at step 0, before anything was trained: the pictures reach {np.abs(x).max():.3g} "
-                f"(data.mean, data.std), the start weights {np.abs(self.start[name]).max():.3g} in {name} (weights){way}"
-            )
+            raise UserError(proof.not_a_number(what, number, x, self.start) + way)
         raise UserError(
             f"{what} is {number} at step {step}: lower optimizer.lr (it is {self.plan.base_lr:g}) "
             f"or lengthen scheduler.warmup{way}"

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
+from ..models import walk
 from ..plan import UserError
 from .schema import Config
 
@@ -64,7 +65,7 @@ class Section(NamedTuple):
     """A spec that one of its keys chooses an option of.
 
     Args:
-        at: where it stands ("optimizer").
+        at: where it stands ("optimizer", "optimizers.slow").
         group: the config group on the command line.
         key: the key that chooses.
         table: option -> keys that it alone reads; keys in no row are read by every option.
@@ -88,66 +89,103 @@ SECTIONS = (
 
 def unread(config: Config) -> dict[str, str]:
     """Dotted key -> why nothing reads it, of a config whose durations are steps."""
-    return {".".join(path): why for path, why in _unread(config)}
-
-
-def bare(config: Config, stepped: Config) -> Config:
-    """`config` with the schema's defaults under what nothing reads in `stepped`, its twin with durations in steps."""
-    for path, _ in _unread(stepped):
-        config = _with_default(config, path)
-    return config
-
-
-Path = tuple[str, ...]
-
-
-def _unread(config: Config) -> Iterator[tuple[Path, str]]:
-    """As a path: a named schedule may have a dot in its name."""
-    for section, home, spec in _sections(config):
+    found: dict[str, str] = {}
+    for section in _sections(config):
+        spec = at(config, section.at)
         chosen = getattr(spec, section.key)
         known = {key for keys in section.table.values() for key in keys}
         for key in sorted(known - set(section.table.get(chosen, known))):
             if section.at == "data" and config.data.stands_for and key in ("path", "checksum"):
                 continue  # of the data that were absent
             would = [option for option, keys in section.table.items() if key in keys]
-            yield (*home, key), f"{section.group}={chosen} does not read it, {section.group}={_any(would)} does"
-    yield from _by_value(config)
+            found[f"{section.at}.{key}"] = (
+                f"{section.group}={chosen} does not read it, {section.group}={_any(would)} does"
+            )
+    return found | dict(_by_value(config))
 
 
-def _by_value(config: Config) -> Iterator[tuple[Path, str]]:
+def _by_value(config: Config) -> Iterator[tuple[str, str]]:
     """Keys whose reading hangs on what another key says."""
+    yield from _named(config)
     for name, schedule in config.schedules_by_name().items():
         if not schedule.warmup:
-            home: Path = ("scheduler",) if name == "default" else ("schedules", name)
-            yield (*home, "warmup_start"), f"it is read where {'.'.join(home)}.warmup is above 0"
+            where = "scheduler" if name == "default" else f"schedules.{name}"
+            yield f"{where}.warmup_start", f"it is read where {where}.warmup is above 0"
     for name in config.optimizers:
         for key in ("lr", "weight_decay"):
-            yield ("optimizers", name, key), f"a group's own is read: grouping.groups.NAME.{key}"
+            yield f"optimizers.{name}.{key}", f"a group's own is read: grouping.groups.NAME.{key}"
     grouping, freeze = config.grouping, config.freeze
     if grouping.strategy == "layer_decay" and grouping.stem_scale is not None:
         for key in ("layer_decay", "allow_above_one"):
-            yield ("grouping", key), "grouping.stem_scale is given and says it all"
+            yield f"grouping.{key}", "grouping.stem_scale is given and says it all"
     if grouping.strategy != "layer_decay" and (freeze.strategy != "progressive" or freeze.stages):
-        yield ("grouping", "depth"), "grouping=layer_decay reads it, and freeze=progressive without stages"
+        yield "grouping.depth", "grouping=layer_decay reads it, and freeze=progressive without stages"
+    if not any(layer.kind == "batchnorm" for _, layer, _ in walk(config.tree().root)):
+        yield "freeze.batchnorm", f"model {config.model.name} has no batchnorm layer"
+    elif freeze.strategy == "none" and not grouping.groups and grouping.backbone_scale:
+        yield "freeze.batchnorm", "nothing is frozen (freeze=none)"
+    if not config.model.name.startswith("vit"):
+        yield "weights.resize_pos_embed", f"model {config.model.name} has no position embedding"
     if config.checkpoint.every is None:
-        yield ("checkpoint", "keep"), "it is read where checkpoint.every is given: else there is one checkpoint"
+        yield "checkpoint.keep", "it is read where checkpoint.every is given: else there is one checkpoint"
     if not config.verify.training:
-        yield ("verify", "every"), "it is read where verify.training is true"
+        yield "verify.every", "it is read where verify.training is true"
     if not (config.verify.start or config.verify.training):
-        yield ("verify", "on_mismatch"), "nothing is measured (verify=off)"
+        yield "verify.on_mismatch", "nothing is measured (verify=off)"
 
 
-def _sections(config: Config) -> Iterator[tuple[Section, Path, Any]]:
-    """(section, where, spec), named schedules and optimizers included."""
+def _named(config: Config) -> Iterator[tuple[str, str]]:
+    """Keys of the named schedules and optimizers that no group and no other schedule names."""
+    groups, every = config.grouping.groups.values(), config.schedules_by_name()
+    reached, todo = set[str](), ["default", *(group.schedule for group in groups)]
+    while todo:
+        if (name := todo.pop()) not in every:  # the plan's check names it, and what there is
+            return
+        if name not in reached and every[name].name in ("join", "product"):
+            todo += every[name].parts
+        reached.add(name)
+    used = {"schedules": reached, "optimizers": {group.optimizer for group in groups}}
+    for at, names in used.items():
+        for name, spec in getattr(config, at).items():
+            for field in fields(spec) if name not in names else ():
+                yield f"{at}.{name}.{field.name}", f"nothing names {name}: grouping.groups.NAME.{at.rstrip('s')}={name}"
+
+
+def _sections(config: Config) -> Iterator[Section]:
     for section in SECTIONS:
-        yield section, (section.at,), getattr(config, section.at)
+        yield section
         many = {"scheduler": "schedules", "optimizer": "optimizers"}.get(section.at)
-        for name, spec in (getattr(config, many) if many else {}).items():
-            yield section, (str(many), name), spec
+        for name in getattr(config, many) if many else ():
+            yield section._replace(at=f"{many}.{name}")
 
 
-def _with_default(node: Any, path: Path) -> Any:
-    head, rest = path[0], path[1:]
+def at(config: Config, path: str) -> Any:
+    """The spec at a dotted path."""
+    node: Any = config
+    while path:
+        head, path = _split(node, path)
+        node = node[head] if isinstance(node, dict) else getattr(node, head)
+    return node
+
+
+def _split(node: Any, path: str) -> tuple[str, str]:
+    """The first key of a path below `node`, and the rest; a named entry's name may hold dots ("by_0.94")."""
+    if isinstance(node, dict):
+        head = max((name for name in node if f"{path}.".startswith(f"{name}.")), key=len)
+        return head, path[len(head) + 1 :]
+    head, _, rest = path.partition(".")
+    return head, rest
+
+
+def bare(config: Config, keys: Iterable[str]) -> Config:
+    """`config` with the schema's defaults under these dotted keys."""
+    for key in keys:
+        config = _with_default(config, key)
+    return config
+
+
+def _with_default(node: Any, path: str) -> Any:
+    head, rest = _split(node, path)
     if isinstance(node, dict):
         return {**node, head: _with_default(node[head], rest)}
     if rest:

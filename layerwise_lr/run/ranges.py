@@ -13,6 +13,9 @@ from ..data import READERS, DataSpec
 from ..plan import FreezeSpec, GroupingSpec, GroupSpec, OptimizerSpec, ScheduleSpec, UserError
 from .schema import CheckpointSpec, Config, FrameworkSpec, ModelSpec, VerifySpec
 
+MOST_STEPS = 10**6
+"""Of a run, however it is said: lrs.csv has a row for each."""
+
 
 class Rule(NamedTuple):
     """One row: `key` of a `spec` is null or passes `test`.
@@ -67,7 +70,7 @@ RULES = (
     _least(Config, "seed", 0),
     _within(Config, "batch_size", 1, 10**6),
     _within(Config, "epochs", 1, 10**6),
-    _within(Config, "steps", 1, 10**7),
+    _within(Config, "steps", 1, MOST_STEPS),
     Rule(
         Config,
         "name",
@@ -84,6 +87,7 @@ RULES = (
     _within(ModelSpec, "patch_size", 1, 4096),
     _within(ModelSpec, "embed_dim", 1, 10**5),
     _within(ModelSpec, "num_heads", 1, 10**5),
+    Rule(ModelSpec, "layer_scale", lambda scale, _: abs(scale) <= 1e6, "within 1e6"),
     Rule(ModelSpec, "dropout", lambda p, _: 0 <= p < 1, "from 0 to below 1"),
     _within(DataSpec, "image_size", 4, 4096),
     _least(DataSpec, "train_size", 1),

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..plan import UserError, did_you_mean
+from .hints import meant
 from .schema import Config
 
 MAX_BYTES = 1_000_000
@@ -75,7 +76,8 @@ def check_keys(data: Any, schema: Any = Config, at: str = "") -> None:
     types = {f.name: f.type for f in fields(schema)}
     for key, value in data.items():
         if key not in types:
-            raise UserError(f"unknown key {at}{key}; known: {', '.join(types)}" + did_you_mean(str(key), list(types)))
+            hint = did_you_mean(str(key), list(types)) or meant(f"{at}{key}")
+            raise UserError(f"unknown key {at}{key}; known: {', '.join(types)}{hint}")
         kind = types[key]
         if is_dataclass(kind):
             check_keys(value, kind, f"{at}{key}.")

@@ -27,8 +27,13 @@ def resolve(config: Config) -> Config:
     if per_epoch == 0:
         raise UserError(f"batch_size={config.batch_size} is more than the {train_count(config.data)} training pictures")
     total = config.steps if config.steps is not None else config.epochs * per_epoch
+    if total > ranges.MOST_STEPS:
+        raise UserError(
+            f"epochs={config.epochs} of {per_epoch} steps are {total:,} steps, a run has up to "
+            f"{ranges.MOST_STEPS:,}: lower epochs or raise batch_size"
+        )
     clock, config = Clock(total, per_epoch), replace(config, model=model, epochs=ceil(total / per_epoch))
-    return in_steps(options.bare(config, in_steps(config, clock)), clock)
+    return in_steps(options.bare(config, options.unread(in_steps(config, clock))), clock)
 
 
 def _fill(config: Config, classes: int) -> ModelSpec:

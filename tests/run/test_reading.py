@@ -31,7 +31,7 @@ from layerwise_lr.run.reading import from_data, from_omegaconf, read
         ({"optimizer": {"lr": "fast"}}, r"optimizer\.lr.*'fast'"),
         ({"optimizer": {"betas": 0.9}}, r"optimizer\.betas"),
         ({"data": {"mean": ["a"]}}, r"data\.mean"),
-        ({"verify": "perhaps"}, "verify must be a mapping"),
+        ({"verify": "perhaps"}, "verify must be a mapping, it is str"),
     ],
 )
 def test_unknown_keys_and_wrong_types_at_each_level(data, word):
