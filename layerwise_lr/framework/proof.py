@@ -154,7 +154,8 @@ def _rehearse(
 
 def not_a_number(what: str, number: float, x: np.ndarray, weights: Weights) -> str:
     """Why a number of the first step is none, as measured: no weight has moved yet."""
-    name = max(weights, key=lambda name: float(np.abs(weights[name]).max(initial=0)))
+    broken = [name for name, array in weights.items() if not np.isfinite(array).all()]
+    name = broken[0] if broken else max(weights, key=lambda name: float(np.abs(weights[name]).max(initial=0)))
     return (
         f"{what} is {number} at step 0, before anything was trained: the pictures reach {np.abs(x).max():.3g} "
         f"(data.mean, data.std), the start weights {np.abs(weights[name]).max():.3g} in {name} (weights)"

@@ -20,7 +20,9 @@ def rich():
             },
             "optimizers": {"o": {"name": "momentum", "nesterov": True}},
             "grouping": {
-                "groups": {"stem": {"match": ["conv1.*"], "start": "1 epoch", "stop": "80%", "optimizer": "o"}}
+                "groups": {
+                    "stem": {"match": ["conv1.*"], "start": "1 epoch", "stop": "80%", "optimizer": "o", "schedule": "j"}
+                }
             },
             "freeze": {"strategy": "progressive", "every": "5 steps", "stages": ["layer4"]},
             "checkpoint": {"every": "1 epoch", "keep": 2},

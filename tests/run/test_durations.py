@@ -25,7 +25,6 @@ from layerwise_lr.run.durations import steps_of
         ("100%", 200),
         ("0%", 0),
         (" 5 % ", 10),
-        ("150%", 300),
     ],
 )
 def test_durations(duration, steps):
