@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from ..models import walk
 from ..plan import UserError
-from ..run import CONFIG, Config, RunFolder, read_metrics, reading
+from ..run import CONFIG, Config, RunFolder, read_lines, read_metrics, reading
 
 FIRST_STEPS = 10
 DIFFERS = 1e-5
@@ -68,6 +68,8 @@ def read_run(path: Path) -> RunFacts:
     if summary is None:
         raise UserError(f"{path} did not finish ({folder.state()}): see {path / 'log.txt'}")
     steps = [r for r in read_metrics(path / "metrics.jsonl") if "loss" in r]
+    lines = read_lines(path / "lr_check.jsonl")
+    rehearsed = [line["max_relative_error"] for line in lines if line["when"] == "start"]
     checkpoint = path / "checkpoints" / (path / "checkpoints" / "latest").read_text().strip() / "model.safetensors"
     return RunFacts(
         label_of(config),
@@ -76,9 +78,7 @@ def read_run(path: Path) -> RunFacts:
         np.array([r["loss"] for r in steps]),
         np.array([r["lrs"] for r in steps]),
         (path / "params.csv").read_text(),
-        proof["max_relative_error"]
-        if (proof := summary.get("proof")) and (proof["start"] or proof["training"])
-        else None,
+        max(rehearsed) if rehearsed else None,
         load_file(checkpoint),
         summary["test"].get("accuracy", float("nan")),
         summary["train_seconds"],

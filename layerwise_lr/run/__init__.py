@@ -4,7 +4,7 @@ Uses plan, data, models and framework. `page.run(folder)` reads the resolved con
 """
 
 from . import hints, options, page, provenance, reading
-from .folder import CONFIG, RunFolder, read_metrics
+from .folder import CONFIG, RunFolder, read_lines, read_metrics
 from .resolving import resolve
 from .schema import ComposedConfig, Config, FrameworkSpec
 
@@ -18,6 +18,7 @@ __all__ = [
     "options",
     "page",
     "provenance",
+    "read_lines",
     "read_metrics",
     "reading",
     "resolve",
