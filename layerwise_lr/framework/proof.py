@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..plan import Group, Plan
+from ..plan import Group, Plan, UserError
 from .contract import Framework, Weights
 from .offers import central_axes
 from .steps import begin, take_step
@@ -76,6 +76,7 @@ def check(
 
     Raises:
         LrMismatch: some parameter moved otherwise than planned, by more than TOLERANCE.
+        UserError: a gradient is not finite.
     """
     steps = probe_steps(plan)
     fullest = max(steps, key=lambda step: sum(lr > 0 for lr in plan.lrs(step)))
@@ -140,9 +141,21 @@ def _rehearse(
         framework.set_optimizer_state(state, {})
         state.scheduler = framework.make_scheduler(state.optimizer, loud, step)
         gradients = take_step(framework, state, loud, step, batch, seed, gradients=True).gradients or {}
+        _check_finite(gradients, step, framework.precision)
         rows = measure(loud, step, weights, framework.get_weights(model), gradients, {})
         quiet = [r._replace(planned=r.planned / times, measured=r.measured and r.measured / times) for r in rows]
         add(records, "start", step, quiet, base_lr_times=times)
+
+
+def _check_finite(gradients: Weights, step: int, precision: str) -> None:
+    """No step of any lr follows from a gradient that is not a number, or whose square is none."""
+    for name, gradient in gradients.items():
+        if not isfinite(np.vdot(gradient, gradient)):
+            half = "framework.precision=fp32, or " if precision == "fp16" else ""
+            raise UserError(
+                f"the gradient of {name} is not finite at step {step}, from the start weights: take {half}"
+                "other weights, or pictures nearer to zero (data.mean, data.std)"
+            )
 
 
 def _power(plan: Plan, steps: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> int:

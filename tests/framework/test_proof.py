@@ -5,7 +5,7 @@ import pytest
 import torch
 from layerwise_lr.plugins.torch_plugin.plugin import TorchFramework
 
-from layerwise_lr.framework import GroupScheduler, StepResult, in_plan_order, proof
+from layerwise_lr.framework import GroupScheduler, StepResult, UserError, in_plan_order, proof
 from layerwise_lr.models.layers import initial_weights, param_table
 from layerwise_lr.models.trees import make_tree
 from layerwise_lr.plan.groups import GroupingSpec, GroupSpec
@@ -443,8 +443,23 @@ def test_gradients_that_pile_up_are_no_fault_of_the_lr():
     checked(ForgetsToClearGradients("cpu"), "lenet", plan_of("lenet", "sgd", "constant"))
 
 
-def test_nan_gradients_are_no_proof():
+@pytest.mark.parametrize("value", [np.nan, 1e30])
+def test_gradients_that_are_not_finite_are_no_fault_of_the_lr(value):
     weights = initial_weights(TREES["lenet"], 1)
-    weights["fc1.weight"][0, 0] = np.nan
-    with pytest.raises(proof.LrMismatch):
+    weights["fc1.weight"][:] = value
+    with pytest.raises(UserError, match=r"the gradient of [\w.]+ is not finite at step 0, from the start weights"):
         checked(honest(), "lenet", plan_of("lenet", "sgd"), weights)
+
+
+class MovesByNan(TorchFramework):
+    """Moves to NaN, and reports finite gradients."""
+
+    def train_step(self, state, x, y, step):
+        result = super().train_step(state, x, y, step)
+        state.model.arrays()["fc2.weight"].data.fill_(np.nan)
+        return result
+
+
+def test_a_movement_of_nan_is_a_mismatch():
+    with pytest.raises(proof.LrMismatch, match=r"fc2\.weight is off by 1\.00e\+00"):
+        checked(MovesByNan("cpu"), "lenet", plan_of("lenet", "sgd"))
