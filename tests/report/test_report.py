@@ -275,6 +275,12 @@ def test_nothing_is_claimed_of_runs_that_were_not_measured(folder):
         assert f"In {8 - count} of 8 runs" in told() if count < 8 else "was not measured" in told()
 
 
+def test_a_run_proved_at_every_evaluation_says_so(tmp_path):
+    command("train", "framework=reference", "steps=12", "eval_every=1", "hydra.run.dir=runs/one", cwd=tmp_path)
+    (study,) = report.Report.read([tmp_path / "runs"], None).studies
+    assert "In 1 of 1 runs" in report._proof(study) and "proved at 12 of 12 evaluations." in report._proof(study)
+
+
 def test_edges_of_the_grid_are_told(folder):
     (study,) = report.Report.read([folder], None).studies
     edges = [n for n in advice.notes(study) if n.text.startswith("flat:")]

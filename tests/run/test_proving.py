@@ -146,6 +146,13 @@ def test_nor_in_another_precision(optimizer: str, precision: str, tmp_path: Path
     assert prover.mismatches == 0
 
 
+def test_training_that_diverges_is_told_as_such(tmp_path: Path) -> None:
+    options = {"framework": {"name": "torch"}, "optimizer": {"name": "sgd", "lr": 1e6}, "verify": {"every": 1}}
+    folder = run_folder(tmp_path / "run", **options)
+    with pytest.raises(UserError, match=r"at step \d+: lower optimizer\.lr"):
+        page.run(folder.path, say=lambda line: None)
+
+
 # --- when it measures, and what a run tells of it
 
 

@@ -54,7 +54,7 @@ REFUSED = (
     (ScheduleSpec(pct_start=1.0), "pct_start=1.0 must be between 0 and 1"),
     (ScheduleSpec(div_factor=0.5), "div_factor=0.5 must be at least 1"),
     (ScheduleSpec(final_div_factor=0.5), "final_div_factor=0.5 must be at least 1"),
-    (OptimizerSpec(lr=1e300), "lr=1e+300 must be from 1e-30 to 1e6"),
+    (OptimizerSpec(lr=1e300), "lr=1e+300 must be from 1e-30 to 1e30"),
     (OptimizerSpec(weight_decay=-0.5), "weight_decay=-0.5 must be from 0 to 1e6"),
     (OptimizerSpec(momentum=1.0), "momentum=1.0 must be from 0 to below 1"),
     (OptimizerSpec(betas=[0.9]), "betas=[0.9] must be two numbers from 0 to below 1"),
