@@ -53,7 +53,7 @@ class OptimizerSpec:
         return hash((self.name, self.lr, self.weight_decay, self.momentum, self.nesterov, tuple(self.betas), self.eps))
 
 
-HIGHEST = 1e6
+HIGHEST = 1e30
 """An lr above it makes infinities of float32 weights."""
 REMEDIES = {
     "window": "lower start or freeze.every, raise stop or freeze.at",
