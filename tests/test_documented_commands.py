@@ -47,7 +47,11 @@ IDX = {
 
 def as_plan(words: list[str]) -> list[str]:
     """The dry run of the same words: of a sweep, its first job."""
-    overrides = [w for w in words[2:] if w not in ("-m", "--multirun") and not w.startswith("hydra.sweep.dir=")]
+    overrides = [
+        w
+        for w in words[2:]
+        if w not in ("-m", "--multirun") and not w.startswith(("hydra.sweep.dir=", "hydra.launcher."))
+    ]
     firsts = []
     for override in overrides:
         key, _, value = override.partition("=")

@@ -39,6 +39,9 @@ Act = Callable[[Config, Path, Given], None]
 HINTS = {
     "does not support sweep type": "list the values: key=a,b,c",
     "Multiple values for": "leave out the '+'",
+    "is not a ListConfig": "a list is written key=[a,b]",
+    "Interpolation key": "${...} is Hydra's; a variable of the shell is ${oc.env:NAME}",
+    "mismatched input": "write key=value",
     "Error parsing override": "write key=value, in quotes where the shell needs them",
     "Config group override must be": "write group=option; layerwise-lr train --help shows both",
 }
@@ -68,19 +71,20 @@ def run(command: str, words: Sequence[str], act: Act) -> None:
     def task(cfg: DictConfig) -> None:
         """Hydra prints a line of its own about whatever a task raises: keep it."""
         global made_folder
-        made_folder = Path(HydraConfig.get().runtime.output_dir)
+        made_folder = Path.cwd() / HydraConfig.get().run.dir
         try:
             with _complaints():
                 words = given(HydraConfig.get().overrides.task)
-                refuse_places(HydraConfig.get().overrides.hydra)
                 config = typed(cfg, words)
             act(config, made_folder, words)
         except Exception as error:
             raised.append(error)
 
-    task.sweeps = command in ("train", "compare")  # type: ignore[attr-defined]
+    task.sweeps = {"train": 1, "compare": 2}.get(command, 0)  # type: ignore[attr-defined]
     with _complaints():
         _register()
+        many = command == "compare" or bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(words))
+        refuse_places(_overrides(command, words), many)
         sys.argv = ["layerwise-lr", *_placed(command, words)]
         hydra.main(config_path=str(CONF), config_name="config", **_options())(task)()
     if raised:
@@ -113,8 +117,11 @@ def typed(cfg: DictConfig, words: Given) -> Config:
 def given(overrides: Sequence[str]) -> Given:
     """The user's words and every key that they set: "scheduler={gamma: 1}" sets scheduler.gamma."""
     keys: list[str] = []
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    for word, override in zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True):
         value = None if override.is_delete() or override.is_sweep_override() else override.value()
+        typed = word.partition("=")[2]
+        if isinstance(value, int | float) and str(override.key_or_group).endswith(TEXTS) and str(value) != typed:
+            raise UserError(_quoted(word))
         keys += _keys(str(override.key_or_group), value)
     return Given(tuple(overrides), tuple(keys))
 
@@ -127,18 +134,35 @@ def _keys(at: str, value: Any) -> Iterator[str]:
         yield at
 
 
-PLACES = {
+IGNORED = {
     "hydra.job.chdir": "runs do not change the folder, so that relative paths mean what they say; leave it out",
     "hydra.sweep.subdir": "a sweep names its folders after what was varied; hydra.sweep.dir=... chooses where they are",
+    "hydra.sweep.dir": "it is a sweep's: -m, or hydra.run.dir=...",
+    "hydra.launcher": "it is a sweep's: -m",
+    "hydra.run.dir": "it is a single run's; a sweep's is hydra.sweep.dir=...",
+    "hydra/launcher": "sweeps are run by the launcher jobs",
 }
+"""Hydra's own keys that this program does not follow, and what to do."""
+FOLLOWED = ("hydra.mode", "hydra.searchpath", "hydra.sweeper", "hydra/sweeper", "hydra.callbacks", "hydra/callbacks")
 
 
-def refuse_places(overrides: Sequence[str]) -> None:
-    """Hydra's own keys that this program does not follow."""
+def refuse_places(overrides: Sequence[str], sweep: bool) -> None:
+    """Hydra's own keys that this program does not follow.
+
+    Raises:
+        UserError: names the first.
+    """
+    places = ("hydra.sweep.dir", "hydra.launcher", "hydra/launcher=jobs") if sweep else ("hydra.run.dir",)
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        if key in PLACES and value.lower() != "false":
-            raise UserError(f"{key} would be ignored: {PLACES[key]}")
+        if (
+            not key.startswith(("hydra.", "hydra/"))
+            or override.startswith((*places, *FOLLOWED))
+            or (key == "hydra.job.chdir" and value.lower() == "false")
+        ):
+            continue
+        why = next((why for known, why in IGNORED.items() if key.startswith(known)), "this program does not follow it")
+        raise UserError(f"{key} would be ignored: {why}")
 
 
 def _register() -> None:
@@ -169,7 +193,7 @@ def _options() -> dict[str, Any]:
 def _placed(command: str, words: Sequence[str]) -> list[str]:
     """`words` with the place where a command other than train writes, before the user's own, so that those win."""
     overrides = _overrides(command, words)
-    at = list(words).index(overrides[0]) if overrides else len(words)
+    at = list(words).index(overrides[0]) if overrides else 0
     words = [*words[:at], *_places(command), *words[at:]]
     if command == "compare" and not {"--cfg", "-m", "--multirun"} & set(words):
         words = ["-m", *words]
@@ -221,7 +245,7 @@ def _complaints() -> Iterator[None]:
 def _one_line(error: Exception) -> str:
     """A Hydra or OmegaConf error as one line: what, where, and what there is instead."""
     if isinstance(error, OmegaConfBaseException):
-        return reading.explain(error)
+        return reading.explain(error) + _what_to_do(str(error))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
         known = list(error.options)
@@ -233,14 +257,27 @@ def _one_line(error: Exception) -> str:
         hint = _plus(lines[0]) or (
             "" if word in known else hints.meant(_fuller(key, _named(lines[0]))) or did_you_mean(word, known)
         )
-        return f"{lines[0].rstrip('.:')}: {reading.explain(cause)}{hint}"
+        return f"{lines[0].rstrip('.:')}: {reading.explain(cause)}{hint or _what_to_do(str(cause))}"
     keep = [line for line in lines if not line.startswith(NOISE)]
     if ("parsing" in lines[0] or "Ambiguous" in lines[0] or "LexerNo" in lines[0] or "input" in lines[0]) and (
         told := _unreadable()
     ):
         return told
     hint = _plus(lines[0]) or hints.meant(_named(lines[0]))
-    return " ".join(keep)[:600] + (hint or next((f"; {hint}" for part, hint in HINTS.items() if part in lines[0]), ""))
+    return " ".join(keep)[:600] + (hint or _option() or _what_to_do(lines[0]))
+
+
+def _what_to_do(message: str) -> str:
+    return next((f"; {hint}" for part, hint in HINTS.items() if part in message), "")
+
+
+def _option() -> str:
+    """A group given a bool: "verify=true" was a key once; "": there is none."""
+    for word in sys.argv[1:]:
+        group, _, value = word.partition("=")
+        if value.lower() in ("true", "false") and (CONF / group).is_dir() and group:
+            return f"; {word}: there are: {', '.join(sorted(path.stem for path in (CONF / group).glob('*.yaml')))}"
+    return ""
 
 
 def _named(line: str) -> str:
@@ -255,27 +292,46 @@ def _fuller(key: str, override: str) -> str:
     return typed if typed.startswith(f"{key}.") else key
 
 
+TEXTS = ("path", "dir", "name")
+"""Last words of the keys whose value is text whatever it looks like."""
+
+
 def _unreadable() -> str:
     """The first of the user's words that Hydra's grammar cannot read, with the quoting that works; "": there is none."""
     for word in sys.argv[1:]:
         key, equals, value = word.partition("=")
+        is_text = key.endswith(TEXTS)
         try:
             parsed = OverridesParser.create().parse_override(word) if equals else None
-            if parsed is None or not (key.endswith("path") and parsed.is_sweep_override()):
+            if parsed is None or not (is_text and parsed.is_sweep_override()):
                 continue
         except HydraException:
-            if value[:1] in ("[", "{", "'", '"'):
+            if value[:1] in ("[", "{", "'", '"') and not is_text:
                 continue
-        value = str(Path(value).expanduser()) if value.startswith("~") else value
-        inner = value.replace("\\", "\\\\").replace('"', '\\"')
-        quoted = shlex.quote(f'{key}="{inner}"')
-        return f"{word}: Hydra takes some of these signs for its own; quote the value: {quoted}"
+        if told := _quoted(word):
+            return told
     return ""
+
+
+def _quoted(word: str) -> str:
+    """What to type instead of key=value, so that Hydra takes the value as it stands; "": no quotes help."""
+    key, _, value = word.partition("=")
+    value = str(Path(value).expanduser()) if value.startswith("~/") else value
+    # Hydra unescapes a backslash only where a quote follows it
+    inner = re.sub(r'(\\*)("|\Z)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), value)
+    try:
+        OverridesParser.create().parse_override(f'{key}="{inner}"')
+    except HydraException:
+        return ""
+    quoted = shlex.quote(f'{key}="{inner}"')
+    return f"{word}: Hydra takes some of these signs for its own; quote the value: {quoted}"
 
 
 def _plus(line: str) -> str:
     """A named group, schedule or optimizer that is new needs a plus."""
     key = _named(line).partition("=")[0]
+    if key in ("grouping.groups", "schedules", "optimizers"):
+        return f"; a new name needs a plus: '+{key}.NAME={{KEY: VALUE}}'"
     if not key.startswith(("grouping.groups.", "schedules.", "optimizers.")):
         return ""
     typed = next((word for word in sys.argv[1:] if word.startswith((f"{key}=", f"{key}."))), f"{key}=...")
@@ -303,6 +359,8 @@ def clean_up() -> None:
 
 def _remove_empty(folder: Path) -> None:
     for path in (folder, *folder.parents[:3]):
+        if path.name == "..":  # name=.. has made outputs/..
+            continue
         if path.name in ("", ".") or not path.is_dir() or path == Path.cwd() or any(path.iterdir()):
             return
         path.rmdir()

@@ -50,10 +50,10 @@ class JobsLauncher(Launcher):
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
         """Keep what `launch` needs."""
-        if not getattr(task_function, "sweeps", False):
+        if not getattr(task_function, "sweeps", 0):
             raise UserError("only 'layerwise-lr train' and 'compare' take -m")
         self.loader, self.config = hydra_context.config_loader, config
-        hydra_app.refuse_places(config.hydra.overrides.hydra)
+        self.least = task_function.sweeps
         hydra_app.sweep_folder = Path(config.hydra.sweep.dir)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> List[JobReturn]:  # noqa: UP006
@@ -69,6 +69,8 @@ class JobsLauncher(Launcher):
             composed.append((config, list(overrides)))
             keys |= dict.fromkeys(words.keys)
             ignored.append(options.unread(config))
+        if len({config.sha256() for config, _ in composed}) < self.least:
+            raise UserError("compare needs two frameworks or more: framework=torch,reference")
         in_all = set(ignored[0]).intersection(*ignored[1:])
         options.refuse_unread(keys, {key: why for key, why in ignored[0].items() if key in in_all})
         results = sweeps.run_sweep(Path(self.config.hydra.sweep.dir), composed, Options(**self.options))

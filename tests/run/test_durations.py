@@ -53,6 +53,7 @@ def test_durations(duration, steps):
         {"epochs": 3},
         "٣ steps؟",
         "10%%",
+        "150%",
     ],
 )
 def test_what_is_no_duration_is_refused_with_its_key(duration):
