@@ -17,14 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 from safetensors.numpy import save_file
 
-from layerwise_lr.cli import hydra_app, program
-from layerwise_lr.data.pictures import _read
+from layerwise_lr.cli import program
 from layerwise_lr.framework import registry
+from layerwise_lr.models import make_tree
+from layerwise_lr.models.layers import initial_weights
 from layerwise_lr.plan.errors import UserError
 
 WHOLE = "'+grouping.groups.rest={match: [\"*\"]}'"
@@ -39,6 +38,21 @@ class Evil:
 
 def write_npz(name: str, **arrays: np.ndarray) -> Callable[[], None]:
     return lambda: np.savez(name, **arrays)
+
+
+def lenet_weights(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[], None]:
+    """w.npz: the model's arrays, conv2.weight changed."""
+
+    def make() -> None:
+        arrays = initial_weights(make_tree("lenet", num_classes=10, in_channels=1, image_size=28), 0)
+        np.savez("w.npz", **(arrays | {"conv2.weight": change(arrays["conv2.weight"])}))
+
+    return make
+
+
+def one_nan(array: np.ndarray) -> np.ndarray:
+    array.flat[7] = np.nan
+    return array
 
 
 def pictures(n: int = 60, classes: int = 3, side: int = 28) -> dict[str, np.ndarray]:
@@ -403,7 +417,111 @@ CASES = {
     "frameworks --json unknown": Case("frameworks --json tourch", ("'tourch'", "did you mean 'torch'")),
     "fetch nothing": Case("fetch", ("name", "layerwise-lr fetch --help")),
     "fetch unknown": Case("fetch elvp", ("'elvp'", "did you mean 'elpv'"), env={"LAYERWISE_LR_CACHE": "cache"}),
+    # keys that nothing reads
+    "momentum of sgd": Case(
+        "plan optimizer=sgd optimizer.momentum=0.9", ("optimizer.momentum would be ignored", "optimizer=momentum does")
+    ),
+    "gamma of cosine, in a mapping": Case(
+        "plan 'scheduler={name: cosine, gamma: 0.5}'", ("scheduler.gamma would be ignored", "scheduler=step")
+    ),
+    "gamma of cosine, with plusses": Case("plan ++scheduler.gamma=0.5", ("scheduler.gamma would be ignored",)),
+    "gamma of a named schedule": Case(
+        BY + "'{match: [\"*\"], schedule: up}' '+schedules.up={name: linear, gamma: 2}'",
+        ("schedules.up.gamma would be ignored", "scheduler=linear"),
+    ),
+    "schedule that nobody names": Case(
+        "plan '+schedules.up={name: linear}'",
+        ("schedules.up.name would be ignored", "grouping.groups.NAME.schedule=up"),
+    ),
+    "optimizer that nobody names": Case(
+        "plan '+optimizers.slow={name: sgd}'", ("optimizers.slow.name would be ignored", "NAME.optimizer=slow")
+    ),
+    "decay of flat": Case("plan grouping=flat grouping.layer_decay=0.5", ("grouping.layer_decay would be ignored",)),
+    "match of freeze=none": Case(
+        "plan freeze.match=[conv1]", ("freeze.match would be ignored", "freeze=after or only")
+    ),
+    "batchnorm of a model without": Case(
+        "plan freeze=head_first freeze.batchnorm=train", ("freeze.batchnorm", "lenet has no batchnorm layer")
+    ),
+    "batchnorm where nothing is frozen": Case(
+        "plan model=resnet18 weights=none data.image_size=32 freeze.batchnorm=train", ("nothing is frozen",)
+    ),
+    "path of the digits": Case("train data.path=my_pictures", ("data.path would be ignored", "image_folder does")),
+    "path of no weights": Case("train weights=none weights.path=w.npz", ("weights.path would be", "weights=file does")),
+    "path of weights alone": Case("train weights.path=nowhere.npz", ("weights.path=nowhere.npz", "no such file")),
+    "position embedding of a lenet": Case(
+        "plan weights=file weights.path=w.npz weights.resize_pos_embed=true", ("lenet has no position embedding",)
+    ),
+    "checksum of the digits": Case("plan data.checksum=false", ("data.checksum would be", "data=cifar10 does")),
+    "keep without every": Case("plan checkpoint.keep=3", ("checkpoint.keep would be ignored", "checkpoint.every")),
+    "mismatch without a proof": Case("plan verify=off verify.on_mismatch=warn", ("verify.on_mismatch", "verify=off")),
+    "steps and epochs": Case("plan steps=10 epochs=3", ("epochs would be ignored", "steps=10")),
+    "ignored in every job": Case(
+        "train -m optimizer=sgd,adamw optimizer.momentum=0.5", ("optimizer.momentum would be ignored",)
+    ),
+    # Hydra's own keys
+    "chdir": Case("train hydra.job.chdir=true", ("hydra.job.chdir would be ignored", "leave it out")),
+    "sweep.subdir": Case("train -m seed=0,1 hydra.sweep.subdir=x", ("hydra.sweep.subdir", "hydra.sweep.dir=...")),
+    "n_jobs of a single run": Case("train hydra.launcher.n_jobs=2", ("hydra.launcher.n_jobs", "-m")),
+    "sweep.dir of a single run": Case("train hydra.sweep.dir=x", ("hydra.sweep.dir", "hydra.run.dir=...")),
+    "run.dir of a sweep": Case("train -m seed=0,1 hydra.run.dir=x", ("hydra.run.dir", "hydra.sweep.dir=...")),
+    "another launcher": Case("train -m seed=0,1 hydra/launcher=basic", ("hydra/launcher would be ignored",)),
+    "output_subdir": Case("plan hydra.output_subdir=x", ("hydra.output_subdir would be ignored",)),
+    "verbose": Case("plan ++hydra.verbose=true", ("hydra.verbose would be ignored",)),
+    "logging": Case("plan hydra/job_logging=default", ("hydra/job_logging would be ignored",)),
+    # hints
+    "lr": Case("train lr=0.1", ("did you mean optimizer.lr?",)),
+    "lr with a plus": Case("train +lr=0.1", ("unknown key lr", "did you mean optimizer.lr?")),
+    "another program's key": Case("train trainer.max_epochs=3", ("did you mean epochs?",)),
+    "new group without a plus": Case(
+        "plan grouping=by_module 'grouping.groups.a={match: [conv1]}'", ("'+grouping.groups.a={match: [conv1]}'",)
+    ),
+    "new groups without a plus": Case("plan 'grouping.groups={a: {match: [conv1]}}'", ("+grouping.groups.NAME=",)),
+    "a bool for verify": Case("plan verify=false", ("verify=false: there are: off, on, warn",)),
+    "one word for the modules": Case("plan freeze=only freeze.match=conv1", ("freeze.match", "key=[a,b]")),
+    "path with brackets": Case("plan data=npz 'data.path=my (1).npz'", ("""'data.path="my (1).npz"'""",)),
+    "path that looks like a number": Case("plan data=npz data.path=1e3", ("""'data.path="1e3"'""",)),
+    "path that looks like a bool": Case("plan data=npz data.path=true", ("""'data.path="true"'""",)),
+    "name with a comma": Case("plan name=a,b", ("""'name="a,b"'""",)),
+    "name that is the folder above": Case("plan name=..", ("name='..'", "no dot")),
+    "variable of the shell": Case("plan data=npz 'data.path=${HOME}/x'", ("'HOME'", "${oc.env:NAME}")),
+    # sizes and lengths
+    "steps without end": Case("plan steps=1000000000", ("steps=1000000000", "from 1 to 1,000,000")),
+    "epochs without end": Case("plan epochs=1000000", ("epochs=1000000", "2,000,000 steps")),
+    "more than the memory": Case("train data.image_size=4096 model=mlp weights=none model.width=1000000", ("GiB",)),
+    "threads without end": Case("train framework.threads=1000000", ("framework.threads=1000000", "1,024")),
+    "batch of one": Case(
+        "train model=resnet18 weights=none data.image_size=32 batch_size=1", ("batch_size=1", "batch_size=2 or more")
+    ),
+    "warm-up for the whole run": Case("plan steps=1 scheduler.warmup=1", ("lr is 0", "lower scheduler.warmup")),
+    "share above the whole": Case("plan eval_every=150%", ("eval_every=150%", "at most 100%")),
+    "evaluation never": Case("plan eval_every=0", ("eval_every=0", "at least one step")),
+    "checkpoint never": Case("plan checkpoint.every='0 epochs'", ("checkpoint.every=0 epochs", "at least one step")),
+    "gamma that grows": Case(
+        "plan scheduler=exponential scheduler.gamma=10", ("lr is above 1e+06", "lower scheduler.gamma")
+    ),
+    "gamma beyond any float": Case("plan scheduler=step scheduler.gamma=1e300", ("lower scheduler.gamma",)),
+    "layer_scale": Case(
+        "plan model=vit_tiny weights=none data.image_size=32 model.layer_scale=1e300", ("model.layer_scale=1e+300",)
+    ),
+    "heads and width": Case(
+        "plan model=vit_tiny weights=none data.image_size=32 model.embed_dim=100", ("embed_dim=100", "num_heads=3")
+    ),
+    # numbers of the weights
+    "NaN in the weights": Case(
+        "train weights.path=w.npz", ("w.npz", "1 of 2400", "conv2.weight"), lenet_weights(one_nan)
+    ),
+    "weights beyond float32": Case(
+        "train weights.path=w.npz",
+        ("w.npz", "conv2.weight", "float32"),
+        lenet_weights(lambda a: a.astype(float) * 1e99),
+    ),
+    "weights that are words": Case(
+        "train weights.path=w.npz", ("w.npz", "conv2.weight", "not of numbers"), lenet_weights(lambda a: a.astype(str))
+    ),
     # sweeps
+    "compare with itself": Case("compare framework=torch,torch", ("two frameworks or more",)),
+    "compare alone": Case("compare steps=1", ("two frameworks or more",)),
     "one bad job": Case("train -m grouping.layer_decay=0.5,1.5 epochs=1", ("layer_decay=1.5", "allow_above_one")),
     "one job of a bad type": Case("train -m grouping.layer_decay=0.5,abc", ("grouping.layer_decay", "'abc'")),
     "one bad option": Case("train -m model=lenet,lenett", ("model=lenett", "did you mean 'lenet'")),
