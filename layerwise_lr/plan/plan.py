@@ -53,7 +53,7 @@ class OptimizerSpec:
         return hash((self.name, self.lr, self.weight_decay, self.momentum, self.nesterov, tuple(self.betas), self.eps))
 
 
-HIGHEST = 1e30
+HIGHEST = 1e6
 """An lr above it makes infinities of float32 weights."""
 REMEDIES = {
     "window": "lower start or freeze.every, raise stop or freeze.at",
@@ -194,7 +194,8 @@ class Plan:
     def _wild(self, group: Group) -> bool:
         """What grows does so to the end: a gamma above 1."""
         last = min(group.active[1], self.total_steps) - 1
-        return group.active[0] <= last and not self.lr(last, group) <= HIGHEST
+        grown = group.active[0] <= last and self.factor(last, group) > 1
+        return grown and not self.lr(last, group) <= HIGHEST
 
     def _still(self, group: Group) -> bool:
         """Its schedule is 0 throughout its window, and nobody asked for it by lr 0."""

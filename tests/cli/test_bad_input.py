@@ -10,7 +10,7 @@ import pickle
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -543,28 +543,6 @@ def words_of(line: str) -> list[str]:
 def tree(root: Path) -> dict[str, bytes | None]:
     """Everything below `root`, with its content."""
     return {str(p.relative_to(root)): p.read_bytes() if p.is_file() else None for p in root.rglob("*")}
-
-
-@pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable]:
-    """program.main in this process, in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
-    before = dict(os.environ)
-    _read.cache_clear()
-
-    def run(line: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            program.main(words_of(line))
-        os.environ.pop("HYDRA_FULL_ERROR")  # main has set it
-        return ended.value.code, *capfd.readouterr()
-
-    yield run
-    GlobalHydra.instance().clear()
-    HydraConfig.instance().cfg = None
-    hydra_app.sweep_folder = hydra_app.made_folder = None
-    os.environ.clear()
-    os.environ.update(before)
 
 
 NEED_TORCH = {

@@ -9,7 +9,6 @@ from layerwise_lr.plugins.torch_plugin.plugin import TorchFramework
 from layerwise_lr.framework import GroupScheduler, StepResult, UserError, in_plan_order, proof
 from layerwise_lr.models.layers import initial_weights, param_table
 from layerwise_lr.models.trees import make_tree
-from layerwise_lr.plan.errors import UserError
 from layerwise_lr.plan.groups import GroupingSpec, GroupSpec
 from layerwise_lr.plan.plan import FreezeSpec, OptimizerSpec, make_plan
 from layerwise_lr.plan.schedules import ScheduleSpec
