@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from layerwise_lr.run import reading, resolve
+
 SCRIPT = str(Path(sys.executable).with_name("layerwise-lr"))
 LONG = ("epochs=20000", "eval_every=20000 epochs")  # some minutes: never ends by itself in a test
 SHORT = ("epochs=1", "eval_every=1 epoch")
@@ -140,6 +142,8 @@ def test_interrupted_run(here: Path) -> None:
     config = run / "config.resolved.yaml"
     shorter = config.read_text().replace("epochs: 20000", "epochs: 2")
     config.write_text(shorter.replace(str(read(run / "plan.json")["total_steps"]), "3"))
+    told = resolve(reading.read(config))
+    config.write_text(told.to_yaml())  # all that follows from the number of steps
     assert layerwise_lr(*shlex.split(err)[-2:]).returncode == 0, "what Ctrl-C told"
     assert [record["step"] for record in steps(run) if "loss" in record] == [0, 1, 2]
 
