@@ -69,7 +69,7 @@ def read_run(path: Path) -> RunFacts:
         raise UserError(f"{path} did not finish ({folder.state()}): see {path / 'log.txt'}")
     steps = [r for r in read_metrics(path / "metrics.jsonl") if "loss" in r]
     lines = read_lines(path / "lr_check.jsonl")
-    rehearsed = [line["max_relative_error"] for line in lines if line["when"] == "start"]
+    shown = [line["max_relative_error"] for line in lines if line["resolution"] < 1e-4]
     checkpoint = path / "checkpoints" / (path / "checkpoints" / "latest").read_text().strip() / "model.safetensors"
     return RunFacts(
         label_of(config),
@@ -78,7 +78,7 @@ def read_run(path: Path) -> RunFacts:
         np.array([r["loss"] for r in steps]),
         np.array([r["lrs"] for r in steps]),
         (path / "params.csv").read_text(),
-        max(rehearsed) if rehearsed else None,
+        max(shown) if shown else None,
         load_file(checkpoint),
         summary["test"].get("accuracy", float("nan")),
         summary["train_seconds"],
