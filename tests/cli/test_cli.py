@@ -148,10 +148,12 @@ def test_interrupted_run(here: Path) -> None:
     assert [record["step"] for record in steps(run) if "loss" in record] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("words", [(), ("-m", "seed=0,1", "hydra.sweep.dir=s")], ids=["run", "sweep"])
+@pytest.mark.parametrize(
+    "words", [("hydra.run.dir=s/one",), ("-m", "seed=0,1", "hydra.sweep.dir=s")], ids=["run", "sweep"]
+)
 def test_terminated_where_ctrl_c_is_ignored(words: tuple[str, ...], here: Path) -> None:
     """Under nohup or a batch system, SIGTERM to the first process alone stops all, and says so in every folder."""
-    process = start("train", *words, "hydra.run.dir=s/one", *LONG, on_interrupt=signal.SIG_IGN)
+    process = start("train", *words, *LONG, on_interrupt=signal.SIG_IGN)
     until(lambda: "running" in states(here / "s").values())
     until(lambda: any(len(steps(p.parent)) > 3 for p in (here / "s").glob("*/metrics.jsonl")))
     process.terminate()
