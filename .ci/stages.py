@@ -18,7 +18,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 LOGS = ROOT / "build" / "test"
 FRAMEWORK = ("-m", "framework", "tests/framework/test_conformance.py", "tests/plugins", "tests/seeds")
-SEEN_IN_310 = ("tests/plan", "tests/models", "tests/run", "tests/framework")
+SEEN_IN_310 = ("tests/planning", "tests/models", "tests/run", "tests/framework")
 TWICE = ("-m", "framework", "tests/framework/test_conformance.py", "tests/plugins/test_devices.py")
 COMMANDS = ("tests/cli", "tests/report", "tests/test_documented_commands.py", "tests/test_packaging.py")
 SLOWEST = re.compile(r"^(\d+\.\d+)s (?:call|setup|teardown) +\S+", re.MULTILINE)

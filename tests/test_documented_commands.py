@@ -17,7 +17,7 @@ from PIL import Image
 from layerwise_lr.cli import hydra_app, program
 from layerwise_lr.data import fetch, pictures
 from layerwise_lr.framework import registry
-from layerwise_lr.plan.plan import OPTIMIZERS
+from layerwise_lr.planning.plan import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "layerwise_lr"
-WINGS = ("plan", "data", "models", "framework", "run", "sweep", "report", "cli")
+WINGS = ("planning", "data", "models", "framework", "run", "sweep", "report", "cli")
 """In the order of the arrow: a wing may use those before it."""
 CORE = sorted(PACKAGE.rglob("*.py"))
 PLUGINS = sorted(p for p in (ROOT / "plugins").glob("*/*.py") if p.parent.name != "_hydra")
@@ -114,7 +114,7 @@ def test_a_wing_uses_the_wings_before_it_by_their_faces_alone(path):
 def test_a_face_says_what_the_wing_is_for_and_exports_what_is_there(wing):
     told = ast.get_docstring(tree_of(PACKAGE / wing / "__init__.py"))
     assert told and len(told.splitlines()) <= 8
-    assert wing == "plan" or "ses " in told, "which wings it uses"
+    assert wing == "planning" or "ses " in told, "which wings it uses"
     module = importlib.import_module(f"layerwise_lr.{wing}")
     assert all(hasattr(module, name) for name in face(wing))
 

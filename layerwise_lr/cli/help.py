@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from textwrap import fill
 from typing import Any
 
-from ..plan import GroupSpec
+from ..planning import GroupSpec
 from ..run import Config
 from ..sweep import Options
 

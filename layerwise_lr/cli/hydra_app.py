@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from packaging.version import Version
 
 from ..framework import registry
-from ..plan import UserError, did_you_mean
+from ..planning import UserError, did_you_mean
 from ..run import ComposedConfig, Config, hints, options, reading
 from ..sweep import jobs
 from .words import Given

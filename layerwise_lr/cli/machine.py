@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from ..data import fetch
 from ..framework import conformance, registry
-from ..plan import UserError
+from ..planning import UserError
 from ..sweep import jobs
 from . import console
 from .words import Parser

@@ -15,7 +15,7 @@ from typing import NoReturn
 from .. import __version__
 from ..data import fetch
 from ..framework import proof
-from ..plan import UserError, did_you_mean
+from ..planning import UserError, did_you_mean
 from ..run import RunFolder
 from . import console, runs, show
 from .help import HELP

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..plan import UserError
+from ..planning import UserError
 from ..report import (
     HOW,
     LEGEND,

@@ -14,7 +14,7 @@ from typing import Any
 from ..data import batches
 from ..framework import proof, registry
 from ..models import USUAL_SHAPES, Tree, weights
-from ..plan import UserError
+from ..planning import UserError
 from ..run import CONFIG, Config, RunFolder, options, page, provenance, reading, resolve
 from ..sweep import jobs
 from . import console, show

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..plan import Group, ParamTable, Plan
+from ..planning import Group, ParamTable, Plan
 from . import console
 
 

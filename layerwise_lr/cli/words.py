@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from typing import Any, NamedTuple, NoReturn
 
-from ..plan import UserError
+from ..planning import UserError
 
 
 class Given(NamedTuple):

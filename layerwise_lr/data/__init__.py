@@ -1,6 +1,6 @@
 """Pictures in, batches out: where data sets are, how they are read, what a run draws of them; the fetched cache.
 
-Uses plan (its errors). Files are read as plain arrays; no code in them can run.
+Uses planning (its errors). Files are read as plain arrays; no code in them can run.
 """
 
 from . import batches, fetch, pictures

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..plan import Absent, UserError
+from ..planning import Absent, UserError
 from .pictures import facts, load_pool, reader
 from .spec import DataSpec
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..plan import Absent, UserError
+from ..planning import Absent, UserError
 from .files import TORN, read_pickle
 from .spec import Pictures
 

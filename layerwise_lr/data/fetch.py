@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
-from ..plan import UserError, did_you_mean
+from ..planning import UserError, did_you_mean
 from .files import cache_folder, read_pickle, read_torch_file
 
 

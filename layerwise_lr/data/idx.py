@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..plan import Absent, UserError
+from ..planning import Absent, UserError
 from .files import TORN
 from .spec import Pictures
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ..plan import Absent, UserError
+from ..planning import Absent, UserError
 from .files import read_npz
 from .spec import DataSpec, Facts, Pool, from_arrays, resize
 

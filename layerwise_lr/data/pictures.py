@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..plan import Absent, UserError, did_you_mean
+from ..planning import Absent, UserError, did_you_mean
 from . import cifar10, idx, own
 from .files import cache_folder
 from .spec import DataSpec, Facts, Pictures, Pool, from_arrays

@@ -1,12 +1,12 @@
 """The door to a framework. All that a plugin imports is here: the contract, the plan, the tree, and what is
 offered so that no plugin writes it again.
 
-Uses plan and models. `registry` finds plugins by name, `proof` measures that they do what the plan says,
+Uses planning and models. `registry` finds plugins by name, `proof` measures that they do what the plan says,
 `conformance` is the whole kit.
 """
 
 from ..models import KINDS, PLAIN_KINDS, Layer, Node, Residual, Seq, Tree, Weights, join, specs
-from ..plan import OPTIMIZERS, Group, OptimizerSpec, Plan, UserError
+from ..planning import OPTIMIZERS, Group, OptimizerSpec, Plan, UserError
 from . import metrics, proof, registry
 from .contract import LOSS_SCALE, Framework, Scheduler, Step, StepResult, TrainState
 from .offers import STATE_KEYS, GroupScheduler, by_optimizer, central_axes, fold, in_plan_order

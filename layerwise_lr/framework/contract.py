@@ -36,7 +36,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 
 from ..models import Tree, Weights
-from ..plan import Plan, UserError
+from ..planning import Plan, UserError
 
 LOSS_SCALE = 2.0**7
 """What fp16 multiplies the loss by and every gradient is divided by again, before anything reads it: smaller gradients

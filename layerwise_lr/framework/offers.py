@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from ..models import Layer, Node, Residual, Tree, join
-from ..plan import Plan
+from ..planning import Plan
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..plan import Group, Plan, UserError
+from ..planning import Group, Plan, UserError
 from .contract import Framework, Weights
 from .offers import central_axes
 from .steps import begin, take_step

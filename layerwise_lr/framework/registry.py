@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from typing import Any, NamedTuple
 
-from ..plan import UserError, did_you_mean
+from ..planning import UserError, did_you_mean
 from .contract import Framework
 from .install import advice
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ..plan import Plan
+from ..planning import Plan
 from .contract import Framework, Step, StepResult, TrainState
 
 

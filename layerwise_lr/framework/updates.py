@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from ..plan import OptimizerSpec
+from ..planning import OptimizerSpec
 
 Held = Mapping[str, np.ndarray]
 Unit = Callable[[OptimizerSpec, np.ndarray, np.ndarray, float, Held], np.ndarray]

@@ -1,6 +1,6 @@
 """Declared models: the tree of layers, the nets made of it, and published weights into them by canonical name.
 
-Uses plan (ParamTable) and data (files, the cache). No framework: a plugin turns the tree into native modules.
+Uses planning (ParamTable) and data (files, the cache). No framework: a plugin turns the tree into native modules.
 """
 
 from . import weights

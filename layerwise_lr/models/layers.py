@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..plan import ParamInfo, ParamTable
+from ..planning import ParamInfo, ParamTable
 
 Array = np.ndarray
 Init = Callable[[np.random.Generator, tuple[int, ...]], Array]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from ..plan import UserError, did_you_mean
+from ..planning import UserError, did_you_mean
 from .layers import Layer, Node, Residual, Seq, Tree
 
 BN = {"eps": 1e-5, "momentum": 0.1}

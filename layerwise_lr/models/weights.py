@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ..data import cache_folder, read_npz, read_torch_file
-from ..plan import UserError, did_you_mean
+from ..planning import UserError, did_you_mean
 from .layers import Tree, initial_weights, param_table
 
 Weights = dict[str, np.ndarray]

@@ -1,6 +1,6 @@
 """Reading run folders: statistics, verdict, advice, plots, the page. Writes the page and its pictures, nothing else.
 
-Uses plan and run. Importing it imports matplotlib (half a second): only who draws does.
+Uses planning and run. Importing it imports matplotlib (half a second): only who draws does.
 """
 
 from .advice import counts, notes, resume, short

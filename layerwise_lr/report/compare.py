@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from ..models import walk
-from ..plan import UserError
+from ..planning import UserError
 from ..run import CONFIG, Config, RunFolder, read_lines, read_metrics, reading
 
 FIRST_STEPS = 10

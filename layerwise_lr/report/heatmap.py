@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from ..plan import Plan
+from ..planning import Plan
 from .plots import STYLE, plain
 
 FROZEN, FROZEN_EDGE = "#b9b9b9", "#8a8a8a"

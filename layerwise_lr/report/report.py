@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from ..framework import TOLERANCE
-from ..plan import Plan, UserError
+from ..planning import Plan, UserError
 from ..run import RunFolder
 from . import plots
 from .advice import Unfinished, counts, notes, origin, resume, short, unfinished

@@ -1,6 +1,6 @@
 """One run: its config, its folder, the page that trains what the config says.
 
-Uses plan, data, models and framework. `page.run(folder)` reads the resolved config and writes everything else beside it.
+Uses planning, data, models and framework. `page.run(folder)` reads the resolved config and writes everything else beside it.
 """
 
 from . import hints, options, page, provenance, reading

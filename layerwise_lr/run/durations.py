@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 from typing import NamedTuple
 
-from ..plan import Duration, FreezeSpec, GroupSpec, ScheduleSpec, UserError
+from ..planning import Duration, FreezeSpec, GroupSpec, ScheduleSpec, UserError
 from .schema import Config
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from ..plan import UserError
+from ..planning import UserError
 
 CONFIG = "config.resolved.yaml"
 METRICS_VERSION = 1

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..data import batches
 from ..framework import Framework, TrainState, Weights, metrics, proof, take_step
-from ..plan import Group, Plan, UserError
+from ..planning import Group, Plan, UserError
 from .folder import Lines, RunFolder
 from .proving import Prover
 from .schema import Config

@@ -10,7 +10,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
 from ..models import walk
-from ..plan import UserError
+from ..planning import UserError
 from .schema import Config
 
 Table = Mapping[str, tuple[str, ...]]

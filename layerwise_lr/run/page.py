@@ -12,7 +12,7 @@ import numpy as np
 from ..data import batches, facts
 from ..framework import Framework, begin, registry
 from ..models import Tree, param_table, walk, weights
-from ..plan import ParamTable, Plan, UserError, make_plan
+from ..planning import ParamTable, Plan, UserError, make_plan
 from . import provenance, reading
 from .folder import CONFIG, RunFolder
 from .loop import Loop, Say, Track

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..framework import Framework, TrainState, Weights, proof
-from ..plan import Plan
+from ..planning import Plan
 from .folder import RunFolder
 from .schema import VerifySpec
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, fields, is_dataclass
 from typing import Any, NamedTuple
 
 from ..data import READERS, DataSpec
-from ..plan import FreezeSpec, GroupingSpec, GroupSpec, OptimizerSpec, ScheduleSpec, UserError
+from ..planning import FreezeSpec, GroupingSpec, GroupSpec, OptimizerSpec, ScheduleSpec, UserError
 from .schema import CheckpointSpec, Config, FrameworkSpec, ModelSpec, VerifySpec
 
 MOST_STEPS = 10**6

@@ -9,7 +9,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..plan import UserError, did_you_mean
+from ..planning import UserError, did_you_mean
 from .hints import meant
 from .schema import Config
 

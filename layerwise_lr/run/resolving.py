@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import ceil
 
 from ..data import available, facts, train_count
-from ..plan import UserError
+from ..planning import UserError
 from . import options, ranges
 from .durations import Clock, in_steps
 from .schema import Config, ModelSpec

@@ -12,7 +12,7 @@ import yaml
 
 from ..data import DataSpec
 from ..models import Tree, WeightsSpec, make_tree
-from ..plan import Duration, FreezeSpec, GroupingSpec, OptimizerSpec, ScheduleSpec
+from ..planning import Duration, FreezeSpec, GroupingSpec, OptimizerSpec, ScheduleSpec
 
 
 @dataclass

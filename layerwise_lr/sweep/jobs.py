@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..data import pictures
 from ..framework import registry
-from ..plan import UserError
+from ..planning import UserError
 from ..run import Config, FrameworkSpec, RunFolder, page
 from .pool import Done, Process, conclude, end, work_off
 

@@ -13,7 +13,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from layerwise_lr.cli import hydra_app, sweeps
-from layerwise_lr.plan import UserError
+from layerwise_lr.planning import UserError
 from layerwise_lr.run import options, resolve
 from layerwise_lr.sweep import Options
 

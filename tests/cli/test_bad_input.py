@@ -24,7 +24,7 @@ from layerwise_lr.cli import program
 from layerwise_lr.framework import registry
 from layerwise_lr.models import make_tree
 from layerwise_lr.models.layers import initial_weights
-from layerwise_lr.plan.errors import UserError
+from layerwise_lr.planning.errors import UserError
 
 WHOLE = "'+grouping.groups.rest={match: [\"*\"]}'"
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from layerwise_lr.cli import help
 from layerwise_lr.models import MODELS
-from layerwise_lr.plan import GroupSpec
+from layerwise_lr.planning import GroupSpec
 from layerwise_lr.run import Config
 from layerwise_lr.sweep import Options
 

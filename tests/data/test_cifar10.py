@@ -14,7 +14,7 @@ import pytest
 from layerwise_lr.data import batches, cifar10, fetch
 from layerwise_lr.data.files import read_pickle
 from layerwise_lr.data.pictures import DataSpec, _read, facts, load_pool
-from layerwise_lr.plan.errors import Absent, UserError
+from layerwise_lr.planning.errors import Absent, UserError
 
 NAMES = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
 FORMS = {"python": cifar10.PYTHON, "binary": cifar10.BINARY}

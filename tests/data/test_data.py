@@ -4,7 +4,7 @@ from PIL import Image
 
 from layerwise_lr.data import batches, pictures
 from layerwise_lr.data.pictures import DataSpec
-from layerwise_lr.plan.errors import UserError
+from layerwise_lr.planning.errors import UserError
 
 DIGITS_BY_CLASS = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]  # UCI optdigits' test part, as published
 

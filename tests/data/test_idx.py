@@ -7,7 +7,7 @@ import pytest
 from layerwise_lr.data import batches
 from layerwise_lr.data.idx import IDX
 from layerwise_lr.data.pictures import DataSpec, facts, load_pool
-from layerwise_lr.plan.errors import Absent, UserError
+from layerwise_lr.planning.errors import Absent, UserError
 
 
 def idx(array):

@@ -9,9 +9,9 @@ from layerwise_lr.plugins.torch_plugin.plugin import TorchFramework
 from layerwise_lr.framework import GroupScheduler, StepResult, UserError, in_plan_order, proof
 from layerwise_lr.models.layers import initial_weights, param_table
 from layerwise_lr.models.trees import make_tree
-from layerwise_lr.plan.groups import GroupingSpec, GroupSpec
-from layerwise_lr.plan.plan import FreezeSpec, OptimizerSpec, make_plan
-from layerwise_lr.plan.schedules import ScheduleSpec
+from layerwise_lr.planning.groups import GroupingSpec, GroupSpec
+from layerwise_lr.planning.plan import FreezeSpec, OptimizerSpec, make_plan
+from layerwise_lr.planning.schedules import ScheduleSpec
 from layerwise_lr.run import page, resolve
 from layerwise_lr.run.folder import CONFIG, RunFolder, read_metrics
 from layerwise_lr.run.reading import from_data

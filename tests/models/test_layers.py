@@ -17,7 +17,7 @@ from layerwise_lr.models.layers import (
     walk,
 )
 from layerwise_lr.models.trees import MODELS, make_tree
-from layerwise_lr.plan.errors import UserError
+from layerwise_lr.planning.errors import UserError
 
 
 def tree_of(*layers, head="head"):

@@ -5,7 +5,7 @@ import pytest
 
 from layerwise_lr.models.layers import param_table
 from layerwise_lr.models.trees import MODELS, make_tree
-from layerwise_lr.plan.errors import UserError
+from layerwise_lr.planning.errors import UserError
 
 # trainable parameters at 1000 classes and 224 pixels, as torchvision's and timm's own pages state
 PUBLISHED = {

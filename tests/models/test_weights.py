@@ -12,10 +12,10 @@ from layerwise_lr.models import weights
 from layerwise_lr.models.layers import initial_weights, param_table
 from layerwise_lr.models.trees import make_tree
 from layerwise_lr.models.weights import WeightsSpec, read, start_weights
-from layerwise_lr.plan.errors import UserError
-from layerwise_lr.plan.groups import GroupingSpec
-from layerwise_lr.plan.plan import FreezeSpec, OptimizerSpec, make_plan
-from layerwise_lr.plan.schedules import ScheduleSpec
+from layerwise_lr.planning.errors import UserError
+from layerwise_lr.planning.groups import GroupingSpec
+from layerwise_lr.planning.plan import FreezeSpec, OptimizerSpec, make_plan
+from layerwise_lr.planning.schedules import ScheduleSpec
 
 LENET = make_tree("lenet", 10, 1, 28)
 ARRAYS = {

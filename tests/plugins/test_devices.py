@@ -18,10 +18,10 @@ from layerwise_lr.framework import begin, proof, registry, take_step
 from layerwise_lr.framework.conformance import TREES
 from layerwise_lr.framework.contract import Framework
 from layerwise_lr.models.layers import initial_weights, param_table
-from layerwise_lr.plan.errors import UserError
-from layerwise_lr.plan.groups import GroupingSpec
-from layerwise_lr.plan.plan import FreezeSpec, OptimizerSpec, make_plan
-from layerwise_lr.plan.schedules import ScheduleSpec
+from layerwise_lr.planning.errors import UserError
+from layerwise_lr.planning.groups import GroupingSpec
+from layerwise_lr.planning.plan import FreezeSpec, OptimizerSpec, make_plan
+from layerwise_lr.planning.schedules import ScheduleSpec
 from layerwise_lr.run import page
 from layerwise_lr.run.schema import Config, FrameworkSpec, ModelSpec
 

@@ -17,10 +17,10 @@ import pytest
 from layerwise_lr.framework import begin, proof, registry, take_step
 from layerwise_lr.models.layers import Layer, Residual, Seq, Tree, initial_weights, param_table
 from layerwise_lr.models.trees import batchnorm, conv, linear, make_tree
-from layerwise_lr.plan.errors import UserError
-from layerwise_lr.plan.groups import GroupingSpec, GroupSpec
-from layerwise_lr.plan.plan import FreezeSpec, OptimizerSpec, make_plan
-from layerwise_lr.plan.schedules import ScheduleSpec
+from layerwise_lr.planning.errors import UserError
+from layerwise_lr.planning.groups import GroupingSpec, GroupSpec
+from layerwise_lr.planning.plan import FreezeSpec, OptimizerSpec, make_plan
+from layerwise_lr.planning.schedules import ScheduleSpec
 
 MODES = ("pynative", "graph")
 SPECS = {

@@ -62,9 +62,9 @@ def tree_of(model):
 
 def plan_of(tree, optimizer, steps, lr=None, freeze="none", every=5, match=(), schedule="cosine", wd=None, **grouping):
     from layerwise_lr.models import layers
-    from layerwise_lr.plan.groups import GroupingSpec
-    from layerwise_lr.plan.plan import FreezeSpec, OptimizerSpec, make_plan
-    from layerwise_lr.plan.schedules import ScheduleSpec
+    from layerwise_lr.planning.groups import GroupingSpec
+    from layerwise_lr.planning.plan import FreezeSpec, OptimizerSpec, make_plan
+    from layerwise_lr.planning.schedules import ScheduleSpec
 
     nesterov = optimizer == "nesterov"
     spec = OptimizerSpec(
@@ -166,7 +166,7 @@ def plan_and_tree(case):
     tree = tree_of(model)
     if case != "groups":
         return tree, plan_of(tree, **options)
-    from layerwise_lr.plan.groups import GroupSpec
+    from layerwise_lr.planning.groups import GroupSpec
 
     groups = {name: GroupSpec(**g) for name, g in GROUPS.items()}
     return tree, plan_of(tree, "momentum", 8, strategy="by_module", groups=groups)
@@ -487,7 +487,7 @@ BEHAVIOUR = """
 
 AGAIN = """
     mode = sys.argv[1]
-    from layerwise_lr.plan import GroupSpec
+    from layerwise_lr.planning import GroupSpec
     tree, made = tree_of("lenet"), load("oneflow", mode)
     groups = {"up": GroupSpec(["conv1", "fc1"], schedule="rising"), "rest": GroupSpec(["*"])}  # factors above 1
     for optimizer in ("momentum", "adamw"):
@@ -700,7 +700,7 @@ def test_a_single_graph_run_that_crashes_is_started_again(tmp_path):
 
 
 def test_config_files_choose_the_modes():
-    from layerwise_lr.plan.plan import Plan
+    from layerwise_lr.planning.plan import Plan
 
     conf = Path(__file__).parents[2] / "conf" / "framework"
     names = {"oneflow": "eager", "oneflow_graph": "graph", "oneflow_graph_native": "graph_native"}

@@ -13,7 +13,7 @@ from layerwise_lr.plugins.torch_plugin import layers as native
 
 from layerwise_lr.models.layers import KINDS, PLAIN_KINDS, Layer, Residual, Seq, Tree, initial_weights
 from layerwise_lr.models.trees import make_tree
-from layerwise_lr.plan.plan import OPTIMIZERS, OptimizerSpec
+from layerwise_lr.planning.plan import OPTIMIZERS, OptimizerSpec
 
 IMAGE, SEQUENCE = (3, 4, 9, 9), (3, 6, 8)
 CASES: Mapping[str, tuple[tuple[int, ...], dict[str, Any]]] = {

@@ -11,10 +11,10 @@ from layerwise_lr.framework import begin, take_step
 from layerwise_lr.models.layers import KINDS, PLAIN_KINDS, Layer, Residual, Seq, Tree, initial_weights, param_table
 from layerwise_lr.models.trees import make_tree
 from layerwise_lr.models.weights import read
-from layerwise_lr.plan.errors import UserError
-from layerwise_lr.plan.groups import GroupingSpec, GroupSpec
-from layerwise_lr.plan.plan import FreezeSpec, OptimizerSpec, make_plan
-from layerwise_lr.plan.schedules import ScheduleSpec
+from layerwise_lr.planning.errors import UserError
+from layerwise_lr.planning.groups import GroupingSpec, GroupSpec
+from layerwise_lr.planning.plan import FreezeSpec, OptimizerSpec, make_plan
+from layerwise_lr.planning.schedules import ScheduleSpec
 from layerwise_lr.run.folder import RunFolder
 
 RNG = np.random.default_rng(0)

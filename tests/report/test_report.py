@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from layerwise_lr.plan.errors import UserError
-from layerwise_lr.plan.groups import Group
-from layerwise_lr.plan.plan import OptimizerSpec, Plan
-from layerwise_lr.plan.schedules import ScheduleSpec
+from layerwise_lr.planning.errors import UserError
+from layerwise_lr.planning.groups import Group
+from layerwise_lr.planning.plan import OptimizerSpec, Plan
+from layerwise_lr.planning.schedules import ScheduleSpec
 from layerwise_lr.report import advice, report
 from layerwise_lr.report import statistics as settled
 from layerwise_lr.run import Config, reading

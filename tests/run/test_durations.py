@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from layerwise_lr.plan import ScheduleSpec, UserError
+from layerwise_lr.planning import ScheduleSpec, UserError
 from layerwise_lr.run import resolve
 from layerwise_lr.run.durations import steps_of
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from layerwise_lr.plan.errors import UserError
+from layerwise_lr.planning.errors import UserError
 from layerwise_lr.run.folder import METRICS_VERSION, RunFolder, read_metrics
 
 CLAIMER = """
 import sys, time
 from pathlib import Path
-from layerwise_lr.plan.errors import UserError
+from layerwise_lr.planning.errors import UserError
 from layerwise_lr.run.folder import RunFolder
 path, begin = Path(sys.argv[1]), Path(sys.argv[2])
 print("ready", flush=True)

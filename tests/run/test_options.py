@@ -8,10 +8,10 @@ import pytest
 from layerwise_lr.data.pictures import READERS
 from layerwise_lr.framework.updates import UNITS
 from layerwise_lr.models.weights import WeightsSpec
-from layerwise_lr.plan.assigning import STRATEGIES
-from layerwise_lr.plan.errors import UserError
-from layerwise_lr.plan.plan import OPTIMIZERS, OptimizerSpec
-from layerwise_lr.plan.schedules import NAMES, ScheduleSpec
+from layerwise_lr.planning.assigning import STRATEGIES
+from layerwise_lr.planning.errors import UserError
+from layerwise_lr.planning.plan import OPTIMIZERS, OptimizerSpec
+from layerwise_lr.planning.schedules import NAMES, ScheduleSpec
 from layerwise_lr.run import options, page
 from layerwise_lr.run.resolving import resolve
 from layerwise_lr.run.schema import Config
@@ -74,7 +74,7 @@ CELLS = [
 def test_a_key_changes_what_happens_or_is_not_read(at, option, key):
     section = next(s for s in PLANNED if s.at == at)
     if key == "allow_above_one":
-        return  # a permission: tests/plan/test_groups.py
+        return  # a permission: tests/planning/test_groups.py
     plain, other = config(at, option), config(at, option, {key: OTHER[at][key]})
     read = key in section.table[option]
     assert (f"{at}.{key}" not in options.unread(resolve(other))) == read

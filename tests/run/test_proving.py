@@ -23,7 +23,7 @@ from layerwise_lr.framework.conformance.kit import (
     plan_for,
     residual_net,
 )
-from layerwise_lr.plan import FreezeSpec, GroupingSpec, GroupSpec, OptimizerSpec, Plan, ScheduleSpec, UserError
+from layerwise_lr.planning import FreezeSpec, GroupingSpec, GroupSpec, OptimizerSpec, Plan, ScheduleSpec, UserError
 from layerwise_lr.run import CONFIG, RunFolder, page, resolve
 from layerwise_lr.run.folder import read_metrics
 from layerwise_lr.run.proving import FAINT, Prover

@@ -4,7 +4,7 @@ from typing import get_args
 import pytest
 
 from layerwise_lr.data import DataSpec
-from layerwise_lr.plan import FreezeSpec, GroupingSpec, GroupSpec, OptimizerSpec, ScheduleSpec, UserError
+from layerwise_lr.planning import FreezeSpec, GroupingSpec, GroupSpec, OptimizerSpec, ScheduleSpec, UserError
 from layerwise_lr.run import Config, FrameworkSpec, ranges, resolve
 from layerwise_lr.run.reading import from_data
 from layerwise_lr.run.schema import CheckpointSpec, ModelSpec, VerifySpec

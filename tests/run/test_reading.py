@@ -4,7 +4,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from layerwise_lr.plan import UserError
+from layerwise_lr.planning import UserError
 from layerwise_lr.run.reading import from_data, from_omegaconf, read
 
 

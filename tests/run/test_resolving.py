@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from layerwise_lr.plan import UserError
+from layerwise_lr.planning import UserError
 from layerwise_lr.run import Config, resolve
 from layerwise_lr.run.reading import from_data, read
 

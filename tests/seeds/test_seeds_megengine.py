@@ -17,9 +17,9 @@ from megengine.autodiff import GradManager
 from layerwise_lr.framework import begin, take_step
 from layerwise_lr.models.layers import initial_weights, param_table
 from layerwise_lr.models.trees import make_tree
-from layerwise_lr.plan.groups import GroupingSpec, GroupSpec
-from layerwise_lr.plan.plan import FreezeSpec, OptimizerSpec, make_plan
-from layerwise_lr.plan.schedules import ScheduleSpec
+from layerwise_lr.planning.groups import GroupingSpec, GroupSpec
+from layerwise_lr.planning.plan import FreezeSpec, OptimizerSpec, make_plan
+from layerwise_lr.planning.schedules import ScheduleSpec
 
 TREE = make_tree("lenet", num_classes=10, in_channels=1, image_size=28)
 CONVS, PER_EPOCH = ("conv1", "conv2"), 3

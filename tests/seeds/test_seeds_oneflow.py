@@ -18,10 +18,10 @@ import pytest
 from layerwise_lr.framework import begin, registry, take_step
 from layerwise_lr.models.layers import initial_weights, param_table
 from layerwise_lr.models.trees import make_tree
-from layerwise_lr.plan.errors import UserError
-from layerwise_lr.plan.groups import GroupingSpec, GroupSpec
-from layerwise_lr.plan.plan import FreezeSpec, OptimizerSpec, make_plan
-from layerwise_lr.plan.schedules import ScheduleSpec
+from layerwise_lr.planning.errors import UserError
+from layerwise_lr.planning.groups import GroupingSpec, GroupSpec
+from layerwise_lr.planning.plan import FreezeSpec, OptimizerSpec, make_plan
+from layerwise_lr.planning.schedules import ScheduleSpec
 
 MOBILENET = make_tree("mobilenet_v2", num_classes=10, in_channels=3, image_size=32, dropout=0.0)
 VIT = make_tree("vit_tiny", 10, 3, 16, patch_size=8, embed_dim=16, num_heads=2, depth=3)

@@ -16,9 +16,9 @@ from torch.optim.lr_scheduler import StepLR
 from layerwise_lr.framework import begin, registry, take_step
 from layerwise_lr.models.layers import initial_weights, param_table
 from layerwise_lr.models.trees import make_tree
-from layerwise_lr.plan.groups import GroupingSpec, GroupSpec
-from layerwise_lr.plan.plan import FreezeSpec, OptimizerSpec, make_plan
-from layerwise_lr.plan.schedules import ScheduleSpec
+from layerwise_lr.planning.groups import GroupingSpec, GroupSpec
+from layerwise_lr.planning.plan import FreezeSpec, OptimizerSpec, make_plan
+from layerwise_lr.planning.schedules import ScheduleSpec
 
 TREE = make_tree("resnet18", num_classes=10, in_channels=3, image_size=32)
 MODULES = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc")

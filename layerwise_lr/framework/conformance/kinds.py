@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ...models import param_table
-from ...plan import FreezeSpec
+from ...planning import FreezeSpec
 from .kit import (
     ADAMW,
     LAYER_ADAPTIVE,

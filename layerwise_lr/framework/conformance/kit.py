@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...models import Layer, Residual, Seq, Tree, batchnorm, conv, initial_weights, linear, make_tree, param_table, walk
-from ...plan import FreezeSpec, GroupingSpec, GroupSpec, OptimizerSpec, Plan, ScheduleSpec, make_plan
+from ...planning import FreezeSpec, GroupingSpec, GroupSpec, OptimizerSpec, Plan, ScheduleSpec, make_plan
 from .. import registry
 from ..contract import Framework, Weights
 from ..steps import begin, take_step

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from ...models import Tree
-from ...plan import GroupingSpec, GroupSpec, OptimizerSpec, Plan, ScheduleSpec
+from ...planning import GroupingSpec, GroupSpec, OptimizerSpec, Plan, ScheduleSpec
 from .. import proof
 from .kit import (
     ADAMW,

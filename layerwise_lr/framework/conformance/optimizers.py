@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ...models import Weights
-from ...plan import GroupingSpec, GroupSpec, OptimizerSpec
+from ...planning import GroupingSpec, GroupSpec, OptimizerSpec
 from .kit import (
     ADAMW,
     COSINE,

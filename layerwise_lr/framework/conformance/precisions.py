@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ...plan import UserError
+from ...planning import UserError
 from .. import proof
 from ..contract import Framework
 from .kit import MOMENTUM, Failure, Kit, NotApplicable, Session, batch, close, need, plan_for, residual_net, same_bits

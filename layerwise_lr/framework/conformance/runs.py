@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from ...models import Tree
-from ...plan import GroupingSpec, OptimizerSpec, UserError
+from ...planning import GroupingSpec, OptimizerSpec, UserError
 from .kit import (
     ADAMW,
     COSINE,

@@ -4,11 +4,11 @@ import random
 
 import pytest
 
-from layerwise_lr.plan import schedules
-from layerwise_lr.plan.errors import UserError
-from layerwise_lr.plan.groups import Group
-from layerwise_lr.plan.plan import OptimizerSpec, Plan
-from layerwise_lr.plan.schedules import ScheduleSpec, make
+from layerwise_lr.planning import schedules
+from layerwise_lr.planning.errors import UserError
+from layerwise_lr.planning.groups import Group
+from layerwise_lr.planning.plan import OptimizerSpec, Plan
+from layerwise_lr.planning.schedules import ScheduleSpec, make
 
 BASES = (1e-3, 1e-1)
 

@@ -4,9 +4,9 @@ import pytest
 
 from layerwise_lr.models.layers import param_table
 from layerwise_lr.models.trees import MODELS, make_tree
-from layerwise_lr.plan import depth
-from layerwise_lr.plan.errors import UserError
-from layerwise_lr.plan.params import ParamInfo, ParamTable
+from layerwise_lr.planning import depth
+from layerwise_lr.planning.errors import UserError
+from layerwise_lr.planning.params import ParamInfo, ParamTable
 
 FAMILIES = [
     "vit_base_patch16_224",

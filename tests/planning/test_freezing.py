@@ -2,7 +2,7 @@ import pytest
 
 from layerwise_lr.models.layers import param_table
 from layerwise_lr.models.trees import make_tree
-from layerwise_lr.plan import (
+from layerwise_lr.planning import (
     FOREVER,
     FreezeSpec,
     GroupingSpec,

@@ -5,12 +5,12 @@ import pytest
 
 from layerwise_lr.models.layers import param_table
 from layerwise_lr.models.trees import make_tree
-from layerwise_lr.plan.assigning import gather, group_table
-from layerwise_lr.plan.errors import UserError
-from layerwise_lr.plan.groups import FOREVER, GroupingSpec, GroupSpec
-from layerwise_lr.plan.params import ParamInfo, ParamTable
-from layerwise_lr.plan.plan import FreezeSpec, OptimizerSpec, make_plan
-from layerwise_lr.plan.schedules import ScheduleSpec
+from layerwise_lr.planning.assigning import gather, group_table
+from layerwise_lr.planning.errors import UserError
+from layerwise_lr.planning.groups import FOREVER, GroupingSpec, GroupSpec
+from layerwise_lr.planning.params import ParamInfo, ParamTable
+from layerwise_lr.planning.plan import FreezeSpec, OptimizerSpec, make_plan
+from layerwise_lr.planning.schedules import ScheduleSpec
 
 LENET = param_table(make_tree("lenet", 10, 1, 28))
 VIT_BASE = param_table(make_tree("vit_base", 1000, 3, 224))

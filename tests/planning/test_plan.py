@@ -7,10 +7,10 @@ import pytest
 
 from layerwise_lr.models.layers import param_table
 from layerwise_lr.models.trees import make_tree
-from layerwise_lr.plan.errors import UserError
-from layerwise_lr.plan.groups import FOREVER, Group, GroupingSpec, GroupSpec
-from layerwise_lr.plan.plan import FreezeSpec, OptimizerSpec, Plan, make_plan
-from layerwise_lr.plan.schedules import ScheduleSpec
+from layerwise_lr.planning.errors import UserError
+from layerwise_lr.planning.groups import FOREVER, Group, GroupingSpec, GroupSpec
+from layerwise_lr.planning.plan import FreezeSpec, OptimizerSpec, Plan, make_plan
+from layerwise_lr.planning.schedules import ScheduleSpec
 
 LENET = param_table(make_tree("lenet", 10, 1, 28))
 RESNET = param_table(make_tree("resnet18", 10, 3, 32))

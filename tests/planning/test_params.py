@@ -3,8 +3,8 @@ import io
 
 import pytest
 
-from layerwise_lr.plan.errors import UserError
-from layerwise_lr.plan.params import ParamInfo, ParamTable
+from layerwise_lr.planning.errors import UserError
+from layerwise_lr.planning.params import ParamInfo, ParamTable
 
 
 def row(name, shape=(2, 3), depth=0, trainable=True):
