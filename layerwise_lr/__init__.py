@@ -1,3 +1,40 @@
-"""Layer-wise learning rates: planned once, applied identically by every framework, and proved."""
+"""Layer-wise learning rates: planned once, applied identically by every framework, and proved.
+
+    import layerwise_lr as llr
+
+    plan = llr.plan(model, lr=1e-3, layer_decay=0.75, weight_decay=0.05, schedule="cosine", warmup=0.05, steps=1000)
+    optimizer = torch.optim.AdamW(plan.param_groups(model))
+    scheduler = plan.scheduler(optimizer)      # step() after each optimizer step
+    print(plan)                                # every group with its depth, lr_scale and lr
+
+The model's type decides which framework is meant: torch, oneflow, mindspore or megengine. What is imported when is up to
+use: this line imports nothing, `llr.plan` needs NumPy and the model's framework. The command line is `layerwise-lr`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["ModelPlan", "Plan", "UserError", "__version__", "plan"]
+
+if TYPE_CHECKING:
+    from .framework.native import ModelPlan, plan
+    from .planning import Plan, UserError
+
+_HOMES = {
+    "ModelPlan": "layerwise_lr.framework.native",
+    "Plan": "layerwise_lr.planning",
+    "UserError": "layerwise_lr.planning",
+    "plan": "layerwise_lr.framework.native",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The library's names, imported when they are first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

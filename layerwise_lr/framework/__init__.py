@@ -6,9 +6,10 @@ Uses planning and models. `registry` finds plugins by name, `proof` measures tha
 """
 
 from ..models import KINDS, PLAIN_KINDS, Layer, Node, Residual, Seq, Tree, Weights, join, specs
-from ..planning import OPTIMIZERS, Group, OptimizerSpec, Plan, UserError
+from ..planning import OPTIMIZERS, Group, Module, OptimizerSpec, ParamInfo, Plan, UserError, bare_name
 from . import metrics, proof, registry
 from .contract import LOSS_SCALE, Framework, Scheduler, Step, StepResult, TrainState
+from .describing import Description, Native
 from .offers import STATE_KEYS, GroupScheduler, by_optimizer, central_axes, fold, in_plan_order
 from .proof import TOLERANCE
 from .steps import begin, take_step
@@ -20,12 +21,16 @@ __all__ = [
     "PLAIN_KINDS",
     "STATE_KEYS",
     "TOLERANCE",
+    "Description",
     "Framework",
     "Group",
     "GroupScheduler",
     "Layer",
+    "Module",
+    "Native",
     "Node",
     "OptimizerSpec",
+    "ParamInfo",
     "Plan",
     "Residual",
     "Scheduler",
@@ -36,6 +41,7 @@ __all__ = [
     "Tree",
     "UserError",
     "Weights",
+    "bare_name",
     "begin",
     "by_optimizer",
     "central_axes",

@@ -37,6 +37,7 @@ import numpy as np
 
 from ..models import Tree, Weights
 from ..planning import Plan, UserError
+from .describing import Native
 
 LOSS_SCALE = 2.0**7
 """What fp16 multiplies the loss by and every gradient is divided by again, before anything reads it: smaller gradients
@@ -181,6 +182,11 @@ class Framework(ABC):
     def cuda_devices() -> int:
         """How many the framework sees; none by default."""
         return 0
+
+    @staticmethod
+    def native() -> type[Native] | None:
+        """Its side of models that nobody declared; None, the default, where it takes declared ones only."""
+        return None
 
     @staticmethod
     @abstractmethod

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ..planning import UserError, did_you_mean
 from .contract import Framework
+from .describing import Native
 from .install import advice
 
 
@@ -102,6 +103,24 @@ def _checked(name: str, found: Any) -> type[Framework]:
     if missing:
         raise UserError(f"the plugin of framework {name!r} lacks {', '.join(missing)}; see plugins/README.md")
     return found
+
+
+def native(model: Any) -> Native:
+    """The framework's side of a native model; its type decides.
+
+    Raises:
+        UserError: no framework that takes such models knows it.
+    """
+    packages = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
+    for name in names():
+        if name not in BUILT_INS or BUILT_INS[name].needs in packages:
+            adapter = load(name).native()
+            if adapter is not None and adapter.package in packages:
+                return adapter(model)
+    raise UserError(
+        f"{type(model).__module__}.{type(model).__qualname__} is no model of {', '.join(BUILT_INS)}: give a module of "
+        "an installed framework"
+    )
 
 
 def check_abilities(name: str, mode: str, precision: str, kinds: Iterable[str], optimizers: Iterable[str]) -> None:

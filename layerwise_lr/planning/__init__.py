@@ -4,10 +4,12 @@ NumPy only: no files, no YAML, no framework. Uses nothing else of the package. D
 ParamTable -> depths -> assignments -> groups -> Plan; a Plan is data, everybody else applies or draws it.
 """
 
-from .depth import CONVENTIONS
+from .depth import CONVENTIONS, assign
 from .errors import Absent, UserError, did_you_mean
 from .freezing import FreezeSpec
 from .groups import FOREVER, Group, GroupingSpec, GroupSpec
+from .names import bare_name
+from .order import Module, Order, execution_order
 from .params import ParamInfo, ParamTable
 from .plan import OPTIMIZERS, OptimizerSpec, Phase, Plan, UpdateRule, make_plan
 from .schedules import Duration, Schedule, ScheduleSpec
@@ -22,7 +24,9 @@ __all__ = [
     "Group",
     "GroupSpec",
     "GroupingSpec",
+    "Module",
     "OptimizerSpec",
+    "Order",
     "ParamInfo",
     "ParamTable",
     "Phase",
@@ -31,6 +35,9 @@ __all__ = [
     "ScheduleSpec",
     "UpdateRule",
     "UserError",
+    "assign",
+    "bare_name",
     "did_you_mean",
+    "execution_order",
     "make_plan",
 ]

@@ -13,6 +13,7 @@ from layerwise_lr import framework as core
 
 from . import optimizers
 from .layers import Model
+from .native import TorchNative
 
 Group = dict[str, Any]
 AUTOCAST: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,6 +43,11 @@ class TorchFramework(core.Framework):
     def cuda_devices() -> int:
         """As torch counts them."""
         return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+    @staticmethod
+    def native() -> type[core.Native]:
+        """Any nn.Module."""
+        return TorchNative
 
     @staticmethod
     def version() -> str:

@@ -1,0 +1,9 @@
+"""Models, optimizers and loops that are not ours: planned for, and verified.
+
+`plan` makes a ModelPlan for any model, `verify` measures what any optimizer does to it. A framework's side is a
+`describing.Native`; which one is asked follows from the model's type.
+"""
+
+from .making import ModelPlan, plan
+
+__all__ = ["ModelPlan", "plan"]

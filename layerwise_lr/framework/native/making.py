@@ -1,0 +1,204 @@
+"""A plan for any model: `plan(model, lr=..., layer_decay=...)`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ...planning import (
+    FreezeSpec,
+    Group,
+    GroupingSpec,
+    GroupSpec,
+    OptimizerSpec,
+    ParamTable,
+    Plan,
+    ScheduleSpec,
+    UserError,
+    assign,
+    execution_order,
+    make_plan,
+)
+from .. import registry
+from ..describing import Description, Native
+
+
+@dataclass(frozen=True, eq=False)
+class ModelPlan:
+    """The plan of one model: which lr every parameter has at every step. Printed, it is a table.
+
+    Args:
+        plan: the plan as data; it hashes, and `to_dict` and `from_dict` make JSON of it.
+        table: the model's parameters with their depths.
+        native: the framework's side of the model.
+        convention: how depths were counted.
+        confidence: 1.0 where they were declared or follow a convention; else what the trace is worth.
+        reasons: lines that say why.
+    """
+
+    plan: Plan
+    table: ParamTable
+    native: Native
+    convention: str
+    confidence: float = 1.0
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Parameters that move alike, by bare name."""
+        return self.plan.groups
+
+    @cached_property
+    def depths(self) -> dict[str, int]:
+        """Depth of every parameter and buffer; 0 is the stem."""
+        return {row.name: row.depth for row in self.table}
+
+    def lrs(self, step: int) -> list[float]:
+        """lr of each group at `step`, counted from 0; after the last step that of the last."""
+        return self.plan.lrs(min(step, self.plan.total_steps - 1))
+
+    def param_groups(self, model: Any = None) -> list[Any]:
+        """What an optimizer of the model's framework takes, one group per group of the plan.
+
+        Args:
+            model: the one that was planned for, by now wrapped perhaps, or on another device; None: the very object.
+
+        Raises:
+            UserError: it is another model: names parameters that one has and the other lacks.
+        """
+        native = self.native if model is None else registry.native(model)
+        there = {row.name for row in native.describe(trace=False).rows if row.trainable}
+        planned = {name for group in self.groups for name in group.params}
+        if there != planned:
+            lacking, new = sorted(planned - there), sorted(there - planned)
+            raise UserError(
+                "the model is not the one that was planned for: "
+                + "; ".join(
+                    f"{len(names)} parameters {what} ({', '.join(names[:3])}{', ...' if names[3:] else ''})"
+                    for what, names in (("are gone or frozen", lacking), ("are new or thawed", new))
+                    if names
+                )
+                + "; make a plan of the model as it is now"
+            )
+        return native.param_groups(self.plan)
+
+    def scheduler(self, optimizer: Any, start: int = 0) -> Any:
+        """Writes the plan's lrs into the optimizer made of `param_groups`: now that of `start`, and at each `step()`
+        that of the next optimizer step. It tells at once where somebody else has written another lr."""
+        return self.native.scheduler(optimizer, self.plan, start)
+
+    def __str__(self) -> str:
+        depth = {name: str(self.depths[group.params[0]]) for group in self.groups for name in [group.name]}
+        rows = [("group", "depth", "parameters", "lr_scale", "lr", "weight_decay")]
+        for g in self.groups:
+            lr = self.plan.base_lr * g.lr_scale
+            rows.append(
+                (g.name, depth[g.name], str(len(g.params)), f"{g.lr_scale:.4g}", f"{lr:.3g}", f"{g.weight_decay:g}")
+            )
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        table = "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        )
+        told = "".join(f"\n  {reason}" for reason in self.reasons)
+        return f"{table}\ndepths: {self.convention}, confidence {self.confidence:.2f}{told}"
+
+
+def plan(
+    model: Any,
+    *,
+    lr: float,
+    layer_decay: float | None = None,
+    weight_decay: float = 0.0,
+    schedule: str | Mapping[str, Any] = "constant",
+    warmup: float | int = 0,
+    steps: int | None = None,
+    floor: float = 0.0,
+    convention: str | None = None,
+    stem_scale: float | None = None,
+    min_scale: float = 0.0,
+    groups: Mapping[str, Mapping[str, Any]] | None = None,
+    strategy: str | None = None,
+    backbone_scale: float | None = None,
+    no_weight_decay: bool = True,
+    freeze: Mapping[str, Any] | None = None,
+    batch: Any = None,
+) -> ModelPlan:
+    """Layer-wise learning rates for any model of an installed framework; its type decides which.
+
+        plan = plan(model, lr=1e-3, layer_decay=0.75, weight_decay=0.05, schedule="cosine", warmup=0.05, steps=1000)
+        optimizer = torch.optim.AdamW(plan.param_groups(model))
+        scheduler = plan.scheduler(optimizer)          # step() after each optimizer step
+
+    The law: lr(step, group) = lr * lr_scale(group) * schedule(step), with lr_scale = layer_decay ** (num_layers - depth),
+    1 for the head. Parameters with requires_grad=False are in no group; they count in the depths.
+
+    Args:
+        model: a torch, oneflow, mindspore or megengine model, wrapped (compiled, data parallel, peft) or not.
+        lr: of the head, per optimizer step.
+        layer_decay: 1 or None: every layer has `lr`.
+        weight_decay: as the optimizer means it; none for biases, norms, tokens and what the model itself exempts.
+        schedule: constant, linear, cosine, polynomial, step, multistep, exponential, one_cycle; or a mapping of
+            ScheduleSpec's keys.
+        warmup: optimizer steps, or below 1 a share of `steps`: how long the lr rises from 0.
+        steps: optimizer steps of the run; needed by all schedules but constant.
+        floor: share of the lr that is left at the end; each layer keeps its ratio to the others.
+        convention: how depths are counted. None: as timm's group_matcher says where the model carries one, else
+            "order": by one traced forward, with a confidence. Others: mae, beit, timm, ...
+        stem_scale: instead of layer_decay: the lr_scale of depth 0.
+        min_scale: no lr_scale below.
+        groups: named groups: name -> GroupSpec's keys (match, lr, lr_scale, weight_decay, start, stop, ...).
+        strategy: layer_decay (the default where a decay is given), flat, backbone_head, by_name, by_module,
+            by_layer_type.
+        backbone_scale: of backbone_head.
+        no_weight_decay: False: decay all.
+        freeze: FreezeSpec's keys, in steps: an lr of 0 outside a parameter's window.
+        batch: example input for the traced forward, as the model is called: a tensor, a tuple of arguments, a mapping
+            of keywords, or a function of the model that runs it. None: made up from the model's facts.
+
+    Raises:
+        UserError: says what and where.
+    """
+    native = registry.native(model)
+    total, warm = _steps(schedule, warmup, steps)
+    decays = layer_decay is not None or stem_scale is not None
+    given = {"backbone_scale": backbone_scale, "stem_scale": stem_scale, "layer_decay": layer_decay if decays else 1.0}
+    grouping = GroupingSpec(
+        strategy=strategy or ("layer_decay" if decays else "flat"),
+        min_scale=min_scale,
+        allow_above_one=True,
+        depth="tree",
+        no_weight_decay=no_weight_decay,
+        groups={name: GroupSpec(**keys) for name, keys in (groups or {}).items()},
+        **{key: value for key, value in given.items() if value is not None},
+    )
+    described = native.describe(batch, trace=convention in (None, "order"))
+    table, convention, confidence, reasons = _placed(described, convention)
+    spec = ScheduleSpec(**{"name": schedule} if isinstance(schedule, str) else dict(schedule))
+    spec.warmup, spec.floor, spec.every = warm, floor, spec.every if isinstance(spec.every, int) else 1
+    freezing = FreezeSpec(**{"every": max(total // 10, 1), "at": total // 2, **(freeze or {})})
+    optimizer = OptimizerSpec(lr=lr, weight_decay=weight_decay)
+    table, made = make_plan(table, grouping, {"default": optimizer}, {"default": spec}, freezing, total)
+    return ModelPlan(made, table, native, convention, confidence, reasons)
+
+
+def _steps(schedule: Any, warmup: float | int, steps: int | None) -> tuple[int, int]:
+    """(steps of the run, steps of the warm-up)."""
+    if steps is None and (schedule != "constant" or 0 < warmup < 1):
+        raise UserError(f"steps is missing: schedule={schedule!r} with warmup={warmup} needs the length of the run")
+    total = 2**31 - 1 if steps is None else steps
+    if total < 1:
+        raise UserError(f"steps={steps} must be at least 1")
+    return total, round(warmup * total) if 0 < warmup < 1 else int(warmup)
+
+
+def _placed(described: Description, convention: str | None) -> tuple[ParamTable, str, float, tuple[str, ...]]:
+    """The table with its depths, and how they came about."""
+    if convention in (None, "order"):
+        found = execution_order(described.modules, described.heads)
+        head = found.head[0] if found.head else ""
+        table = ParamTable(described.rows, head).with_depths(found.depths)
+        return table, "order", found.confidence, (*found.reasons, *described.notes)
+    table = ParamTable(
+        described.rows, described.heads[0] if described.heads else described.rows[-1].name.rpartition(".")[0]
+    )
+    return assign(table, str(convention)), str(convention), 1.0, described.notes
