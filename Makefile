@@ -2,18 +2,20 @@
 # make test   all tests that this machine can run, two stages at a time: core and torch, and the newest MindSpore, in the
 #             machine's own python3; OneFlow, MegEngine and a second MindSpore in a Python 3.10, brought where there is
 #             none. What could not run is named in the last lines; REQUIRE=all makes that a failure
+# make zoo    an environment with timm, torchvision and transformers (5 GB): make test then runs their tests too
 # make check  the daily loop, within a minute: ruff, mypy and every test that needs no framework
-# Needs python3 >= 3.10, git, make; no GPU. .venv, .venv310 and .venvms may be links to folders that are kept.
+# Needs python3 >= 3.10, git, make; no GPU. The .venv* may be links to folders that are kept.
 PYTHON ?= python3
 BIN := .venv/bin
 BIN310 := .venv310/bin
 BINMS := .venvms/bin
+BINZOO := .venvzoo/bin
 HAS_MINDSPORE := $(shell $(PYTHON) -c "import sys; print('yes' if sys.version_info < (3, 13) else '')")
 DEMO := outputs/solar_cells/demo
 PIP := -m pip install --quiet --editable
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test check python310 clean
+.PHONY: demo test check zoo python310 clean
 demo: build/installed
 	$(BIN)/layerwise-lr fetch elpv mobilenet_v2_imagenet
 	$(BIN)/layerwise-lr train -m experiment=solar_cells optimizer.lr=1e-3,3e-3 \
@@ -24,8 +26,11 @@ demo: build/installed
 	@printf '%s\n' '' 'Go on with:  . .venv/bin/activate' '             layerwise-lr train --help' \
 	  '(or $(BIN)/layerwise-lr ... without activating)'
 
-test: build/installed-dev $(if $(HAS_MINDSPORE),build/installed-ms) python310
-	$(BIN)/python .ci/stages.py $(if $(HAS_MINDSPORE),mindspore) $$(test -e build/installed-310 && echo python310)
+test: build/installed-dev $(if $(HAS_MINDSPORE),build/installed-ms) $(if $(filter all,$(REQUIRE)),zoo) python310
+	$(BIN)/python .ci/stages.py $(if $(HAS_MINDSPORE),mindspore) $$(test -e build/installed-310 && echo python310) \
+	  $$(test -e build/installed-zoo && echo zoo)
+
+zoo: build/installed-zoo
 
 check: build/installed-core
 	$(BIN)/python -m pytest -n 2 --framework none
@@ -57,6 +62,11 @@ build/installed-310: pyproject.toml .ci/constraints310.txt
 build/installed-ms: pyproject.toml .ci/constraints_mindspore.txt
 	$(BINMS)/python -c "" 2>/dev/null || $(PYTHON) -m venv "$$(readlink -f .venvms)"
 	$(BINMS)/python $(PIP) '.[torch,mindspore,dev]' --constraint .ci/constraints_mindspore.txt
+	mkdir -p build && touch $@
+
+build/installed-zoo: pyproject.toml .ci/constraints_zoo.txt
+	$(BINZOO)/python -c "" 2>/dev/null || $(PYTHON) -m venv "$$(readlink -f .venvzoo)"
+	$(BINZOO)/python $(PIP) '.[torch,zoo,dev]' --constraint .ci/constraints_zoo.txt
 	mkdir -p build && touch $@
 
 clean:

@@ -45,7 +45,7 @@ class Ended(NamedTuple):
     log: str
 
 
-def stages(mindspore: bool, python310: bool) -> list[Stage]:
+def stages(mindspore: bool, python310: bool, zoo: bool) -> list[Stage]:
     """The longest first. MindSpore's claims are all checked in the newest release, and once more those of conformance
     and devices in the one that runs beside OneFlow; the core's in one Python, and what imports no plugin in 3.10 too."""
     core = tuple(f"--ignore={path}" for path in COMMANDS)
@@ -55,6 +55,8 @@ def stages(mindspore: bool, python310: bool) -> list[Stage]:
         found.append(Stage("megengine", ".venv310", ("--framework", "megengine", *FRAMEWORK)))
         words = TWICE if mindspore else FRAMEWORK
         found.append(Stage("mindspore in 3.10", ".venv310", ("--framework", "mindspore", *words)))
+    if zoo:
+        found.append(Stage("zoo", ".venvzoo", ("--framework", "torch", "tests/zoo")))
     found.append(Stage("commands", ".venv", ("-m", "not framework", *COMMANDS)))
     found.append(Stage("torch", ".venv", ("--framework", "torch", *FRAMEWORK)))
     found.append(Stage("core", ".venv", ("-m", "not framework", "tests", *core)))
@@ -111,13 +113,17 @@ def not_run(ended: Iterable[Ended], missing: Iterable[str]) -> tuple[list[str], 
 
 
 def main(present: Sequence[str]) -> int:
-    """`present`: those of mindspore, python310 whose environment has been made."""
+    """`present`: those of mindspore, python310, zoo whose environment has been made."""
     LOGS.mkdir(parents=True, exist_ok=True)
     missing = [] if "python310" in present else [f"NOT RUN: OneFlow, MegEngine (no Python 3.10): {GET_310}"]
     if "mindspore" not in present and "python310" not in present:
         missing.append(f"NOT RUN: MindSpore (no release for this Python): {GET_310}")
+    if "zoo" not in present:
+        missing.append("NOT RUN: timm, torchvision, transformers (5 GB, not installed): make zoo, then make test")
     began = time.monotonic()
-    ended = run_all(stages("mindspore" in present, "python310" in present), min(os.cpu_count() or 1, 2))
+    ended = run_all(
+        stages(*(name in present for name in ("mindspore", "python310", "zoo"))), min(os.cpu_count() or 1, 2)
+    )
     for end in ended:
         if end.code:
             print(f"\n===== {end.stage.name}: {log_of(end.stage).relative_to(ROOT)}\n{end.log}")

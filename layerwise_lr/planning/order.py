@@ -138,8 +138,9 @@ def execution_order(modules: Sequence[Module], heads: Sequence[str] = ()) -> Ord
     root = _nest(modules)
     inner: _Node | None = root
     while inner:
-        inner.outer, whole = True, inner.weights
-        inner = next((child for child in inner.children if 2 * child.weights > whole), None)
+        inner.outer, most = True, inner.weights / 2
+        inside = () if inner.module.series else inner.children
+        inner = next((child for child in inside if child.weights > most), None)
     levels = _levels(root, frozenset(heads))
     depths = {name: depth for depth, units in enumerate(levels.units) for unit in units for name, _ in unit.arrays}
     after = levels.units[levels.blocks :]

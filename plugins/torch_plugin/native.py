@@ -1,5 +1,6 @@
 """Any nn.Module: its parameters and its nesting, param_groups for any torch optimizer, and a scheduler of torch's own kind."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -43,7 +44,7 @@ class TorchNative(core.Native):
         for name, tensor, trainable in _tensors(model):
             path, _, key = name.rpartition(".")
             owner = paths[path]
-            kind = "token" if name in exempt else layer_type(owner)
+            kind = "token" if name in exempt or _loose(key, owner) else layer_type(owner)
             rows.append(core.ParamInfo(name, tuple(tensor.shape), kind, _role(key, kind, trainable), 0, trainable))
             first = min(users.get(id(tensor), [path]), key=lambda p: calls.get(p, len(calls)))
             arrays.setdefault(first, []).append((name, tuple(tensor.shape)))
@@ -105,6 +106,12 @@ def _role(key: str, kind: str, parameter: bool) -> str:
     if kind.endswith("norm"):
         return {"weight": "scale", "bias": "shift"}.get(key, "buffer")
     return "bias" if key.endswith("bias") else "weight"
+
+
+def _loose(key: str, owner: nn.Module) -> bool:
+    """Whether an array is no layer's weight, but a token or a position table beside layers."""
+    beside = any(next(child.parameters(), None) is not None for child in owner.children())
+    return beside and not re.search("weight|bias", key)
 
 
 def _exempt(model: nn.Module) -> set[str]:

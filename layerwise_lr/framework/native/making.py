@@ -1,11 +1,12 @@
 """A plan for any model: `plan(model, lr=..., layer_decay=...)`."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from ...planning import (
+    FOREVER,
     FreezeSpec,
     Group,
     GroupingSpec,
@@ -16,11 +17,14 @@ from ...planning import (
     ScheduleSpec,
     UserError,
     assign,
+    did_you_mean,
     execution_order,
     make_plan,
 )
 from .. import registry
 from ..describing import Description, Native
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +162,8 @@ def plan(
     Raises:
         UserError: says what and where.
     """
+    if layer_decay is not None and stem_scale is not None:
+        raise UserError(f"layer_decay={layer_decay} and stem_scale={stem_scale} say the same: give one of the two")
     native = registry.native(model)
     total, warm = _steps(schedule, warmup, steps)
     decays = layer_decay is not None or stem_scale is not None
@@ -168,27 +174,43 @@ def plan(
         allow_above_one=True,
         depth="tree",
         no_weight_decay=no_weight_decay,
-        groups={name: GroupSpec(**keys) for name, keys in (groups or {}).items()},
+        groups={name: _spec(GroupSpec, keys, f"groups[{name!r}]") for name, keys in (groups or {}).items()},
         **{key: value for key, value in given.items() if value is not None},
     )
     described = native.describe(batch, trace=convention in (None, "order"))
     table, convention, confidence, reasons = _placed(described, convention)
-    spec = ScheduleSpec(**{"name": schedule} if isinstance(schedule, str) else dict(schedule))
-    spec.warmup, spec.floor, spec.every = warm, floor, spec.every if isinstance(spec.every, int) else 1
-    freezing = FreezeSpec(**{"every": max(total // 10, 1), "at": total // 2, **(freeze or {})})
+    named = {"name": schedule} if isinstance(schedule, str) else schedule
+    spec = _spec(ScheduleSpec, {"every": 1, "floor": floor, **named, "warmup": warm}, "schedule")
+    freezing = _spec(FreezeSpec, {"every": max(total // 10, 1), "at": total // 2, **(freeze or {})}, "freeze")
     optimizer = OptimizerSpec(lr=lr, weight_decay=weight_decay)
     table, made = make_plan(table, grouping, {"default": optimizer}, {"default": spec}, freezing, total)
     return ModelPlan(made, table, native, convention, confidence, reasons)
+
+
+def _spec(kind: Callable[..., T], keys: Mapping[str, Any], where: str) -> T:
+    """The spec with these keys.
+
+    Raises:
+        UserError: it has no such key.
+    """
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for key in keys:
+        if key not in known:
+            raise UserError(f"{where} has no {key!r}; there are: {', '.join(known)}{did_you_mean(key, known)}")
+    return kind(**keys)
 
 
 def _steps(schedule: Any, warmup: float | int, steps: int | None) -> tuple[int, int]:
     """(steps of the run, steps of the warm-up)."""
     if steps is None and (schedule != "constant" or 0 < warmup < 1):
         raise UserError(f"steps is missing: schedule={schedule!r} with warmup={warmup} needs the length of the run")
-    total = 2**31 - 1 if steps is None else steps
+    total = FOREVER - 1 if steps is None else steps
     if total < 1:
         raise UserError(f"steps={steps} must be at least 1")
-    return total, round(warmup * total) if 0 < warmup < 1 else int(warmup)
+    rises = round(warmup * total) if 0 < warmup < 1 else int(warmup)
+    if not 0 <= rises < total:
+        raise UserError(f"warmup={warmup} must be a share of the run or less than its {total} steps")
+    return total, rises
 
 
 def _placed(described: Description, convention: str | None) -> tuple[ParamTable, str, float, tuple[str, ...]]:
