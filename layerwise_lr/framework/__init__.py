@@ -6,10 +6,10 @@ Uses planning and models. `registry` finds plugins by name, `proof` measures tha
 """
 
 from ..models import KINDS, PLAIN_KINDS, Layer, Node, Residual, Seq, Tree, Weights, join, specs
-from ..planning import OPTIMIZERS, Group, Module, OptimizerSpec, ParamInfo, Plan, UserError, bare_name
+from ..planning import OPTIMIZERS, Group, Module, OptimizerSpec, ParamInfo, Plan, UserError, bare_name, near
 from . import metrics, proof, registry
 from .contract import LOSS_SCALE, Framework, Scheduler, Step, StepResult, TrainState
-from .describing import Description, Native
+from .describing import Description, Native, ZooModel
 from .offers import STATE_KEYS, GroupScheduler, by_optimizer, central_axes, fold, in_plan_order
 from .proof import TOLERANCE
 from .steps import begin, take_step
@@ -41,6 +41,7 @@ __all__ = [
     "Tree",
     "UserError",
     "Weights",
+    "ZooModel",
     "bare_name",
     "begin",
     "by_optimizer",
@@ -49,6 +50,7 @@ __all__ = [
     "in_plan_order",
     "join",
     "metrics",
+    "near",
     "proof",
     "registry",
     "specs",

@@ -37,7 +37,7 @@ import numpy as np
 
 from ..models import Tree, Weights
 from ..planning import Plan, UserError
-from .describing import Native
+from .describing import Native, ZooModel
 
 LOSS_SCALE = 2.0**7
 """What fp16 multiplies the loss by and every gradient is divided by again, before anything reads it: smaller gradients
@@ -120,6 +120,8 @@ class Framework(ABC):
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     """All it has; one that a device or a mode lacks is a UserError of `__init__`. In bf16 and fp16 convolutions and
     matrix products are 16 bits wide; weights, optimizer, loss and the gradients of a StepResult stay float32."""
+    sources: ClassVar[tuple[str, ...]] = ()
+    """Packages of models that it can load beside declared ones: `build` makes one, `adopt` puts it behind the verbs."""
     fork_safe: ClassVar[bool] = False
     """Whether a process may import it, fork, and train in the children."""
     retry_on_signal: ClassVar[tuple[str, ...]] = ()
@@ -196,6 +198,23 @@ class Framework(ABC):
     @abstractmethod
     def make_model(self, tree: Tree) -> Any:
         """The native model of a declared tree; its weights are whatever `set_weights` then puts there."""
+
+    @classmethod
+    def build(cls, asked: ZooModel, sketch: bool = False) -> Any:
+        """A model of one of `sources`, as its package makes it.
+
+        Args:
+            asked: which.
+            sketch: without numbers, where the framework can: it is only looked at.
+
+        Raises:
+            UserError: the package is absent, or refuses.
+        """
+        raise UserError(f"model={asked.source}: this framework has no {asked.source}")
+
+    def adopt(self, native: Any) -> Any:
+        """A native model, behind the verbs that declared ones have, on the device, with the weights that it holds."""
+        raise UserError("this framework takes declared models only")
 
     @abstractmethod
     def get_weights(self, model: Any) -> Weights:

@@ -3,10 +3,31 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ..planning import Module, ParamInfo, Plan
+
+
+@dataclass(frozen=True)
+class ZooModel:
+    """A model that somebody else's package makes.
+
+    Args:
+        source: of `Framework.sources`: the package.
+        name: the package's name for it.
+        num_classes, in_channels, image_size: of the data.
+        pretrained: with the package's own weights, from where it fetches and caches them.
+        options: what else its maker takes.
+    """
+
+    source: str
+    name: str
+    num_classes: int
+    in_channels: int
+    image_size: int
+    pretrained: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ ParamTable -> depths -> assignments -> groups -> Plan; a Plan is data, everybody
 """
 
 from .depth import CONVENTIONS, assign
-from .errors import Absent, UserError, did_you_mean
+from .errors import Absent, UserError, did_you_mean, near
 from .freezing import FreezeSpec
 from .groups import FOREVER, Group, GroupingSpec, GroupSpec
 from .names import bare_name
@@ -40,4 +40,5 @@ __all__ = [
     "did_you_mean",
     "execution_order",
     "make_plan",
+    "near",
 ]

@@ -11,6 +11,11 @@ class Absent(UserError):
     """Data that are not on this machine: where data.stand_in allows it, others take their place."""
 
 
+def near(word: str, options: list[str], n: int = 3) -> list[str]:
+    """The options that are most like `word`, the nearest first, however far."""
+    return difflib.get_close_matches(word, options, n=n, cutoff=0.0)
+
+
 def did_you_mean(word: str, options: list[str]) -> str:
     """`"; did you mean 'layer_decay'?"` where one of `options` is close to `word`, else an empty string."""
     close = difflib.get_close_matches(word, options, n=1)

@@ -11,6 +11,7 @@ from layerwise_lr import framework as core
 
 from .scheduler import PlanScheduler
 from .tracing import called
+from .zoo import Foreign
 
 LAYER_TYPES: Mapping[str, tuple[type[nn.Module], ...]] = {
     "conv": (nn.modules.conv._ConvNd,),
@@ -73,9 +74,9 @@ class TorchNative(core.Native):
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel, DataParallel and torch.compile."""
+    """The model inside DistributedDataParallel, DataParallel, torch.compile and our own Foreign."""
     while True:
-        inner = getattr(model, "_orig_mod", None)
+        inner = model.net if isinstance(model, Foreign) else getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             inner = model.module
         if not isinstance(inner, nn.Module):

@@ -2,20 +2,24 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 import torch._dynamo
+from torch import nn
 from torch.nn import functional
 
 from layerwise_lr import framework as core
 
-from . import optimizers
+from . import optimizers, zoo
 from .layers import Model
 from .native import TorchNative
 
 Group = dict[str, Any]
+M = TypeVar("M", bound=nn.Module)
 AUTOCAST: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -26,6 +30,7 @@ class TorchFramework(core.Framework):
     optimizers: ClassVar[tuple[str, ...]] = core.OPTIMIZERS
     modes: ClassVar[tuple[str, ...]] = ("eager", "compile")
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp64", *AUTOCAST)  # fp64: to tell rounding from error
+    sources: ClassVar[tuple[str, ...]] = tuple(zoo.BUILDERS)
     fork_safe: ClassVar[bool] = True  # as long as the parent runs no parallel region: it imports, the children train
 
     def start(self) -> None:
@@ -55,8 +60,22 @@ class TorchFramework(core.Framework):
         return f"torch {torch.__version__}"
 
     def make_model(self, tree: core.Tree) -> Model:
+        """On the device, in training mode."""
+        return self._ready(Model(tree))
+
+    @classmethod
+    def build(cls, asked: core.ZooModel, sketch: bool = False) -> nn.Module:
+        """timm's, torchvision's or transformers'; a sketch is on the meta device."""
+        with torch.device("meta") if sketch else nullcontext():
+            return zoo.build(replace(asked, pretrained=asked.pretrained and not sketch))
+
+    def adopt(self, native: nn.Module) -> zoo.Foreign:
+        """Any nn.Module that gives logits."""
+        return self._ready(zoo.Foreign(native))
+
+    def _ready(self, model: M) -> M:
         """On the device, in training mode. channels_last: a third less time in convolutions on a CPU."""
-        model = Model(tree).to(self.device, self.dtype).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        model = model.to(self.device, self.dtype).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         if self.mode == "compile":
             model.compile()
         return model
