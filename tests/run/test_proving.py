@@ -67,7 +67,7 @@ def train(framework: Framework, plan: Plan, spec: VerifySpec, path: Path, dropou
 
 IN_TRAINING = {  # class: (whether the rehearsal catches it, the step at which training does)
     saboteurs.BakesTheFirst: (True, 3),
-    saboteurs.BakesAtABoundary: (False, 11),
+    saboteurs.BakesAtABoundary: (True, 11),
     saboteurs.StatisticsMove: (True, 11),
     saboteurs.FrozenDriftsLate: (False, 15),
     saboteurs.ResetsState: (False, 15),
