@@ -21,7 +21,7 @@ import numpy as np
 
 from ..planning import Group, Plan, UserError
 from .contract import Framework, TrainState, Weights
-from .offers import central_axes
+from .offers import STATE_KEYS, central_axes
 from .steps import begin, take_step
 from .updates import UNITS, WHOLE
 
@@ -44,7 +44,7 @@ class Measurement(NamedTuple):
         planned: lr; 0 where nothing may move.
         measured: lr by displacement; None where the gradient is zero or a movement is not finite.
         relative_error: of the parameter that fits worst; 1.0: it moved though it must not, or the other way round.
-        worst: that parameter.
+        worst: that parameter; "parameter/step": its optimizer state counts other steps than it has trained, or is lost.
         resolution: what rounding of the weights may hide, as a share of the movement, in the parameter where it is
             most; a group with 0.5 is known to move by half to one and a half of its lr.
     """
@@ -149,7 +149,7 @@ def _rehearse(
     ):
         if not isfinite(number):
             raise UserError(not_a_number(what, number, batch[0], weights, framework.precision))
-    rows = measure(loud, step, weights, framework.get_weights(state.model), gradients, {})
+    rows = measure(loud, step, weights, framework.get_weights(state.model), gradients, {}, begun=step)
     quiet = [r._replace(planned=r.planned / times, measured=r.measured and r.measured / times) for r in rows]
     add(records, "start", step, quiet, base_lr_times=times)
 
@@ -184,7 +184,7 @@ def _power(plan: Plan, step: int, rows: Sequence[Mapping[str, Any]]) -> int:
 
 
 def measure(
-    plan: Plan, step: int, before: Weights, after: Weights, gradients: Weights, state: Weights
+    plan: Plan, step: int, before: Weights, after: Weights, gradients: Weights, state: Weights, begun: int = 0
 ) -> list[Measurement]:
     """What one step did, group by group; then the statistics of the batchnorm layers that rest.
 
@@ -194,13 +194,14 @@ def measure(
         before, after: all weights and buffers around it.
         gradients: of the step, before weight decay and centralization.
         state: the optimizer's before it, "parameter/key" -> array.
+        begun: the step before which it was empty.
     """
     held: dict[str, dict[str, np.ndarray]] = {}
     for key, array in state.items():
         name, _, part = key.rpartition("/")
         held.setdefault(name, {})[part] = array
     rows = [
-        _moving(plan, group, step, before, after, gradients, held)
+        _moving(plan, group, step, before, after, gradients, held, step - max(begun, group.active[0]))
         if plan.lr(step, group)
         else _resting(group.name, group.params, step, before, after)
         for group in plan.groups
@@ -225,16 +226,21 @@ def _moving(
     after: Weights,
     gradients: Weights,
     held: Mapping[str, Mapping[str, np.ndarray]],
+    trained: int,
 ) -> Measurement:
-    """The group's lr by displacement; its error is that of its worst parameter."""
-    planned = plan.lr(step, group)
+    """The group's lr by displacement; its error is that of its worst parameter, or of the count of steps in its
+    optimizer's state, where that is not `trained`."""
+    planned, counts = plan.lr(step, group), "step" in STATE_KEYS[plan.optimizers[group.optimizer].name]
     dot = square = resolution = 0.0
     errors: dict[str, float] = {}
     for name in group.params:
         if name not in gradients:
             errors[name] = 1.0
             continue
-        sums = _sums(plan, group, planned, before[name], after[name], gradients[name], held.get(name, {}))
+        own = held.get(name, {})
+        if counts:
+            errors[f"{name}/step"] = abs(float(own.get("step", 0)) - trained) / max(trained, 1)
+        sums = _sums(plan, group, planned, before[name], after[name], gradients[name], own)
         dot, square = dot + sums.dot, square + sums.unit
         errors[name], hidden = _error(sums, planned)
         resolution = max(resolution, hidden)
