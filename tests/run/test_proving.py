@@ -98,14 +98,26 @@ def test_a_fault_of_one_step_is_caught_where_that_step_is_measured(tmp_path: Pat
     assert caught.value.records[-1]["step"] == 12
 
 
+COUNTED = {  # class: (step at which it is caught, steps that the state counts, steps that were trained)
+    saboteurs.ResetsOnce: (15, 3, 15),
+    saboteurs.ForgetsState: (7, 2, 7),
+    saboteurs.FreezesByLrAlone: (7, 7, 2),
+}
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
-def test_or_later_by_the_steps_that_the_state_counts(optimizer: str, tmp_path: Path) -> None:
-    with pytest.raises(proof.LrMismatch, match=r"/step is off by 8\.00e-01") as caught:
-        train(saboteurs.ResetsOnce("cpu"), stopping(OPTIMIZERS[optimizer]), VerifySpec(), tmp_path / "run")
-    (line,) = (record for record in caught.value.records if record["step"] == 15)
-    assert line["when"] == "training"
-    moved = {row["group"]: row for row in line["groups"]}["rest"]
-    assert moved["measured"] == pytest.approx(moved["planned"], rel=1e-3)
+@pytest.mark.parametrize("saboteur", COUNTED, ids=lambda saboteur: saboteur.__name__)
+def test_or_later_by_the_steps_that_the_state_counts(saboteur: type[Framework], optimizer: str, tmp_path: Path) -> None:
+    step, counted, trained = COUNTED[saboteur]
+    groups = {"block": GroupSpec(["block"], start=5), "rest": GroupSpec(["*"])}
+    plan = plan_for(residual_net(), OPTIMIZERS[optimizer], GroupingSpec("by_module", groups=groups), COSINE, STEPS)
+    with pytest.raises(proof.LrMismatch, match=r"/step is off by ") as caught:
+        train(saboteur("cpu"), plan, VerifySpec(), tmp_path / "run")
+    line = caught.value.records[-1]
+    assert (line["when"], line["step"]) == ("training", step)
+    assert line["max_relative_error"] == pytest.approx(abs(counted - trained) / trained)
+    for row in line["groups"]:
+        assert row["measured"] == pytest.approx(row["planned"], rel=1e-3 + row["resolution"]), "the lr is right"
 
 
 def test_a_drift_of_the_statistics_is_named(tmp_path: Path) -> None:
