@@ -238,7 +238,8 @@ class Framework(ABC):
 
     @abstractmethod
     def make_scheduler(self, optimizer: Any, plan: Plan, start: int) -> Scheduler:
-        """The scheduler of a run that begins at step `start`."""
+        """The scheduler of a run that begins at step `start`. Its lrs are this plan's: one optimizer may be given several
+        schedulers, of plans that differ in base_lr (the proof does)."""
 
     @abstractmethod
     def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:

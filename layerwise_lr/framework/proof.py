@@ -20,15 +20,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..planning import Group, Plan, UserError
-from .contract import Framework, Weights
-from .offers import central_axes
+from .contract import Framework, TrainState, Weights
+from .offers import STATE_KEYS, central_axes
 from .steps import begin, take_step
 from .updates import UNITS, WHOLE
 
 TOLERANCE = 1e-3
 _ROUNDING = 1e-5  # what float32 may contribute to an lr measured by rehearsal
+_FINE, _ROUGH = 1e-4, 0.1  # resolutions that will do: of a group's finest step, of any other
 _HALF_ULP = 2.0**-24  # float32's relative rounding
-_BLOCK = 2**15  # numbers measured at once
+_BLOCK = 2**16  # numbers measured at once
 _ROUNDINGS = 3  # of a weight in one update: the decay's, the step's, the copy's
 
 Batch = tuple[np.ndarray, np.ndarray]
@@ -43,7 +44,7 @@ class Measurement(NamedTuple):
         planned: lr; 0 where nothing may move.
         measured: lr by displacement; None where the gradient is zero or a movement is not finite.
         relative_error: of the parameter that fits worst; 1.0: it moved though it must not, or the other way round.
-        worst: that parameter.
+        worst: that parameter; "parameter/step": its optimizer state counts other steps than it has trained, or is lost.
         resolution: what rounding of the weights may hide, as a share of the movement, in the parameter where it is
             most; a group with 0.5 is known to move by half to one and a half of its lr.
     """
@@ -78,15 +79,17 @@ def check(
         LrMismatch: some parameter moved otherwise than planned, by more than TOLERANCE.
         UserError: a gradient is not finite.
     """
-    steps = probe_steps(plan)
-    fullest = max(steps, key=lambda step: sum(lr > 0 for lr in plan.lrs(step)))
+    first, *others = probe_steps(plan)
     records: list[dict[str, Any]] = []
-    rehearse = partial(_rehearse, records, framework, model, plan, weights, batch, seed)
+    state = begin(framework, model, plan, first)
+    rehearse = partial(_rehearse, records, framework, state, plan, weights, batch, seed)
     try:
-        rehearse([fullest])  # as it is: what does not grow with the lr is drowned by a large one
-        power = _power(plan, steps, records[0]["groups"])
-        if more := steps if power else [step for step in steps if step != fullest]:
-            rehearse(more, power)
+        rehearse(first)  # as it is: what does not grow with the lr is drowned by a large one
+        rows = records[0]["groups"]
+        for step in others:
+            rehearse(step, _power(plan, step, rows))
+        if _faint(plan, others, rows):
+            rehearse(first, _power(plan, first, rows))
     finally:
         framework.set_weights(model, weights)
     return records
@@ -107,8 +110,8 @@ def add(records: list[dict[str, Any]], when: str, step: int, rows: Sequence[Meas
 
 
 def probe_steps(plan: Plan) -> list[int]:
-    """Two steps (one, where the run has one): the one in which most groups move, and the one that differs most from
-    it in who moves and by how much."""
+    """Two steps (one, where all are alike): first the one in which most groups move, then the one that differs most
+    from it in who moves and by how much."""
     phases = plan.phases()
     steps = {int(step) for p in phases for step in np.linspace(p.start, p.stop - 1, min(p.stop - p.start, 16))}
     lrs = {step: np.array(plan.lrs(step)) for step in sorted(steps)}
@@ -119,38 +122,36 @@ def probe_steps(plan: Plan) -> list[int]:
         here, there = lrs[step], lrs[first]
         return int(((here > 0) != (there > 0)).sum()), float(np.abs(here - there).sum())
 
-    return sorted({first, max(lrs, key=differs)})
+    return list(dict.fromkeys((first, max(lrs, key=differs))))
 
 
 def _rehearse(
     records: list[dict[str, Any]],
     framework: Framework,
-    model: Any,
+    state: TrainState,
     plan: Plan,
     weights: Weights,
     batch: Batch,
     seed: int,
-    steps: Sequence[int],
+    step: int,
     power: int = 0,
 ) -> None:
-    """Native steps from `weights`, each without optimizer state, under base_lr * 2**power: a line of each."""
+    """One native step from `weights` and without optimizer state, under base_lr * 2**power: one more line."""
     loud, times = replace(plan, base_lr=plan.base_lr * 2.0**power), 2.0**power
-    state = begin(framework, model, loud, steps[0])
-    for step in steps:
-        framework.set_weights(model, weights)
-        framework.set_optimizer_state(state, {})
-        state.scheduler = framework.make_scheduler(state.optimizer, loud, step)
-        result = take_step(framework, state, loud, step, batch, seed, gradients=True)
-        gradients = result.gradients or {}
-        for what, number in (
-            ("the loss", float(result.loss)),
-            *((f"the gradient of {n}", float(np.vdot(g, g))) for n, g in gradients.items()),
-        ):
-            if not isfinite(number):
-                raise UserError(not_a_number(what, number, batch[0], weights, framework.precision))
-        rows = measure(loud, step, weights, framework.get_weights(model), gradients, {})
-        quiet = [r._replace(planned=r.planned / times, measured=r.measured and r.measured / times) for r in rows]
-        add(records, "start", step, quiet, base_lr_times=times)
+    framework.set_weights(state.model, weights)
+    framework.set_optimizer_state(state, {})
+    state.scheduler = framework.make_scheduler(state.optimizer, loud, step)
+    result = take_step(framework, state, loud, step, batch, seed, gradients=True)
+    gradients = result.gradients or {}
+    for what, number in (
+        ("the loss", float(result.loss)),
+        *((f"the gradient of {n}", float(np.vdot(g, g))) for n, g in gradients.items()),
+    ):
+        if not isfinite(number):
+            raise UserError(not_a_number(what, number, batch[0], weights, framework.precision))
+    rows = measure(loud, step, weights, framework.get_weights(state.model), gradients, {}, begun=step)
+    quiet = [r._replace(planned=r.planned / times, measured=r.measured and r.measured / times) for r in rows]
+    add(records, "start", step, quiet, base_lr_times=times)
 
 
 def not_a_number(what: str, number: float, x: np.ndarray, weights: Weights, precision: str) -> str:
@@ -164,18 +165,26 @@ def not_a_number(what: str, number: float, x: np.ndarray, weights: Weights, prec
     )
 
 
-def _power(plan: Plan, steps: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> int:
-    """The power of two that lifts every movement at `steps` above float32 rounding of the weights; `rows` are of one
+def _faint(plan: Plan, others: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the step as it is, of which `rows` are, hides too much of a group; `others` show theirs finely."""
+    return any(
+        row["resolution"] > (_ROUGH if any(plan.lr(step, group) for step in others) else _FINE)
+        for group, row in zip(plan.groups, rows, strict=False)
+    )
+
+
+def _power(plan: Plan, step: int, rows: Sequence[Mapping[str, Any]]) -> int:
+    """The power of two that lifts every movement at `step` above float32 rounding of the weights; `rows` are of one
     step as it is."""
     worst = 0.0
     for group, row in zip(plan.groups, rows, strict=False):
-        lrs = [lr for step in steps if (lr := plan.lr(step, group))]
-        worst = max(worst, row["resolution"] / _ROUNDINGS * row["planned"] / min(lrs)) if lrs else worst
+        if lr := plan.lr(step, group):
+            worst = max(worst, row["resolution"] / _ROUNDINGS * row["planned"] / lr)
     return min(max(0, ceil(log2(worst / _ROUNDING))), 60) if worst else 0
 
 
 def measure(
-    plan: Plan, step: int, before: Weights, after: Weights, gradients: Weights, state: Weights
+    plan: Plan, step: int, before: Weights, after: Weights, gradients: Weights, state: Weights, begun: int = 0
 ) -> list[Measurement]:
     """What one step did, group by group; then the statistics of the batchnorm layers that rest.
 
@@ -185,13 +194,14 @@ def measure(
         before, after: all weights and buffers around it.
         gradients: of the step, before weight decay and centralization.
         state: the optimizer's before it, "parameter/key" -> array.
+        begun: the step before which it was empty.
     """
     held: dict[str, dict[str, np.ndarray]] = {}
     for key, array in state.items():
         name, _, part = key.rpartition("/")
         held.setdefault(name, {})[part] = array
     rows = [
-        _moving(plan, group, step, before, after, gradients, held)
+        _moving(plan, group, step, before, after, gradients, held, step - max(begun, group.active[0]))
         if plan.lr(step, group)
         else _resting(group.name, group.params, step, before, after)
         for group in plan.groups
@@ -216,16 +226,21 @@ def _moving(
     after: Weights,
     gradients: Weights,
     held: Mapping[str, Mapping[str, np.ndarray]],
+    trained: int,
 ) -> Measurement:
-    """The group's lr by displacement; its error is that of its worst parameter."""
-    planned = plan.lr(step, group)
+    """The group's lr by displacement; its error is that of its worst parameter, or of the count of steps in its
+    optimizer's state, where that is not `trained`."""
+    planned, counts = plan.lr(step, group), "step" in STATE_KEYS[plan.optimizers[group.optimizer].name]
     dot = square = resolution = 0.0
     errors: dict[str, float] = {}
     for name in group.params:
         if name not in gradients:
             errors[name] = 1.0
             continue
-        sums = _sums(plan, group, planned, before[name], after[name], gradients[name], held.get(name, {}))
+        own = held.get(name, {})
+        if counts:
+            errors[f"{name}/step"] = abs(float(own.get("step", 0)) - trained) / max(trained, 1)
+        sums = _sums(plan, group, planned, before[name], after[name], gradients[name], own)
         dot, square = dot + sums.dot, square + sums.unit
         errors[name], hidden = _error(sums, planned)
         resolution = max(resolution, hidden)
@@ -253,19 +268,20 @@ def _sums(
     gradient: np.ndarray,
     held: Mapping[str, np.ndarray],
 ) -> _Sums:
-    """In float64, in blocks of rows that stay in the cache: several times faster than arrays of the whole."""
+    """In float32 as the framework computes, summed in float64; in blocks of rows that stay in the cache: several times
+    faster than arrays of the whole."""
     spec, total = plan.optimizers[group.optimizer], np.zeros(4)
     rows = len(before) if spec.name in WHOLE else max(1, _BLOCK * len(before) // before.size)
     for begins in range(0, len(before), rows):
         part = slice(begins, begins + rows)
-        g, w = gradient[part].astype(np.float64), before[part].astype(np.float64)
+        g, w = gradient[part], before[part]
         if group.grad_centralization and (axes := central_axes(g.shape)):
-            g -= g.mean(axes, keepdims=True)
-        own = {k: (a[part] if a.shape == before.shape else a).astype(np.float64) for k, a in held.items()}
-        unit = UNITS[spec.name](spec, w, g, group.weight_decay, own).ravel()
-        moved = (after[part] - w).ravel()
+            g = g - g.mean(axes, keepdims=True)
+        own = {k: a[part] if a.shape == before.shape else a for k, a in held.items()}
+        arrays = UNITS[spec.name](spec, w, g, group.weight_decay, own), after[part] - w, w
+        unit, moved, weight = (array.ravel().astype(np.float64) for array in arrays)
         off = moved + lr * unit
-        total += -(moved @ unit), unit @ unit, off @ off, np.vdot(w, w)
+        total += -(moved @ unit), unit @ unit, off @ off, weight @ weight
     return _Sums(*map(float, total))
 
 

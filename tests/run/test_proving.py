@@ -67,7 +67,7 @@ def train(framework: Framework, plan: Plan, spec: VerifySpec, path: Path, dropou
 
 IN_TRAINING = {  # class: (whether the rehearsal catches it, the step at which training does)
     saboteurs.BakesTheFirst: (True, 3),
-    saboteurs.BakesAtABoundary: (False, 11),
+    saboteurs.BakesAtABoundary: (True, 11),
     saboteurs.StatisticsMove: (True, 11),
     saboteurs.FrozenDriftsLate: (False, 15),
     saboteurs.ResetsState: (False, 15),
@@ -89,14 +89,35 @@ def test_who_is_caught_when(saboteur: type[Framework], optimizer: str, tmp_path:
     assert caught.value.records[-1]["when"] == ("start" if rehearsed else "training")
 
 
-@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
-def test_a_fault_of_one_step_is_caught_where_that_step_is_measured(optimizer: str, tmp_path: Path) -> None:
+def test_a_fault_of_one_step_is_caught_where_that_step_is_measured(tmp_path: Path) -> None:
     """Afterwards all moves as the plan says, from the state there is."""
-    plan = stopping(OPTIMIZERS[optimizer])
+    plan = stopping(MOMENTUM)
     train(saboteurs.ResetsOnce("cpu"), plan, VerifySpec(), tmp_path / "unseen")
     with pytest.raises(proof.LrMismatch) as caught:
         train(saboteurs.ResetsOnce("cpu"), plan, VerifySpec(every=1), tmp_path / "seen")
     assert caught.value.records[-1]["step"] == 12
+
+
+COUNTED = {  # class: (step at which it is caught, steps that the state counts, steps that were trained)
+    saboteurs.ResetsOnce: (15, 3, 15),
+    saboteurs.ForgetsState: (7, 2, 7),
+    saboteurs.FreezesByLrAlone: (7, 7, 2),
+}
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize("saboteur", COUNTED, ids=lambda saboteur: saboteur.__name__)
+def test_or_later_by_the_steps_that_the_state_counts(saboteur: type[Framework], optimizer: str, tmp_path: Path) -> None:
+    step, counted, trained = COUNTED[saboteur]
+    groups = {"block": GroupSpec(["block"], start=5), "rest": GroupSpec(["*"])}
+    plan = plan_for(residual_net(), OPTIMIZERS[optimizer], GroupingSpec("by_module", groups=groups), COSINE, STEPS)
+    with pytest.raises(proof.LrMismatch, match=r"/step is off by ") as caught:
+        train(saboteur("cpu"), plan, VerifySpec(), tmp_path / "run")
+    line = caught.value.records[-1]
+    assert (line["when"], line["step"]) == ("training", step)
+    assert line["max_relative_error"] == pytest.approx(abs(counted - trained) / trained)
+    for row in line["groups"]:
+        assert row["measured"] == pytest.approx(row["planned"], rel=1e-3 + row["resolution"]), "the lr is right"
 
 
 def test_a_drift_of_the_statistics_is_named(tmp_path: Path) -> None:
