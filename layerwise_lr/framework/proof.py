@@ -180,7 +180,7 @@ def _power(plan: Plan, steps: Sequence[int], rows: Sequence[Mapping[str, Any]]) 
     for group, row in zip(plan.groups, rows, strict=False):
         lrs = [lr for step in steps if (lr := plan.lr(step, group))]
         worst = max(worst, row["resolution"] / _ROUNDINGS * row["planned"] / min(lrs)) if lrs else worst
-    return min(max(0, ceil(log2(worst / _ROUNDING))), 60) if worst else 0
+    return max(0, ceil(log2(min(worst / _ROUNDING, 2.0**60)))) if worst else 0
 
 
 def measure(
