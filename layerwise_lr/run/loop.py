@@ -103,10 +103,20 @@ class Loop:
             raise UserError(proof.not_a_number(what, number, x, self.start, precision))
         if max(np.abs(a).max(initial=0) for a in (x, *self.start.values())) > ORDINARY:
             raise UserError(f"{what} is {number} at step {step}: {proof.reach(x, self.start, precision)}")
-        raise UserError(
-            f"{what} is {number} at step {step}: lower optimizer.lr (it is {self.plan.base_lr:g}) "
-            f"or lengthen scheduler.warmup{proof.half(precision)}"
-        )
+        raise UserError(f"{what} is {number} at step {step}: {self._too_high(step)}{proof.half(precision)}")
+
+    def _too_high(self, step: int) -> str:
+        """What to lower, from the largest lr until `step`: weights grow where a step takes more than twice of them."""
+        groups, base = self.plan.groups, self.plan.base_lr
+        lrs = {g: max(self.plan.lr(s, g) for s in range(0, step + 1, step // 1000 + 1)) for g in groups}
+        highest, decayed = max(groups, key=lambda g: lrs[g]), max(groups, key=lambda g: lrs[g] * g.weight_decay)
+        share = lrs[decayed] * decayed.weight_decay
+        if share > 2 and lrs[highest] <= 1:
+            return (
+                f"lower weight_decay: times the lr it is {share:.3g} in group {decayed.name}, and above 2 weights grow"
+            )
+        own = f"; group {highest.name} has {lrs[highest]:.3g}" if lrs[highest] > 1.001 * base else ""
+        return f"lower optimizer.lr (it is {base:g}{own}) or lengthen scheduler.warmup"
 
     def _measure(self, split: batches.Split) -> dict[str, float]:
         """Every metric over a split, in batches of the training's size (a graph has one shape only)."""

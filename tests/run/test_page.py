@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from layerwise_lr.data import DataSpec
 from layerwise_lr.models import WeightsSpec, weights
-from layerwise_lr.plan import FreezeSpec, OptimizerSpec, ScheduleSpec, UserError
+from layerwise_lr.plan import FreezeSpec, GroupingSpec, GroupSpec, OptimizerSpec, ScheduleSpec, UserError
 from layerwise_lr.run import CONFIG, Config, FrameworkSpec, RunFolder, page, resolve
 from layerwise_lr.run.schema import ModelSpec, VerifySpec
 
@@ -134,6 +134,37 @@ def test_a_loss_that_leaves_the_numbers_later_names_the_lr(tmp_path):
     config = replace(SMALL, steps=30, optimizer=OptimizerSpec("sgd", lr=1e6, weight_decay=0.0))
     with pytest.raises(UserError, match=r"is (nan|inf) at step [1-9].*lower optimizer.lr \(it is 1e\+06\)"):
         run(tmp_path / "run", replace(config, verify=VerifySpec(start=False, training=False)))
+
+
+LATE = replace(SMALL, steps=30, verify=VerifySpec(start=False, training=False), framework=FrameworkSpec("reference"))
+SGD = OptimizerSpec("sgd", lr=1e-3, weight_decay=0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"optimizer": replace(SGD, lr=1e6)}, r"lower optimizer\.lr \(it is 1e\+06\)"),
+        ({"optimizer": replace(SGD, weight_decay=1e6)}, r"lower weight_decay: times the lr it is 1e\+03 in group"),
+        (
+            {"optimizer": SGD, "grouping": GroupingSpec("flat", groups={"a": GroupSpec(["fc1*"], lr=1e6)})},
+            r"lower optimizer\.lr \(it is 0\.001; group a has 1e\+06\)",
+        ),
+        (
+            {"optimizer": replace(SGD, lr=0.1), "data": replace(SMALL.data, std=[1e-6])},
+            r"the pictures reach 5e\+05 \(data\.mean, data\.std\), the start weights \d",
+        ),
+        ({"optimizer": SGD, "weights": "big"}, r"the start weights 2e\+05 in conv2\.weight \(weights\)"),
+    ],
+    ids=["lr", "weight decay", "lr of a group", "pictures", "weights"],
+)
+def test_what_leaves_the_numbers_later_names_what_was_measured(tmp_path, change, says):
+    config = replace(LATE, scheduler=ScheduleSpec("constant"), **{k: v for k, v in change.items() if k != "weights"})
+    if "weights" in change:
+        arrays = weights.start_weights(resolve(config).tree(), WeightsSpec(), 0)[0]
+        np.savez(tmp_path / "w.npz", **(arrays | {"conv2.weight": np.full_like(arrays["conv2.weight"], 2e5)}))
+        config = replace(config, weights=WeightsSpec("file", str(tmp_path / "w.npz")))
+    with pytest.raises(UserError, match=rf"is (nan|inf) at step [1-9]\d*: .*{says}"):
+        run(tmp_path / "run", config)
 
 
 # --- a frozen layer's statistics
