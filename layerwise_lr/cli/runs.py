@@ -38,7 +38,7 @@ def final(config: Config, given: Given) -> Config:
         UserError: names the first fault, or the first key that nothing reads.
     """
     config = resolve(config)
-    options.refuse_unread(given.keys, options.unread(config))
+    options.refuse_ignored(given.keys, options.ignored(config))
     return config
 
 
