@@ -195,7 +195,6 @@ def _unreached(config: Config) -> Iterator[tuple[str, str]]:
     lasting = {f"grouping.groups.{name}.stop": group.stop for name, group in config.grouping.groups.items()}
     for key, steps in {
         **lasting,
-        "eval_every": config.eval_every,
         "checkpoint.every": config.checkpoint.every,
         "verify.every": config.verify.every,
     }.items():

@@ -1,6 +1,8 @@
 """Every key of the schema: read under each option of its group, which shows in what it changes, or refused."""
 
+import re
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -385,3 +387,10 @@ def test_of_weights(option, key, tmp_path):
         base["weights.path"] = str(tmp_path / "small.npz")
         assert "weights.resize_pos_embed=true" in told(start, base)
         assert isinstance(told(start, {**base, "weights.resize_pos_embed": True}), dict)
+
+
+def test_the_list_in_the_docs_is_this_one():
+    text = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+=\w+)` \| (.*) \|$", text, re.MULTILINE))
+    table = {f"{s.group}={option}": keys for s in options.SECTIONS for option, keys in s.table.items() if keys}
+    assert {option: tuple(re.findall(r"\w+", keys)) for option, keys in rows.items()} == table
