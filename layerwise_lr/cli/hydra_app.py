@@ -42,7 +42,6 @@ HINTS = {
     "does not support sweep type": "list the values: key=a,b,c",
     "Multiple values for": "leave out the '+'",
     "File name too long": "choose a shorter name or folder",
-    "is not a ListConfig": "a list is written key=[a,b]",
     "Interpolation key": "${...} is Hydra's; a variable of the shell is ${oc.env:NAME}",
     "mismatched input": "write key=value",
     "Error parsing override": "write key=value, in quotes where the shell needs them",
@@ -147,7 +146,8 @@ def given(overrides: Sequence[str]) -> Given:
         typed = word.partition("=")[2]
         if isinstance(value, int | float) and str(override.key_or_group).endswith(TEXTS) and str(value) != typed:
             raise UserError(_quoted(word))
-        keys += _keys(str(override.key_or_group), value)
+        placed = f"{override.package}.name" if override.package else str(override.key_or_group)
+        keys += _keys(placed, value)
     return Given(tuple(overrides), tuple(keys))
 
 

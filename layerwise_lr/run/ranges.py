@@ -135,6 +135,12 @@ RULES = (
     Rule(OptimizerSpec, "momentum", lambda m, _: 0 <= m < 1, "from 0 to below 1"),
     Rule(
         OptimizerSpec,
+        "nesterov",
+        lambda on, spec: not on or spec.momentum > 0 or spec.name != "momentum",
+        "false where momentum is 0",
+    ),
+    Rule(
+        OptimizerSpec,
         "betas",
         lambda betas, _: len(betas) == 2 and all(0 <= b < 1 for b in betas),
         "two numbers from 0 to below 1",

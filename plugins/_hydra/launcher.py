@@ -69,6 +69,8 @@ class JobsLauncher(Launcher):
             composed.append((config, list(overrides)))
             keys |= dict.fromkeys(words.keys)
             ignored.append(options.ignored(config))
+        if not composed:
+            raise UserError("the sweep has no jobs: some key has no value")
         if self.compares:
             sweeps.refuse_incomparable([config for config, _ in composed])
         in_all = set(ignored[0]).intersection(*ignored[1:])

@@ -50,6 +50,11 @@ def lenet_weights(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[], No
     return make
 
 
+HEADER = b'{"fc1.bias":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'
+BF16 = len(HEADER).to_bytes(8, "little") + HEADER + bytes(2)
+"""A .safetensors file of one bfloat16."""
+
+
 def one_nan(array: np.ndarray) -> np.ndarray:
     array.flat[7] = np.nan
     return array
@@ -527,6 +532,15 @@ CASES = {
         "plan optimizer=adam grouping.no_weight_decay=false",
         ("grouping.no_weight_decay", "optimizer.weight_decay is 0"),
     ),
+    "optimizer that nobody names, by its group": Case(
+        "plan +optimizer@optimizers.slow=sgd", ("optimizers.slow.name would be ignored", "NAME.optimizer=slow")
+    ),
+    "nesterov without momentum": Case(
+        "plan optimizer=momentum optimizer.momentum=0 optimizer.nesterov=true",
+        ("optimizer.nesterov=True", "false where momentum is 0"),
+    ),
+    "held at 0": Case("plan scheduler.interval=500", ("lr is 0", "interval")),
+    "one word for a group's match": Case(BY + "'{match: conv1}'", ("grouping.groups.a.match", "key=[a,b]")),
     "threads of the reference": Case(
         "train framework=reference framework.threads=3", ("framework.threads would be ignored", "framework=reference")
     ),
@@ -566,7 +580,13 @@ CASES = {
     "weights that are words": Case(
         "train weights.path=w.npz", ("w.npz", "conv2.weight", "not of numbers"), lenet_weights(lambda a: a.astype(str))
     ),
+    "weights in bfloat16": Case(
+        "train weights.path=w.safetensors", ("w.safetensors", "bfloat16", "float32"), write("w.safetensors", BF16)
+    ),
     # sweeps
+    "no values": Case("train -m 'seed=range(0,0)'", ("the sweep has no jobs",)),
+    "sweep.json of no sweep": Case("report s", ("s/sweep.json", "tells of no jobs"), write("s/sweep.json", "[]")),
+    "torn sweep.json": Case("report s", ("s/sweep.json", "not JSON"), write("s/sweep.json", "{")),
     "compare with itself": Case("compare framework=torch,torch", ("two frameworks or more",)),
     "compare seeds": Case(
         "compare seed=0,1", ("compare takes one experiment", "framework=torch,reference", "train -m")
