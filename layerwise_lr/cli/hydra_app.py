@@ -3,11 +3,12 @@ launcher), or to the help page. What Hydra and OmegaConf complain of leaves as a
 """
 
 import io
+import os
 import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
+from hydra.experimental.callback import Callback
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -39,7 +41,7 @@ Act = Callable[[Config, Path, Given], None]
 HINTS = {
     "does not support sweep type": "list the values: key=a,b,c",
     "Multiple values for": "leave out the '+'",
-    "is not a ListConfig": "a list is written key=[a,b]",
+    "File name too long": "choose a shorter name or folder",
     "Interpolation key": "${...} is Hydra's; a variable of the shell is ${oc.env:NAME}",
     "mismatched input": "write key=value",
     "Error parsing override": "write key=value, in quotes where the shell needs them",
@@ -53,6 +55,28 @@ sweep_folder: Path | None = None
 """Where Hydra's sweeper has put multirun.yaml: to clean up when no job could begin, to name it on Ctrl-C."""
 made_folder: Path | None = None
 """The run folder that Hydra has made, likewise."""
+new_places: set[Path] = set()
+"""Those of its folders, and the multirun.yaml, that were not there before."""
+
+
+class Places(Callback):
+    """Told by Hydra where it is about to make folders."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """One run's."""
+        self._note(config.hydra.run.dir)
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """A sweep's."""
+        self._note(f"{config.hydra.sweep.dir}/multirun.yaml")
+
+    def _note(self, place: str) -> None:
+        folder = Path.cwd() / place
+        new_places.update(
+            path
+            for path in (folder, *folder.parents)
+            if not os.path.exists(path)  # noqa: PTH110 (a name too long is absent)
+        )
 
 
 def run(command: str, words: Sequence[str], act: Act) -> None:
@@ -80,7 +104,7 @@ def run(command: str, words: Sequence[str], act: Act) -> None:
         except Exception as error:
             raised.append(error)
 
-    task.sweeps = {"train": 1, "compare": 2}.get(command, 0)  # type: ignore[attr-defined]
+    task.sweeps = command if command in ("train", "compare") else ""  # type: ignore[attr-defined]
     with _complaints():
         _register()
         many = command == "compare" or bool({"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(words))
@@ -122,7 +146,8 @@ def given(overrides: Sequence[str]) -> Given:
         typed = word.partition("=")[2]
         if isinstance(value, int | float) and str(override.key_or_group).endswith(TEXTS) and str(value) != typed:
             raise UserError(_quoted(word))
-        keys += _keys(str(override.key_or_group), value)
+        placed = f"{override.package}.name" if override.package else str(override.key_or_group)
+        keys += _keys(placed, value)
     return Given(tuple(overrides), tuple(keys))
 
 
@@ -166,8 +191,10 @@ def refuse_places(overrides: Sequence[str], sweep: bool) -> None:
 
 
 def _register() -> None:
-    """What Hydra does not find by itself: our schema, our launcher, the conf/ folders of third-party plugins."""
+    """What Hydra does not find by itself: our schema, callback and launcher, the conf/ folders of third-party plugins."""
     ConfigStore.instance().store(name="base_config", node=ComposedConfig, provider="layerwise_lr")
+    places = {"places": {"_target_": f"{__name__}.Places"}}
+    ConfigStore.instance().store(group="hydra/callbacks", name="places", node=places, provider="layerwise_lr")
 
     class PluginConfigs(SearchPathPlugin):
         """conf/ folders of third-party framework plugins, for this app only."""
@@ -213,7 +240,7 @@ def _overrides(command: str, words: Sequence[str]) -> list[str]:
     told = io.StringIO()
     try:
         with redirect_stderr(told):
-            return list(get_args_parser().parse_args(words).overrides)
+            flags = get_args_parser().parse_args(words)
     except SystemExit as end:
         if end.code:
             last = told.getvalue().strip().splitlines()[-1].partition("error: ")[2]
@@ -222,6 +249,16 @@ def _overrides(command: str, words: Sequence[str]) -> list[str]:
                 f"(layerwise-lr {command} --help)"
             ) from None
         raise
+    for flag, given, why in (
+        ("--info", flags.info == "all", "say of what: config, defaults, defaults-tree, plugins or searchpath"),
+        ("--package", flags.package and not flags.cfg, "it is read with --cfg"),
+        ("--experimental-rerun", flags.experimental_rerun, "a run folder is run again by layerwise-lr run"),
+        ("--config-path", flags.config_path, "--config-dir adds a folder with more options"),
+        ("--config-name", flags.config_name, "experiment=... chooses a config of one's own, --config-dir its folder"),
+    ):
+        if given:
+            raise UserError(f"{flag} is not followed here: {why}")
+    return list(flags.overrides)
 
 
 @contextmanager
@@ -350,17 +387,10 @@ def _known_keys(key: str) -> list[str]:
 
 def clean_up() -> None:
     """Hydra makes folders before anything is checked: take back those that nothing was written to."""
-    if sweep_folder and (found := sweep_folder / "multirun.yaml").exists() and len(list(sweep_folder.iterdir())) == 1:
-        found.unlink()
-        _remove_empty(sweep_folder)
-    if made_folder:
-        _remove_empty(made_folder)
-
-
-def _remove_empty(folder: Path) -> None:
-    for path in (folder, *folder.parents[:3]):
-        if path.name == "..":  # name=.. has made outputs/..
-            continue
-        if path.name in ("", ".") or not path.is_dir() or path == Path.cwd() or any(path.iterdir()):
-            return
-        path.rmdir()
+    planned = sweep_folder and Path.cwd() / sweep_folder / "multirun.yaml"
+    if planned in new_places and not planned.with_name("sweep.json").exists():
+        with suppress(OSError):
+            planned.unlink()
+    for path in sorted(new_places, key=lambda path: len(path.parts), reverse=True):
+        with suppress(OSError):  # it holds something, was never made, or is called ".."
+            path.rmdir()

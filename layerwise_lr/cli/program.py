@@ -64,7 +64,7 @@ def _main(words: list[str]) -> NoReturn:
 
 
 def _dispatch(words: list[str]) -> int:
-    if words[:1] in (["--version"], ["-V"]):
+    if words[:1] == ["-V"] or (words and words[0] in ("--version", *HYDRA_COMMANDS) and "--version" in words):
         print(f"layerwise-lr {__version__}")
         return 0
     if not words or words[0] in HELP_FLAGS:

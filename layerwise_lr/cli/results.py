@@ -56,7 +56,7 @@ def report(words: Sequence[str]) -> int:
 
 def compare(folder: Path) -> None:
     """Where the frameworks of a sweep differ: table and plot."""
-    jobs_of = RunFolder(folder).read_json("sweep.json")["jobs"]
+    jobs_of = RunFolder(folder).jobs()
     made = Comparison.read([folder / name for name in jobs_of])
     headings, rows = made.table()
     console.table(headings, rows, right=range(1, len(headings)))

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..data import batches
 from ..framework import proof, registry
 from ..models import USUAL_SHAPES, Tree, weights
@@ -36,7 +38,7 @@ def final(config: Config, given: Given) -> Config:
         UserError: names the first fault, or the first key that nothing reads.
     """
     config = resolve(config)
-    options.refuse_unread(given.keys, options.unread(config))
+    options.refuse_ignored(given.keys, options.ignored(config))
     return config
 
 
@@ -199,7 +201,8 @@ def prove(config: Config, path: Path, given: Given) -> None:
     start, _ = weights.start_weights(tree, config.weights, streams["init"])
     batch = batches.load(config.data, streams["subset"]).batch(0, config.batch_size, streams["order"])
     prover = page.Prover(replace(config.verify, start=True), folder, framework, planned, console.text)
-    prover.rehearse(framework.make_model(tree), start, batch, streams["dropout"])
+    with np.errstate(all="ignore"):  # what is no number is told as such
+        prover.rehearse(framework.make_model(tree), start, batch, streams["dropout"])
     show.show_mismatch(proof.table(prover.records)[:12])
     console.say(f"all rows: {console.relative(path / 'lr_check.jsonl')}")
 

@@ -1,9 +1,11 @@
 """Many runs: what the launcher does with the configs that Hydra has composed for -m."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from ..run import Config, RunFolder
+from ..planning import UserError
+from ..run import Config, FrameworkSpec, RunFolder
 from ..sweep import jobs, planning
 from . import console
 from .runs import claim, outcome, preflight, tell
@@ -40,6 +42,21 @@ def run_sweep(
     console.say(f"report: layerwise-lr report {console.relative(folder)}")
     by_hash = {job.config.sha256(): RunFolder(job.path) for job in planned}
     return [outcome(by_hash[config.sha256()], config.metric) for config, _ in composed]
+
+
+def refuse_incomparable(configs: Sequence[Config]) -> None:
+    """What `compare` takes: one experiment, in two frameworks or more.
+
+    Raises:
+        UserError: it is another; says how to look at that.
+    """
+    if len({config.sha256() for config in configs}) < 2:
+        raise UserError("compare needs two frameworks or more: framework=torch,reference")
+    if len({replace(config, framework=FrameworkSpec()).sha256() for config in configs}) > 1:
+        raise UserError(
+            "compare takes one experiment in several frameworks, framework=torch,reference; "
+            "several values of any other key are a sweep's: layerwise-lr train -m, then layerwise-lr report"
+        )
 
 
 def _ended(folder: RunFolder) -> str:

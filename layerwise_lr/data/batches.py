@@ -33,8 +33,10 @@ class Dataset:
     names: tuple[str, ...] = ()
 
     def notes(self) -> list[str]:
-        """What must be told before a metric is read: classes that a part has no picture of."""
+        """What must be told before a metric is read: a small test part, classes that a part has no picture of."""
         found = []
+        if len(self.test.y) < self.spec.test_size:
+            found.append(f"the set's own test part has {len(self.test.y)} pictures, fewer than data.test_size asks for")
         for what, split in (("validation", self.val), ("test", self.test)):
             missing = [name for label, name in enumerate(self.names) if not (split.y == label).any()]
             if missing and len(split.y):

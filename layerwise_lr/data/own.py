@@ -77,7 +77,7 @@ def class_folders(path: Path) -> list[Path]:
 
     def key(folder: Path) -> list[tuple[bool, int, str]]:
         parts = re.split(r"(\d+)", folder.name)
-        return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts if part]
+        return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts if part]
 
     return sorted((p for p in path.iterdir() if p.is_dir()), key=key)
 

@@ -155,14 +155,23 @@ def _rehearse(
 
 
 def not_a_number(what: str, number: float, x: np.ndarray, weights: Weights, precision: str) -> str:
-    """Why a number of the first step is none, as measured: no weight has moved yet."""
-    broken = [name for name, array in weights.items() if not np.isfinite(array).all()]
-    name = broken[0] if broken else max(weights, key=lambda name: float(np.abs(weights[name]).max(initial=0)))
-    half = "; float16 holds no more than 65504: framework.precision=fp32" if precision == "fp16" else ""
+    """Why a number of the first step is none: no weight has moved yet."""
+    return f"{what} is {number} at step 0, before anything was trained: {reach(x, weights, precision)}"
+
+
+def reach(x: np.ndarray, weights: Weights, precision: str) -> str:
+    """What a run begins from, as measured: where a number of it is none, the cause is one of these."""
+    sizes = {name: float(np.nan_to_num(np.abs(array), nan=np.inf).max(initial=0)) for name, array in weights.items()}
+    name = max(sizes, key=lambda name: sizes[name])
     return (
-        f"{what} is {number} at step 0, before anything was trained: the pictures reach {np.abs(x).max():.3g} "
-        f"(data.mean, data.std), the start weights {np.abs(weights[name]).max():.3g} in {name} (weights){half}"
+        f"the pictures reach {np.abs(x).max():.3g} (data.mean, data.std), "
+        f"the start weights {sizes[name]:.3g} in {name} (weights){half(precision)}"
     )
+
+
+def half(precision: str) -> str:
+    """The narrow range that may be at fault."""
+    return "; float16 holds no more than 65504: framework.precision=fp32" if precision == "fp16" else ""
 
 
 def _faint(plan: Plan, others: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -180,7 +189,7 @@ def _power(plan: Plan, step: int, rows: Sequence[Mapping[str, Any]]) -> int:
     for group, row in zip(plan.groups, rows, strict=False):
         if lr := plan.lr(step, group):
             worst = max(worst, row["resolution"] / _ROUNDINGS * row["planned"] / lr)
-    return min(max(0, ceil(log2(worst / _ROUNDING))), 60) if worst else 0
+    return max(0, ceil(log2(min(worst / _ROUNDING, 2.0**60)))) if worst else 0
 
 
 def measure(

@@ -16,12 +16,14 @@ from .install import advice
 
 
 class BuiltIn(NamedTuple):
-    """A plugin of this package: where it is, the distribution it needs, the Pythons that has wheels for (empty: any)."""
+    """A plugin of this package: where it is, the distribution it needs, the Pythons that has wheels for (empty: any),
+    whether it can be told how many threads to use."""
 
     module: str
     attribute: str
     needs: str
     pythons: tuple[str, ...] = ()
+    threaded: bool = True
 
     @property
     def install(self) -> str:
@@ -36,7 +38,7 @@ BUILT_INS: Mapping[str, BuiltIn] = {
         "layerwise_lr.plugins.mindspore_plugin.plugin", "MindSporeFramework", "mindspore", ("3.10", "3.11", "3.12")
     ),
     "megengine": BuiltIn("layerwise_lr.plugins.megengine_plugin.plugin", "MegEngineFramework", "megengine", ("3.10",)),
-    "reference": BuiltIn("layerwise_lr.plugins.reference_plugin.plugin", "ReferenceFramework", "numpy"),
+    "reference": BuiltIn("layerwise_lr.plugins.reference_plugin.plugin", "ReferenceFramework", "numpy", threaded=False),
 }
 
 
@@ -53,6 +55,11 @@ def _third_party() -> dict[str, EntryPoint]:
 def names() -> list[str]:
     """Every framework name that a config may use, installed or not."""
     return [*BUILT_INS, *sorted(_third_party())]
+
+
+def threaded(name: str) -> bool:
+    """Whether the framework reads framework.threads; nothing is imported."""
+    return name not in BUILT_INS or BUILT_INS[name].threaded
 
 
 def installed(name: str) -> str | None:

@@ -70,6 +70,8 @@ def read(path: Path) -> Weights:
             return load_file(path)
         if path.suffix == ".npz":
             return read_npz(path)
+    except (TypeError, KeyError) as error:  # bfloat16, which NumPy lacks
+        raise UserError(f"{path}: holds a data type that NumPy has not ({error}); save it as float32") from None
     except (SafetensorError, ValueError, OSError) as error:
         raise UserError(f"{path}: not a readable {path.suffix} file ({error})") from None
     if path.suffix in TORCH_FILES:

@@ -57,7 +57,7 @@ HIGHEST = 1e6
 """An lr above it makes infinities of float32 weights."""
 REMEDIES = {
     "window": "lower start or freeze.every, raise stop or freeze.at",
-    "lr is 0": "lower scheduler.warmup, or raise scheduler.warmup_start or floor",
+    "lr is 0": "lower scheduler.warmup or interval, or raise scheduler.warmup_start or floor",
     "lr is above": "lower scheduler.gamma",
 }
 """What to do, by a part of the fault."""

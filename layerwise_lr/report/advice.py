@@ -140,7 +140,7 @@ def unfinished(folders: Sequence[Path], others: Mapping[Path, str]) -> list[Unfi
     """Every job without a result: `others`, and those that sweep.json promises but that have no folder."""
     states = dict(others)
     for file in sorted({f for folder in folders for f in folder.rglob("sweep.json")}):
-        for name in RunFolder(file.parent).read_json(file.name)["jobs"]:
+        for name in RunFolder(file.parent).jobs():
             if not (file.parent / name / CONFIG).exists():
                 states.setdefault(file.parent / name, "missing")
     return [Unfinished(path, state, _why(path, state)) for path, state in sorted(states.items())]

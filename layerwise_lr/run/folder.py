@@ -75,11 +75,30 @@ class RunFolder:
         self.write_text(name, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
     def read_json(self, name: str) -> Any:
-        """The file's data, None where there is no such file."""
+        """The file's data, None where there is no such file.
+
+        Raises:
+            UserError: it is torn, or another program's.
+        """
         try:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise UserError(f"{self.path / name}: not JSON ({error}); remove it or its folder") from None
+
+    def jobs(self) -> dict[str, Any]:
+        """The jobs that sweep.json tells of, by folder; none where there is no such file.
+
+        Raises:
+            UserError: it tells of none.
+        """
+        held = self.read_json("sweep.json")
+        if held is None:
+            return {}
+        if not isinstance(held, dict) or not isinstance(held.get("jobs"), dict):
+            raise UserError(f"{self.path / 'sweep.json'}: tells of no jobs, not a sweep's; remove it or its folder")
+        return dict(held["jobs"])
 
     def metrics(self) -> "Lines":
         """metrics.jsonl, from its beginning; the first line tells the version."""

@@ -15,6 +15,8 @@ from .schema import Config
 
 Say = Callable[[str], None]
 Track = Callable[[Iterable[int], int], Iterable[int]]
+ORDINARY = 1e4
+"""Pictures and start weights beyond it are the likelier cause of infinities than the lr."""
 
 
 class Loop:
@@ -65,11 +67,12 @@ class Loop:
         result = take_step(self.framework, self.state, self.plan, step, batch, seed, gradients=due)
         loss = float(result.loss)
         self.train_seconds += time.perf_counter() - began
-        self._check("the loss", loss, step)
+        self._check("the loss", loss, step, moved=step > 0)
         log.write({"step": step, "loss": loss, "lrs": self.state.scheduler.lrs()})
         gradients = result.gradients or {}
         for group in self.plan.groups if due else ():  # before the proof: training that diverges is no wrong lr
-            self._check(f"the gradient of group {group.name}", _gradient_norm(group, gradients), step)
+            norm = _gradient_norm(group, gradients)
+            self._check(f"the gradient of group {group.name}", norm, step, moved=step > 0)
         return loss, gradients
 
     def _evaluate(self, step: int, before: Weights, now: Weights, gradients: Weights, log: Lines) -> dict[str, Any]:
@@ -90,19 +93,30 @@ class Loop:
         log.write(record)
         return record
 
-    def _check(self, what: str, number: float, step: int) -> None:
-        """A number of the run that is no number, with the cause that was measured."""
+    def _check(self, what: str, number: float, step: int, moved: bool = True) -> None:
+        """A number of the run that is none, with the cause that was measured; `moved`: the weights had by then."""
         if np.isfinite(number):
             return
-        half = self.config.framework.precision == "fp16"
-        way = "; float16 holds no more than 65504: framework.precision=fp32" if half else ""
-        if step == 0 and what == "the loss":  # no weight has moved yet
-            x, _ = self.dataset.batch(0, self.config.batch_size, self.streams["order"])
-            raise UserError(proof.not_a_number(what, number, x, self.start, self.config.framework.precision))
-        raise UserError(
-            f"{what} is {number} at step {step}: lower optimizer.lr (it is {self.plan.base_lr:g}) "
-            f"or lengthen scheduler.warmup{way}"
-        )
+        precision = self.config.framework.precision
+        x, _ = self.dataset.batch(0, self.config.batch_size, self.streams["order"])
+        if not moved:
+            raise UserError(proof.not_a_number(what, number, x, self.start, precision))
+        if max(np.abs(a).max(initial=0) for a in (x, *self.start.values())) > ORDINARY:
+            raise UserError(f"{what} is {number} at step {step}: {proof.reach(x, self.start, precision)}")
+        raise UserError(f"{what} is {number} at step {step}: {self._too_high(step)}{proof.half(precision)}")
+
+    def _too_high(self, step: int) -> str:
+        """What to lower, from the largest lr until `step`: weights grow where a step takes more than twice of them."""
+        groups, base = self.plan.groups, self.plan.base_lr
+        lrs = {g: max(self.plan.lr(s, g) for s in range(0, step + 1, step // 1000 + 1)) for g in groups}
+        highest, decayed = max(groups, key=lambda g: lrs[g]), max(groups, key=lambda g: lrs[g] * g.weight_decay)
+        share = lrs[decayed] * decayed.weight_decay
+        if share > 2 and lrs[highest] <= 1:
+            return (
+                f"lower weight_decay: times the lr it is {share:.3g} in group {decayed.name}, and above 2 weights grow"
+            )
+        own = f"; group {highest.name} has {lrs[highest]:.3g}" if lrs[highest] > 1.001 * base else ""
+        return f"lower optimizer.lr (it is {base:g}{own}) or lengthen scheduler.warmup"
 
     def _measure(self, split: batches.Split) -> dict[str, float]:
         """Every metric over a split, in batches of the training's size (a graph has one shape only)."""

@@ -7,10 +7,12 @@ on another key's value.
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
+from ..framework import registry
 from ..models import walk
-from ..planning import UserError
+from ..planning import ScheduleSpec, UserError
 from .schema import Config
 
 Table = Mapping[str, tuple[str, ...]]
@@ -50,7 +52,7 @@ FREEZE: Table = {
     "only": ("match",),
 }
 DATA: Table = {
-    "digits": ("stand_in", "stands_for"),
+    "digits": (),
     "elpv": ("stand_in",),
     "mnist": ("stand_in",),
     "cifar10": ("path", "checksum", "stand_in"),
@@ -95,8 +97,8 @@ def unread(config: Config) -> dict[str, str]:
         chosen = getattr(spec, section.key)
         known = {key for keys in section.table.values() for key in keys}
         for key in sorted(known - set(section.table.get(chosen, known))):
-            if section.at == "data" and config.data.stands_for and key in ("path", "checksum"):
-                continue  # of the data that were absent
+            if section.at == "data" and config.data.stands_for:
+                continue  # it is the absent data's
             would = [option for option, keys in section.table.items() if key in keys]
             found[f"{section.at}.{key}"] = (
                 f"{section.group}={chosen} does not read it, {section.group}={_any(would)} does"
@@ -107,13 +109,17 @@ def unread(config: Config) -> dict[str, str]:
 def _by_value(config: Config) -> Iterator[tuple[str, str]]:
     """Keys whose reading hangs on what another key says."""
     yield from _named(config)
-    for name, schedule in config.schedules_by_name().items():
+    for where, schedule in _schedules(config):
         if not schedule.warmup:
-            where = "scheduler" if name == "default" else f"schedules.{name}"
             yield f"{where}.warmup_start", f"it is read where {where}.warmup is above 0"
     for name in config.optimizers:
         for key in ("lr", "weight_decay"):
             yield f"optimizers.{name}.{key}", f"a group's own is read: grouping.groups.NAME.{key}"
+    if not config.optimizer.weight_decay:
+        yield "grouping.no_weight_decay", "optimizer.weight_decay is 0"
+    if not registry.threaded(config.framework.name):
+        why = "NumPy reads OPENBLAS_NUM_THREADS when it starts"
+        yield "framework.threads", f"framework={config.framework.name} does not read it ({why})"
     grouping, freeze = config.grouping, config.freeze
     if grouping.strategy == "layer_decay" and grouping.stem_scale is not None:
         for key in ("layer_decay", "allow_above_one"):
@@ -136,19 +142,74 @@ def _by_value(config: Config) -> Iterator[tuple[str, str]]:
 
 def _named(config: Config) -> Iterator[tuple[str, str]]:
     """Keys of the named schedules and optimizers that no group and no other schedule names."""
-    groups, every = config.grouping.groups.values(), config.schedules_by_name()
-    reached, todo = set[str](), ["default", *(group.schedule for group in groups)]
-    while todo:
-        if (name := todo.pop()) not in every:  # the plan's check names it, and what there is
-            return
-        if name not in reached and every[name].name in ("join", "product"):
-            todo += every[name].parts
-        reached.add(name)
-    used = {"schedules": reached, "optimizers": {group.optimizer for group in groups}}
+    used = {"schedules": _lengths(config), "optimizers": {g.optimizer for g in config.grouping.groups.values()}}
     for at, names in used.items():
         for name, spec in getattr(config, at).items():
             for field in fields(spec) if name not in names else ():
                 yield f"{at}.{name}.{field.name}", f"nothing names {name}: grouping.groups.NAME.{at.rstrip('s')}={name}"
+
+
+def _schedules(config: Config) -> Iterator[tuple[str, ScheduleSpec]]:
+    """Every schedule with where it stands."""
+    for name, spec in config.schedules_by_name().items():
+        yield "scheduler" if name == "default" else f"schedules.{name}", spec
+
+
+def _lengths(config: Config) -> dict[str, int]:
+    """How many steps each schedule that is named anywhere, and the run's own, has for itself, after its warm-up.
+
+    All have the whole run where a name is of none: the plan's check tells of it, and what there is.
+    """
+    every, found = config.schedules_by_name(), dict[str, int]()
+    todo = [(name, config.steps or 0) for name in ("default", *(g.schedule for g in config.grouping.groups.values()))]
+    while todo:
+        name, length = todo.pop()
+        if name not in every:
+            return dict.fromkeys(every, config.steps or 0)
+        if name in found and found[name] >= length:
+            continue
+        spec, found[name] = every[name], length
+        own = length - spec.warmup
+        lengths = [b - a for a, b in pairwise([0, *spec.starts, own])] if spec.name == "join" else []
+        parts = spec.parts if spec.name in ("join", "product") else []
+        todo += zip(parts, lengths or [own] * len(parts), strict=False)
+    return {name: length - every[name].warmup for name, length in found.items()}
+
+
+def ignored(config: Config) -> dict[str, str]:
+    """As `unread`, with the keys that are read but do nothing in this run, because their moment is never reached."""
+    return dict(_unreached(config)) | unread(config)
+
+
+def _unreached(config: Config) -> Iterator[tuple[str, str]]:
+    total, lengths = config.steps or 0, _lengths(config)
+    for (where, spec), name in zip(_schedules(config), config.schedules_by_name(), strict=True):
+        length = lengths.get(name, 0)
+        within = f"is not within its {length} steps" + (" after the warm-up" if spec.warmup else "")
+        if spec.name in ("step", "exponential") and spec.every >= length:
+            yield f"{where}.every", f"{spec.every} {within}"
+        if spec.name == "multistep":
+            late = [m for m in spec.milestones if m >= length]
+            if late or not spec.milestones:
+                yield f"{where}.milestones", f"{late[0]} {within}" if late else "it is empty"
+    lasting = {f"grouping.groups.{name}.stop": group.stop for name, group in config.grouping.groups.items()}
+    for key, steps in {
+        **lasting,
+        "checkpoint.every": config.checkpoint.every,
+        "verify.every": config.verify.every,
+    }.items():
+        if steps is not None and steps > total:
+            yield key, f"{steps} is more than the run's {total} steps"
+    groups = config.grouping.groups.values()
+    if config.grouping.strategy.startswith("by_"):  # the named groups are all there is
+        if not any(g.schedule == "default" for g in groups) and not any(
+            "default" in s.parts for _, s in _schedules(config)
+        ):
+            for field in fields(config.scheduler):
+                yield f"scheduler.{field.name}", "every group has a schedule of its own"
+        if not any(g.optimizer == "default" for g in groups):
+            for key in {key for keys in OPTIMIZER.values() for key in keys}:
+                yield f"optimizer.{key}", "every group has an optimizer of its own"
 
 
 def _sections(config: Config) -> Iterator[Section]:
@@ -217,21 +278,25 @@ def implied(config: Config, given: Collection[str]) -> Config:
         raise UserError(
             f"epochs would be ignored: steps={config.steps} says how long; give one of the two (steps=null)"
         )
+    if "data.stands_for" in given:
+        raise UserError(
+            f"data.stands_for={config.data.stands_for} must be null: it is filled in where data.stand_in takes effect"
+        )
     if "weights.path" in given and not {"weights", "weights.name"} & set(given):
         return replace(config, weights=replace(config.weights, name="file"))
     return config
 
 
-def refuse_unread(given: Iterable[str], unread_in_all: Mapping[str, str]) -> None:
+def refuse_ignored(given: Iterable[str], ignored_in_all: Mapping[str, str]) -> None:
     """An error for the first key that the user gave and nothing reads.
 
     Args:
         given: dotted keys of the command line.
-        unread_in_all: what `unread` says; of a sweep, what every job says.
+        ignored_in_all: what `ignored` says; of a sweep, what every job says.
     """
     for key in given:
-        if key in unread_in_all:
-            raise UserError(f"{key} would be ignored: {unread_in_all[key]}")
+        if key in ignored_in_all:
+            raise UserError(f"{key} would be ignored: {ignored_in_all[key]}")
 
 
 def _any(options: list[str]) -> str:

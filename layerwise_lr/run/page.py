@@ -33,7 +33,7 @@ def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps)
     """
     folder = RunFolder(path)
     config = reading.read(path / CONFIG)
-    with folder.running():
+    with folder.running(), np.errstate(all="ignore"):  # the loop looks for infinities itself
         began = time.perf_counter()
         streams = seed_streams(config.seed)
         dataset = batches.load(config.data, streams["subset"])

@@ -30,7 +30,7 @@ class Rule(NamedTuple):
 
     spec: type
     key: str
-    test: Callable[[Any, Any], bool]
+    test: Callable[[Any, Any], object]
     wanted: str
     show: Callable[[Any], str] = str
 
@@ -74,8 +74,8 @@ RULES = (
     Rule(
         Config,
         "name",
-        lambda name, _: re.fullmatch(r"[^/\\\s.][^/\\\0]*", name) is not None,
-        "a name for a folder: not empty, no slash, no dot or space in front",
+        lambda name, _: re.fullmatch(r"[^/\\\s.][^/\\]*", name) and name.isprintable() and len(name.encode()) <= 200,
+        "a name for a folder: not empty, at most 200 bytes, no slash, no line break, no dot or space in front",
         repr,
     ),
     Rule(FreezeSpec, "batchnorm", lambda word, _: word in ("eval", "train"), "eval or train"),
@@ -133,6 +133,12 @@ RULES = (
     _rate(OptimizerSpec, "lr", above_zero=True),
     _rate(OptimizerSpec, "weight_decay"),
     Rule(OptimizerSpec, "momentum", lambda m, _: 0 <= m < 1, "from 0 to below 1"),
+    Rule(
+        OptimizerSpec,
+        "nesterov",
+        lambda on, spec: not on or spec.momentum > 0 or spec.name != "momentum",
+        "false where momentum is 0",
+    ),
     Rule(
         OptimizerSpec,
         "betas",

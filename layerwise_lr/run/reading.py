@@ -42,7 +42,8 @@ def explain(error: OmegaConfBaseException) -> str:
     """OmegaConf's message as one line: key and fault."""
     key = getattr(error, "full_key", None) or ""
     first = next(line.strip() for line in str(error).splitlines() if line.strip())
-    return f"{key}: {first}" if key and key not in first else first
+    hint = "; a list is written key=[a,b]" if "is not a ListConfig" in first else ""
+    return (f"{key}: {first}" if key and key not in first else first) + hint
 
 
 def read(path: Path) -> Config:

@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -58,19 +58,17 @@ def thread_environment(threads: int) -> dict[str, str]:
 
 
 def ask_frameworks(configs: Sequence[Config]) -> None:
-    """Whether each framework has the device, mode and precision asked of it; the defaults are everywhere.
+    """Whether each framework has the device, mode and so on asked of it; the defaults are everywhere.
 
     Asked in a process of its own: a parent that has touched CUDA could not be forked any more.
 
     Raises:
         UserError: the first that is not there, and what is.
     """
-    usual = FrameworkSpec()
     special = {
         repr((c.framework, c.optimizers_by_name())): c
         for c in configs
-        if c.framework.device not in ("auto", "cpu")
-        or (c.framework.mode, c.framework.precision) != (usual.mode, usual.precision)
+        if replace(c.framework, threads=1) not in [FrameworkSpec(c.framework.name, device=d) for d in ("auto", "cpu")]
     }
     for name in dict.fromkeys(c.framework.name for c in special.values()):
         own = [c for c in special.values() if c.framework.name == name]

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..run import Config, RunFolder
 
@@ -35,7 +34,7 @@ def job_name(overrides: Sequence[str], sha256: str) -> str:
 
 def plan_jobs(folder: Path, configs_and_overrides: Sequence[tuple[Config, Sequence[str]]]) -> list[Job]:
     """The jobs of a sweep, each with its folder; equal configs are one job, and keep the folder they had."""
-    held = {job["config_sha256"]: name for name, job in _held(folder).items()}
+    held = {job["config_sha256"]: name for name, job in RunFolder(folder).jobs().items()}
     every = [set(overrides) for _, overrides in configs_and_overrides]
     common = set.intersection(*every) if len(every) > 1 else set()
     jobs: dict[str, Job] = {}
@@ -46,15 +45,10 @@ def plan_jobs(folder: Path, configs_and_overrides: Sequence[tuple[Config, Sequen
     return list(jobs.values())
 
 
-def _held(folder: Path) -> dict[str, Any]:
-    """Jobs that sweep.json tells of."""
-    return dict((RunFolder(folder).read_json("sweep.json") or {"jobs": {}})["jobs"])
-
-
 def write_sweep(folder: Path, jobs: Sequence[Job]) -> None:
     """sweep.json: earlier jobs stay, new ones are added."""
     new = {job.path.name: {"overrides": list(job.overrides), "config_sha256": job.config.sha256()} for job in jobs}
-    RunFolder(folder).write_json("sweep.json", {"jobs": {**_held(folder), **new}})
+    RunFolder(folder).write_json("sweep.json", {"jobs": {**RunFolder(folder).jobs(), **new}})
 
 
 def to_run(jobs: Sequence[Job]) -> list[Job]:

@@ -50,10 +50,10 @@ class JobsLauncher(Launcher):
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
         """Keep what `launch` needs."""
-        if not getattr(task_function, "sweeps", 0):
+        if not getattr(task_function, "sweeps", ""):
             raise UserError("only 'layerwise-lr train' and 'compare' take -m")
         self.loader, self.config = hydra_context.config_loader, config
-        self.least = task_function.sweeps
+        self.compares = task_function.sweeps == "compare"
         hydra_app.sweep_folder = Path(config.hydra.sweep.dir)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> List[JobReturn]:  # noqa: UP006
@@ -68,11 +68,13 @@ class JobsLauncher(Launcher):
             config = resolve(hydra_app.typed(cfg, words))
             composed.append((config, list(overrides)))
             keys |= dict.fromkeys(words.keys)
-            ignored.append(options.unread(config))
-        if len({config.sha256() for config, _ in composed}) < self.least:
-            raise UserError("compare needs two frameworks or more: framework=torch,reference")
+            ignored.append(options.ignored(config))
+        if not composed:
+            raise UserError("the sweep has no jobs: some key has no value")
+        if self.compares:
+            sweeps.refuse_incomparable([config for config, _ in composed])
         in_all = set(ignored[0]).intersection(*ignored[1:])
-        options.refuse_unread(keys, {key: why for key, why in ignored[0].items() if key in in_all})
+        options.refuse_ignored(keys, {key: why for key, why in ignored[0].items() if key in in_all})
         results = sweeps.run_sweep(Path(self.config.hydra.sweep.dir), composed, Options(**self.options))
         returns: List[JobReturn] = []  # noqa: UP006
         for (_, overrides), result in zip(composed, results, strict=True):

@@ -30,5 +30,6 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
     GlobalHydra.instance().clear()
     HydraConfig.instance().cfg = None
     hydra_app.sweep_folder = hydra_app.made_folder = None
+    hydra_app.new_places.clear()
     os.environ.clear()
     os.environ.update(before)

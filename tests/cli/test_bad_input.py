@@ -50,6 +50,11 @@ def lenet_weights(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[], No
     return make
 
 
+HEADER = b'{"fc1.bias":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'
+BF16 = len(HEADER).to_bytes(8, "little") + HEADER + bytes(2)
+"""A .safetensors file of one bfloat16."""
+
+
 def one_nan(array: np.ndarray) -> np.ndarray:
     array.flat[7] = np.nan
     return array
@@ -144,6 +149,10 @@ CASES = {
     "comma without -m": Case("train seed=0,1", ("seed", "-m")),
     "glob without -m": Case("train 'model=glob(*)'", ("model=glob(*)", "-m")),
     "interval": Case("train -m 'optimizer.lr=interval(0,1)'", ("INTERVAL", "key=a,b,c")),
+    "--info of everything": Case("train --info", ("--info", "searchpath")),
+    "--package alone": Case("plan --package data", ("--package", "--cfg")),
+    "--experimental-rerun": Case("train --experimental-rerun x.pickle", ("--experimental-rerun", "layerwise-lr run")),
+    "another primary config": Case("train --config-name data/digits", ("--config-name", "experiment=")),
     # keys and groups
     "typo in a key": Case(
         "train grouping.layer_deca=0.5", ("grouping.layer_deca", "did you mean grouping.layer_decay?")
@@ -201,6 +210,11 @@ CASES = {
     "std of no length": Case("train data.std=[]", ("data.std=[]", "1 or 1 numbers")),
     "checkpoint.keep 0": Case("train checkpoint.keep=0", ("checkpoint.keep=0", "at least 1")),
     "name with a slash": Case("train name=a/b", ("name='a/b'", "no slash")),
+    "name with a line break": Case("train 'name=\"a\nb\"'", ("a\\nb", "no line break")),
+    "name of 201 bytes": Case("train name=" + "x" * 201, ("at most 200 bytes",)),
+    "name of 300 bytes": Case("train name=" + "x" * 300, ("File name too long", "choose a shorter name")),
+    "name at the root": Case("train name=/abs", ("name='/abs'", "no slash")),
+    "name above, in a sweep": Case("train -m seed=0,1 name=..", ("name='..'", "no dot")),
     "name empty": Case("train name=", ("name=''", "not empty")),
     # durations
     "duration in days": Case("train eval_every='2 days'", ("eval_every='2 days'", "'2 epochs'")),
@@ -485,6 +499,53 @@ CASES = {
     "name with a comma": Case("plan name=a,b", ("""'name="a,b"'""",)),
     "name that is the folder above": Case("plan name=..", ("name='..'", "no dot")),
     "variable of the shell": Case("plan data=npz 'data.path=${HOME}/x'", ("'HOME'", "${oc.env:NAME}")),
+    # what this run does not reach
+    "milestone beyond the run": Case(
+        "plan steps=4 scheduler=multistep scheduler.milestones=[2,9]",
+        ("scheduler.milestones would be ignored", "9 is not within its 4 steps"),
+    ),
+    "milestone beyond the warm-up": Case(
+        "plan steps=4 scheduler=multistep scheduler.warmup=2 scheduler.milestones=[2]",
+        ("scheduler.milestones", "2 is not within its 2 steps after the warm-up"),
+    ),
+    "milestone beyond its part": Case(
+        JOIN.replace("name: linear", "name: multistep, milestones: [30]")
+        + "scheduler.parts=[up,down] scheduler.starts=[20]",
+        ("schedules.up.milestones", "30 is not within its 20 steps"),
+    ),
+    "no milestones": Case("plan scheduler=multistep scheduler.milestones=[]", ("scheduler.milestones", "it is empty")),
+    "gamma never": Case("plan steps=4 scheduler=step scheduler.every=4", ("scheduler.every", "not within its 4 steps")),
+    "stop beyond the run": Case(
+        BY + "'{match: [\"*\"], stop: 500}'", ("grouping.groups.a.stop", "500 is more than the run's 120 steps")
+    ),
+    "checkpoints beyond the run": Case("plan checkpoint.every=500", ("checkpoint.every", "more than the run's")),
+    "proof beyond the run": Case("plan verify.every=500", ("verify.every would be ignored", "more than the run's")),
+    "schedule of no group": Case(
+        BY + "'{match: [\"*\"], schedule: up}' '+schedules.up={name: linear}' scheduler.floor=0.5",
+        ("scheduler.floor", "every group has a schedule of its own"),
+    ),
+    "optimizer of no group": Case(
+        BY + "'{match: [\"*\"], optimizer: slow}' '+optimizers.slow={name: sgd}' optimizer.betas=[0.5,0.5]",
+        ("optimizer.betas", "every group has an optimizer of its own"),
+    ),
+    "no weight decay of none": Case(
+        "plan optimizer=adam grouping.no_weight_decay=false",
+        ("grouping.no_weight_decay", "optimizer.weight_decay is 0"),
+    ),
+    "optimizer that nobody names, by its group": Case(
+        "plan +optimizer@optimizers.slow=sgd", ("optimizers.slow.name would be ignored", "NAME.optimizer=slow")
+    ),
+    "nesterov without momentum": Case(
+        "plan optimizer=momentum optimizer.momentum=0 optimizer.nesterov=true",
+        ("optimizer.nesterov=True", "false where momentum is 0"),
+    ),
+    "held at 0": Case("plan scheduler.interval=500", ("lr is 0", "interval")),
+    "one word for a group's match": Case(BY + "'{match: conv1}'", ("grouping.groups.a.match", "key=[a,b]")),
+    "threads of the reference": Case(
+        "train framework=reference framework.threads=3", ("framework.threads would be ignored", "framework=reference")
+    ),
+    "stand-in of the digits": Case("plan data.stand_in=digits", ("data.stand_in would be ignored", "data=elpv")),
+    "stand-in for nothing": Case("plan data.stands_for=mnist", ("data.stands_for=mnist must be null",)),
     # sizes and lengths
     "steps without end": Case("plan steps=1000000000", ("steps=1000000000", "from 1 to 1,000,000")),
     "epochs without end": Case("plan epochs=1000000", ("epochs=1000000", "2,000,000 steps")),
@@ -519,8 +580,21 @@ CASES = {
     "weights that are words": Case(
         "train weights.path=w.npz", ("w.npz", "conv2.weight", "not of numbers"), lenet_weights(lambda a: a.astype(str))
     ),
+    "weights in bfloat16": Case(
+        "train weights.path=w.safetensors", ("w.safetensors", "bfloat16", "float32"), write("w.safetensors", BF16)
+    ),
     # sweeps
+    "no values": Case("train -m 'seed=range(0,0)'", ("the sweep has no jobs",)),
+    "sweep.json of no sweep": Case("report s", ("s/sweep.json", "tells of no jobs"), write("s/sweep.json", "[]")),
+    "torn sweep.json": Case("report s", ("s/sweep.json", "not JSON"), write("s/sweep.json", "{")),
     "compare with itself": Case("compare framework=torch,torch", ("two frameworks or more",)),
+    "compare seeds": Case(
+        "compare seed=0,1", ("compare takes one experiment", "framework=torch,reference", "train -m")
+    ),
+    "compare seeds of two": Case(
+        "compare framework=reference,torch seed=0,1", ("compare takes one experiment", "layerwise-lr report")
+    ),
+    "compare one framework with itself": Case("compare framework=reference steps=1", ("two frameworks or more",)),
     "compare alone": Case("compare steps=1", ("two frameworks or more",)),
     "one bad job": Case("train -m grouping.layer_decay=0.5,1.5 epochs=1", ("layer_decay=1.5", "allow_above_one")),
     "one job of a bad type": Case("train -m grouping.layer_decay=0.5,abc", ("grouping.layer_decay", "'abc'")),
@@ -608,6 +682,17 @@ GOOD = {
     "flags before the keys": "plan --cfg job seed=3",
     "head of another size": f"train data=npz data.path=d.npz {FEW} epochs=1",
 }
+
+
+@pytest.mark.parametrize(
+    "words", ["train optimizer.lr=-1 hydra.run.dir=mine/x", "train -m optimizer.lr=-1,-2 hydra.sweep.dir=mine/x"]
+)
+@pytest.mark.parametrize("there", ["mine", "mine/x", "mine/x/y"])
+def test_empty_folders_of_the_user_s_stay(words: str, there: str, call: Callable, tmp_path: Path) -> None:
+    Path(there).mkdir(parents=True)
+    before = tree(tmp_path)
+    assert call(words)[0] == 2
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.torch

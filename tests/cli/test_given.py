@@ -23,6 +23,7 @@ from layerwise_lr.run import hints, options
         (["++scheduler.gamma=1", "~data.path"], ["scheduler.gamma", "data.path"]),
         (["optimizer.momentum=0.1,0.2"], ["optimizer.momentum"]),
         (["data.path='a b'"], ["data.path"]),
+        (["+optimizer@optimizers.slow=sgd"], ["optimizers.slow.name"]),
     ],
 )
 def test_the_keys_that_words_set(words: list[str], keys: list[str]) -> None:

@@ -314,7 +314,7 @@ def write_folder(root, classes=("ant", "bee"), n=8):
         (root / name).mkdir(parents=True)
         for i in range(n):
             array = rng.integers(0, 256, (7, 5, 3), dtype=np.uint8)
-            array[..., 2] = 100 * label
+            array[..., 2] = 20 * label if len(classes) > 3 else 100 * label
             Image.fromarray(array).save(root / name / f"{i}.png")
         (root / name / "notes.txt").write_text("not a picture")
     return root
@@ -371,3 +371,42 @@ def test_a_folder_without_classes_or_with_an_empty_one_is_refused(tmp_path):
     (root / "bee").mkdir()
     with pytest.raises(UserError, match="without pictures: bee"):
         pictures.facts(folder_spec(root))
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        ([str(n) for n in range(12, 0, -1)], [str(n) for n in range(1, 13)]),
+        (["a10", "a2", "a1"], ["a1", "a2", "a10"]),
+        (["b", "a", "10", "9"], ["9", "10", "a", "b"]),
+        (["x2y10", "x10y1", "x2y9"], ["x2y9", "x2y10", "x10y1"]),
+        (["007", "8", "9a", "9"], ["007", "8", "9", "9a"]),
+        (["m³", "m²", "m"], ["m", "m²", "m³"]),
+    ],
+)
+def test_class_folders_count_as_people_do(tmp_path, names, order):
+    """And data.json says which class has which number."""
+    root = write_folder(tmp_path / "pictures", names, n=4)
+    sizes = {"train_size": len(names), "val_size": len(names), "test_size": len(names)}
+    dataset = batches.load(folder_spec(root, **sizes), 0)
+    assert dataset.fingerprint()["classes"] == dict(enumerate(order))
+    pool = pictures.load_pool(folder_spec(root))
+    assert pool.names == tuple(order)
+    first = np.asarray(Image.open(root / order[-1] / "0.png").resize((6, 6), Image.Resampling.BILINEAR))
+    assert np.array_equal(pool.x[pool.y == len(order) - 1][0], first.transpose(2, 0, 1))
+
+
+def test_pictures_without_names_have_their_numbers():
+    assert batches.load(digits(), 0).fingerprint()["classes"] == {n: str(n) for n in range(10)}
+
+
+def test_a_class_that_a_part_lacks_is_told(tmp_path):
+    """Nine of ant, one picture in ten of bee: the small part has none."""
+    root = write_folder(tmp_path / "pictures", ("ant", "bee"), n=20)
+    for path in sorted((root / "bee").glob("*.png"))[3:]:
+        path.unlink()
+    dataset = batches.load(folder_spec(root, train_size=10, val_size=2, test_size=9), 0)
+    assert not (dataset.val.y == 1).any() and (dataset.test.y == 1).any()
+    (note,) = dataset.notes()
+    assert "the validation part has no picture of 1 of 2 classes (bee)" in note and "data.val_size" in note
+    assert batches.load(folder_spec(root, train_size=5, val_size=8, test_size=8), 0).notes() == []

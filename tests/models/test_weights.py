@@ -74,6 +74,28 @@ def test_half_and_double_become_float32(tmp_path):
     assert np.array_equal(found["conv1.weight"], ARRAYS["conv1.weight"])
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e39])
+@pytest.mark.parametrize("suffix", [".npz", ".pth"])
+def test_numbers_that_float32_does_not_hold_are_counted_and_named(tmp_path, suffix, bad):
+    arrays = {n: a.astype(np.float64) for n, a in ARRAYS.items()}
+    arrays["conv2.weight"].flat[[3, 5]] = bad
+    with pytest.raises(UserError, match=f"w{suffix}: 2 of 2400 numbers of conv2.weight are NaN, infinite"):
+        start(write(tmp_path / f"w{suffix}", arrays))
+
+
+@pytest.mark.parametrize("kind", [str, complex])
+def test_what_is_no_number_is_refused(tmp_path, kind):
+    with pytest.raises(UserError, match=r"w\.npz: conv1\.bias is of .*, not of numbers"):
+        start(write(tmp_path / "w.npz", ARRAYS | {"conv1.bias": ARRAYS["conv1.bias"].astype(kind)}))
+
+
+def test_a_head_that_is_left_out_may_hold_anything(tmp_path):
+    """Of another size, so not taken."""
+    broken = ARRAYS | {"classifier.weight": np.full((7, 84), np.nan, np.float32)}
+    found, notes = start(write(tmp_path / "w.npz", broken))
+    assert np.isfinite(found["classifier.weight"]).all() and "another size" in notes[-1]
+
+
 def test_no_weights_are_the_initial_ones_and_said():
     found, notes = start_weights(LENET, WeightsSpec(), 3)
     expected = initial_weights(LENET, 3)

@@ -5,9 +5,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+
+from layerwise_lr.cli.hydra_app import composed
+from layerwise_lr.models import walk
+from layerwise_lr.report.compare import Comparison, RunFacts
+from layerwise_lr.run import resolve
+from layerwise_lr.run.reading import from_data
 
 WORDS = (
     "compare",
@@ -75,3 +82,38 @@ def test_another_plan_is_told(compared: tuple[Path, str]) -> None:
     made = Comparison.read([folder / name for name in jobs])
     other = made.runs[2]._replace(params=made.runs[2].params.replace("conv1", "conv9", 1))
     assert Comparison((*made.runs[:2], other)).plans() == "ANOTHER parameter table: reference"
+
+
+def facts(device: str = "cpu", **changes: Any) -> RunFacts:
+    """A run of nothing but its config and its device."""
+    data = {"data": {"image_size": 32, "channels": 3}, **changes}
+    config, empty = resolve(from_data(data)), np.zeros(0)
+    return RunFacts("", config, Path(), empty, empty, "", None, {}, 0.0, 0.0, device)
+
+
+DROPOUT = {"model": {"name": "mobilenet_v2", "dropout": 0.2}}
+ORDERED = {"framework": {"name": "torch", "deterministic": True}}
+
+
+@pytest.mark.parametrize(
+    ("runs", "words"),
+    [
+        ([facts(), facts()], []),
+        ([facts(**DROPOUT)] * 2, ["dropout 0.2 is on.*model.dropout=0"]),
+        ([facts(model={"name": "mobilenet_v2"})] * 2, ["dropout 0.2 is on"]),
+        ([facts(model={"name": "mobilenet_v2", "dropout": 0.0})] * 2, []),
+        ([facts("cuda:0"), facts()], ["on cuda:0 sums have no fixed order.*framework.deterministic=true"]),
+        ([facts("cuda:0", **ORDERED), facts(**ORDERED)], []),
+        ([facts("cuda:0", **DROPOUT)] * 2, ["dropout", "no fixed order"]),
+    ],
+)
+def test_what_differs_by_design_is_told(runs: list[RunFacts], words: list[str]) -> None:
+    told = Comparison(tuple(runs)).by_design()
+    assert len(told) == len(words) and all(map(re.search, words, told))
+
+
+def test_parity_has_no_dropout_in_any_model() -> None:
+    for model in ("mobilenet_v2", "resnet18", "lenet"):
+        config, _ = composed(["experiment=parity", f"model={model}"])
+        tree = resolve(from_data(config)).tree()
+        assert not any(layer.options["p"] for _, layer, _ in walk(tree.root) if layer.kind == "dropout"), model

@@ -85,7 +85,7 @@ def test_a_key_changes_what_happens_or_is_not_read(at, option, key):
         with pytest.raises(
             UserError, match=rf"{at}\.{key} would be ignored: {section.group}={option} does not read it"
         ):
-            options.refuse_unread([f"{at}.{key}"], options.unread(resolve(other)))
+            options.refuse_ignored([f"{at}.{key}"], options.unread(resolve(other)))
 
 
 def test_the_tables_have_every_option():
@@ -124,7 +124,7 @@ def test_the_tables_name_keys_that_are_there():
 def test_what_hangs_on_another_value(given, values, says):
     final = resolve(replace(BASE, **values))
     with pytest.raises(UserError, match=f"{given} would be ignored: .*({says})"):
-        options.refuse_unread([given], options.unread(final))
+        options.refuse_ignored([given], options.unread(final))
     assert final == resolve(final)
 
 
