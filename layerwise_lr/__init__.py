@@ -12,11 +12,11 @@ use: this line imports nothing, `llr.plan` needs NumPy and the model's framework
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = ["ModelPlan", "Plan", "UserError", "__version__", "plan"]
 
+TYPE_CHECKING = False  # typing's, without its import
 if TYPE_CHECKING:
     from .framework.native import ModelPlan, plan
     from .planning import Plan, UserError
@@ -29,7 +29,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """The library's names, imported when they are first asked for."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
