@@ -270,6 +270,15 @@ def test_no_module_of_the_core_brings_a_framework_or_hydra(module):
     assert "layerwise_lr" in loaded
 
 
+def test_the_library_comes_with_numpy_alone():
+    """What the command line, the run folder and the readers of files need is imported when it is needed."""
+    code = "import sys, layerwise_lr.framework; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert {"layerwise_lr", "numpy"} <= loaded
+    assert not loaded & {"PIL", "safetensors", "yaml", "scipy", "matplotlib", "omegaconf", "rich", "jinja2"}
+
+
 YAMLS = sorted((ROOT / "conf").rglob("*.yaml"))
 
 

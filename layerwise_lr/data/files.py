@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from ..planning import UserError
+from ..planning import UserError, plain
 
 TORN = (EOFError, zlib.error, OSError, tarfile.TarError, ValueError)  # what gzip and tar raise on a faulty file
 
@@ -69,17 +69,22 @@ def read_pickle(packed: bytes) -> Any:
         raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None
 
 
-def read_torch_file(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a torch checkpoint, by the torch plugin's own reader (weights_only=True).
+def read_torch_file(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The tensors of a torch file, by the torch plugin's own reader (weights_only=True: no code in it can run).
+
+    Returns:
+        Mappings of arrays as they are nested in the file, and the names of the classes that were skipped.
 
     Raises:
-        UserError: torch is not installed, or the file holds anything but tensors.
+        UserError: torch is not installed, or cannot read the file.
     """
     if find_spec("torch") is None:
         raise UserError(f"{path}: a torch file is read by torch, which is not installed: pip install torch")
     reader = importlib.import_module("layerwise_lr.plugins.torch_plugin.checkpoint").read_checkpoint
     try:
         return reader(path)
-    except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: torch cannot read it as plain tensors ({first})") from None
+    except UserError:
+        raise
+    except Exception as error:  # torch promises no list either
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{path}: torch cannot read it as plain tensors ({plain(said[0], 160)})") from None

@@ -6,7 +6,7 @@ Uses planning and models. `registry` finds plugins by name, `proof` measures tha
 """
 
 from ..models import KINDS, PLAIN_KINDS, Layer, Node, Residual, Seq, Tree, Weights, join, specs
-from ..planning import OPTIMIZERS, Group, OptimizerSpec, Plan, UserError
+from ..planning import OPTIMIZERS, Group, OptimizerSpec, Plan, UserError, plain
 from . import metrics, proof, registry
 from .contract import LOSS_SCALE, Framework, Scheduler, Step, StepResult, TrainState
 from .offers import STATE_KEYS, GroupScheduler, by_optimizer, central_axes, fold, in_plan_order
@@ -43,6 +43,7 @@ __all__ = [
     "in_plan_order",
     "join",
     "metrics",
+    "plain",
     "proof",
     "registry",
     "specs",

@@ -5,7 +5,7 @@ ParamTable -> depths -> assignments -> groups -> Plan; a Plan is data, everybody
 """
 
 from .depth import CONVENTIONS
-from .errors import Absent, UserError, did_you_mean
+from .errors import Absent, UserError, did_you_mean, plain
 from .freezing import FreezeSpec
 from .groups import FOREVER, Group, GroupingSpec, GroupSpec
 from .params import ParamInfo, ParamTable
@@ -33,4 +33,5 @@ __all__ = [
     "UserError",
     "did_you_mean",
     "make_plan",
+    "plain",
 ]
