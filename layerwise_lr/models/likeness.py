@@ -19,6 +19,7 @@ FAMILIES: Mapping[str, str] = {
     r"resblocks\.0\.": "CLIP's own",
     r"encoderblock_0": "Google's JAX",
     r"(^|\.)conv_stem\.": "timm's MobileNets'",
+    r"\.lora_[AB]\.": "an adapter's beside it (merge it first)",
     r"(^|\.)(exp_avg|exp_avg_sq|momentum_buffer)$": "an optimizer's",
 }
 """Names that tell whose a file is."""

@@ -121,7 +121,7 @@ def _shards(index: Path) -> State:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         if not places or not all(isinstance(word, str) for pair in places.items() for word in pair):
             raise ValueError("its weight_map does not lead from names to files")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index}: not an index of weights, {{'weight_map': ...}} ({plain(error, 120)})") from None
     names = sorted(set(places.values()))
     for name in names:

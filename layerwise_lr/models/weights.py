@@ -8,7 +8,7 @@ from typing import Optional
 import numpy as np
 
 from ..data import cache_folder
-from ..planning import UserError, did_you_mean
+from ..planning import UserError, did_you_mean, plain
 from . import finding, fitting, likeness, reading
 from .layers import Tree, initial_weights
 
@@ -57,10 +57,14 @@ def locate(spec: WeightsSpec) -> Path | None:
         )
     if not spec.path:
         raise UserError("weights.path is missing: weights=file needs weights.path=...")
-    path = Path(spec.path).expanduser()
-    if path.is_dir():
-        return reading.in_folder(path)
-    if not path.is_file():
+    try:
+        path = Path(spec.path).expanduser()
+        if path.is_dir():
+            return reading.in_folder(path)
+        there = path.is_file()
+    except (OSError, RuntimeError) as error:  # a name too long, a folder that nobody may read, no such ~user
+        raise UserError(f"weights.path={plain(spec.path)}: {plain(error)}") from None
+    if not there:
         raise UserError(f"weights.path={spec.path}: no such file")
     return path
 

@@ -532,6 +532,7 @@ def test_a_whole_pickled_model_is_refused_with_its_class(tmp_path):
             {"vit.layers.0.attention.q_proj.weight": np.zeros(3)},
             "those names are Hugging Face's, model vit_tiny reads timm's",
         ),
+        ({"blocks.0.attn.qkv.lora_A.weight": np.zeros(3)}, "merge it first"),
         ({"encoder.layers.encoder_layer_0.ln_1.weight": np.zeros(3)}, "those names are torchvision's"),
     ],
 )
@@ -558,6 +559,45 @@ def test_tensors_that_numpy_has_not(tmp_path):
 def test_scalars_and_odd_shapes(tmp_path):
     refused(tmp_path, HELD | {"norm.weight": np.float32(1)}, "norm.weight [] instead of [12]")
     refused(tmp_path, HELD | {"pos_embed": table(17)[0]}, "pos_embed [17, 12] instead of [1, 17, 12]")
+
+
+@pytest.mark.parametrize("path", ["x" * 5000 + ".npz", "~nobody_of_this_name/w.npz"])
+def test_a_path_that_cannot_be_is_one_line(path):
+    with pytest.raises(UserError, match=r"weights\.path=") as caught:
+        start_weights(VIT, WeightsSpec("file", path), 0)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", pytest.param(".pth", marks=pytest.mark.torch)])
+@pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.5, 0.99])
+def test_a_file_that_was_cut_short(tmp_path, suffix, share):
+    path = tmp_path / f"w{suffix}"
+    if suffix == ".safetensors":
+        save_file(HELD, path)
+    elif suffix == ".npz":
+        np.savez(path, **HELD)
+    else:
+        import torch
+
+        torch.save(tensors(HELD), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UserError, match=path.name) as caught:
+        start_weights(VIT, WeightsSpec("file", str(path)), 0)
+    assert str(caught.value).isprintable()
+
+
+def test_empty_arrays_and_an_encrypted_zip(tmp_path):
+    save_file({"a": np.zeros((0, 3), np.float32), "b": np.zeros((), np.float32)}, tmp_path / "w.safetensors")
+    held = reading.read(tmp_path / "w.safetensors").states[""]
+    assert {name: a.shape for name, a in held.items()} == {"a": (0, 3), "b": ()}
+    np.savez(tmp_path / "w.npz", a=np.zeros(3))
+    data = bytearray((tmp_path / "w.npz").read_bytes())
+    for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(mark) + at] |= 1  # the flag of encryption
+    (tmp_path / "w.npz").write_bytes(data)
+    with pytest.raises(UserError, match=r"not a readable \.npz file .*encrypted"):
+        reading.read(tmp_path / "w.npz")
 
 
 HOSTILE = "a\n\x1b[31mb\x07\u202e\x00c." + "x" * 500
