@@ -88,4 +88,7 @@ def read_torch_file(path: Path) -> tuple[dict[str, Any], list[str]]:
         raise
     except Exception as error:  # torch promises no list either
         said = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{path}: torch cannot read it as plain tensors ({plain(said[0], 160)})") from None
+        raise UserError(
+            f"{path}: torch cannot read it as plain tensors ({plain(said[0], 160)}); "
+            "take a file that torch.save(model.state_dict(), ...) wrote"
+        ) from None

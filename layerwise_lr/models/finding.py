@@ -14,6 +14,7 @@ AVERAGED = ("state_dict_ema", "model_ema", "module_ema", "ema_state_dict", "ema_
 """Taken before others, as timm's load_checkpoint(use_ema=True) and DINO's evaluation do."""
 HEADS = ("head", "fc", "classifier", "head.fc", "heads.head", "classifier.1", "linear")
 """What libraries call a head: timm, torchvision, Hugging Face, mmpretrain."""
+LONGEST = 1000  # letters of a prefix
 FINAL_NORMS = {"norm": "fc_norm", "fc_norm": "norm"}
 """timm's last norm, before or after pooling: with another pool it is another one."""
 
@@ -107,8 +108,9 @@ def _places(tree: Tree, file: File) -> "Counter[Place]":
 
 
 def _cuts(name: str) -> Iterator[tuple[str, str]]:
+    """A name cut at its dots, in every way; the ends of a hostile one are not of interest."""
     yield "", name
-    for at, letter in enumerate(name):
+    for at, letter in enumerate(name[:LONGEST]):
         if letter == ".":
             yield name[: at + 1], name[at + 1 :]
 

@@ -13,7 +13,7 @@ from .reading import Held, State
 
 CHANGES_ALL = ("norm_pre",)
 """Modules of their own that change what every later layer sees."""
-FINAL_NORMS_OF = {"norm": "token", "fc_norm": "avg"}
+POOLS = {"norm": "token", "fc_norm": "avg"}
 REGISTERS = ("reg_token", "register_tokens")
 
 
@@ -101,7 +101,7 @@ def _final_norm(tree: Tree, held: State, found: Found, file: str) -> list[str]:
         raise Misfit(_fault(tree, file, "missing from the file", sorted(mine - set(held))))
     for key in mine & set(held):
         del held[key]
-    return [f"{name} starts from initial values: the file has {other}, of model.pool={FINAL_NORMS_OF[other]}"]
+    return [f"{name} starts from initial values: the file has {other}, of model.pool={POOLS[other]}"]
 
 
 def _head(tree: Tree, held: State, wanted: dict[str, tuple[int, ...]], file: str, renew: bool) -> list[str]:
@@ -180,7 +180,7 @@ def _fitted(
 ) -> tuple[Array, str] | None:
     """The array in another shape and what was done to it; None: it cannot be."""
     stem, _, layer, _ = next(specs(tree))
-    if name == stem and layer.kind == "conv" and _but(array.shape, 1) == _but(want, 1):
+    if name == stem and layer.kind == "conv" and array.size and _but(array.shape, 1) == _but(want, 1):
         return fit_channels(_float32(file, name, array), want[1])
     if name == "pos_embed" and array.ndim == 3 and _but(array.shape, 1) == _but(want, 1):
         try:
@@ -201,10 +201,8 @@ def fit_channels(weight: Array, channels: int) -> tuple[Array, str]:
     if channels == 1:
         done = weight.sum(1, keepdims=True, dtype=np.float64)
         return done, f"stem: its {held} input channels summed to 1"
-    repeated = np.tile(weight, (1, ceil(channels / held), 1, 1))[:, :channels]
-    return repeated * (
-        held / channels
-    ), f"stem: its {held} input channels repeated to {channels}, times {held}/{channels}"
+    done = np.tile(weight, (1, ceil(channels / held), 1, 1))[:, :channels] * (held / channels)
+    return done, f"stem: its {held} input channels repeated to {channels}, times {held}/{channels}"
 
 
 def fit_pos_embed(held: Array, tokens: int, alike: State, resize: bool = True) -> tuple[Array, str]:

@@ -1,6 +1,8 @@
 """A file of weights, whatever its kind, as arrays by name: what is in it, before anybody asks what it means."""
 
 import json
+import re
+import shlex
 from collections.abc import Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -146,18 +148,21 @@ def in_folder(folder: Path) -> Path:
     Raises:
         UserError: there are none, or those of several runs.
     """
-    if checkpoints := [p for p in folder.glob("checkpoints/step_*/model.safetensors") if p.parent.name[5:].isdecimal()]:
-        return max(checkpoints, key=lambda p: int(p.parent.name[5:]))
+    steps = [p for at in ("checkpoints/step_*", "step_*") for p in folder.glob(f"{at}/model.safetensors")]
+    if steps := [p for p in steps if p.parent.name[5:].isdecimal()]:
+        return max(steps, key=lambda p: int(p.parent.name[5:]))
     for name in IN_FOLDERS:
         if (folder / name).is_file():
             return folder / name
-    if (folder / "sweep.json").is_file():
-        runs = sorted({p.parents[2] for p in folder.glob("*/checkpoints/step_*/model.safetensors")})
-        if not runs:
-            raise UserError(f"weights.path={folder}: a sweep's folder, without a finished run in it")
-        raise UserError(
-            f"weights.path={folder}: a sweep's folder; name one of its {len(runs)} runs: weights.path={runs[0]}"
-        )
+    if runs := sorted({p.parents[2] for p in folder.glob("*/checkpoints/step_*/model.safetensors")}):
+        raise UserError(f"weights.path={folder} is a folder of {len(runs)} runs; name one of them: {_typed(runs[0])}")
     if (folder / "config.resolved.yaml").is_file():
-        raise UserError(f"weights.path={folder}: a run's folder without a checkpoint; layerwise-lr run {folder}")
-    raise UserError(f"weights.path={folder}: a folder, with none of {', '.join(IN_FOLDERS)} in it; name the file")
+        again = shlex.join(["layerwise-lr", "run", str(folder)])
+        raise UserError(f"weights.path={folder} is a run folder without a checkpoint; this trains it: {again}")
+    raise UserError(f"weights.path={folder} is a folder with none of {', '.join(IN_FOLDERS)} in it; name the file")
+
+
+def _typed(path: Path) -> str:
+    """As it is typed: Hydra takes some signs for its own, such as the "=" in the names of a sweep's runs."""
+    plain_path = re.fullmatch(r"[\w./-]+", str(path))
+    return f"weights.path={path}" if plain_path else shlex.quote(f'weights.path="{path}"')

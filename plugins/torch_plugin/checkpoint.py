@@ -62,9 +62,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], list[str]]:
         with warnings.catch_warnings(), torch.serialization.safe_globals(lent):
             warnings.simplefilter("ignore")
             held = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        if not skipped:
-            raise
+    except pickle.UnpicklingError as error:
+        if not skipped:  # torch's advice, to trust the file, is left out
+            raise ValueError(str(error).partition("WeightsUnpickler error:")[2].strip() or str(error)) from None
         raise UserError(
             f"{path}: objects of {_named(skipped)} stand in the way of its tensors; where you trust the file, "
             "let the program that made it save model.state_dict() alone"

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -291,6 +292,15 @@ def test_another_stem_on_rgb_is_repeated_and_keeps_its_sum(tmp_path, channels, t
     assert any(told in note for note in notes)
 
 
+def test_a_stem_without_channels_is_of_another_shape(tmp_path):
+    stem = np.zeros((12, 0, 8, 8), np.float32)
+    refused(tmp_path, HELD | {"patch_embed.proj.weight": stem}, "patch_embed.proj.weight [12, 0, 8, 8] instead of")
+
+
+def test_a_name_of_many_dots_takes_no_time(tmp_path):
+    refused(tmp_path, {"." * 60_000: np.zeros(1)}, "missing from the file")
+
+
 def test_only_the_channels_of_a_stem_may_differ(tmp_path):
     refused(
         tmp_path,
@@ -436,11 +446,11 @@ def test_folders_without_weights_say_what_to_name(tmp_path):
     a_run(sweep / "seed=1", ())
     (sweep / "sweep.json").touch()
     for folder, word in [
-        (sweep, f"weights.path={sweep / 'seed=0'}"),
-        (sweep / "seed=1", "a run's folder without a checkpoint"),
-        (tmp_path, "with none of model.safetensors"),
+        (sweep, f"a folder of 1 runs; name one of them: 'weights.path=\"{sweep / 'seed=0'}\"'"),
+        (sweep / "seed=1", "is a run folder without a checkpoint; this trains it: layerwise-lr run "),
+        (tmp_path, "is a folder with none of model.safetensors"),
     ]:
-        with pytest.raises(UserError, match=word):
+        with pytest.raises(UserError, match=re.escape(word)):
             start_weights(VIT, WeightsSpec("file", str(folder)), 0)
     same(start_weights(VIT, WeightsSpec("file", str(sweep / "seed=0")), 0)[0], {n: a + 10 for n, a in HELD.items()})
 
