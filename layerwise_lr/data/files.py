@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
-from ..planning import UserError
+from ..planning import UserError, plain
 
 TORN = (EOFError, zlib.error, OSError, tarfile.TarError, ValueError)  # what gzip and tar raise on a faulty file
 
@@ -35,7 +34,9 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as held:
             return dict(held)
-    except (BadZipFile, EOFError, zlib.error, TypeError, AttributeError) as error:  # last two: .npy
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # zip promises no list of what a torn or an encrypted one raises; a .npy is no mapping
         raise ValueError(str(error)) from None
 
 
@@ -69,17 +70,25 @@ def read_pickle(packed: bytes) -> Any:
         raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None
 
 
-def read_torch_file(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a torch checkpoint, by the torch plugin's own reader (weights_only=True).
+def read_torch_file(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The tensors of a torch file, by the torch plugin's own reader (weights_only=True: no code in it can run).
+
+    Returns:
+        Mappings of arrays as they are nested in the file, and the names of the classes that were skipped.
 
     Raises:
-        UserError: torch is not installed, or the file holds anything but tensors.
+        UserError: torch is not installed, or cannot read the file.
     """
     if find_spec("torch") is None:
         raise UserError(f"{path}: a torch file is read by torch, which is not installed: pip install torch")
     reader = importlib.import_module("layerwise_lr.plugins.torch_plugin.checkpoint").read_checkpoint
     try:
         return reader(path)
-    except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: torch cannot read it as plain tensors ({first})") from None
+    except UserError:
+        raise
+    except Exception as error:  # torch promises no list either
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"{path}: torch cannot read it as plain tensors ({plain(said[0], 160)}); "
+            "take a file that torch.save(model.state_dict(), ...) wrote"
+        ) from None

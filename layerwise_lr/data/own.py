@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from ..planning import Absent, UserError
 from .files import read_npz
@@ -97,6 +96,8 @@ def _folder_files(spec: DataSpec) -> list[tuple[Path, int]]:
 
 def folder_pool(spec: DataSpec) -> Pool:
     """The folder's pictures, class by class."""
+    from PIL import Image, UnidentifiedImageError
+
     pictures, labels = [], []
     for path, label in _folder_files(spec):
         try:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from ..planning import Absent, UserError, did_you_mean
 from . import cifar10, idx, own
@@ -21,6 +20,8 @@ def _resized(held: Pictures, spec: DataSpec) -> Pool:
 
 def _digits(spec: DataSpec) -> Pool:
     """UCI optdigits, 8x8 in 17 greys, enlarged to 20/28 of the side and padded as MNIST is."""
+    from PIL import Image
+
     with np.load(str(files("layerwise_lr.data.assets") / "digits.npz")) as held:
         x, y = held["x"], held["y"]
     inner = round(spec.image_size * 20 / 28)

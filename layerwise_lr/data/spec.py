@@ -1,10 +1,12 @@
 """What is asked of a data set (DataSpec), what is known of it (Facts), its pictures as read and as asked for (Pool)."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple, Optional
+from typing import TYPE_CHECKING, NamedTuple, Optional
 
 import numpy as np
-from PIL import Image
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass
@@ -72,8 +74,10 @@ class Facts(NamedTuple):
     test: int  # of which the set's own test part
 
 
-def resize(image: Image.Image, spec: DataSpec) -> np.ndarray:
+def resize(image: "Image.Image", spec: DataSpec) -> np.ndarray:
     """uint8 [C, S, S]."""
+    from PIL import Image
+
     mode = "L" if spec.channels == 1 else "RGB"
     size = (spec.image_size, spec.image_size)
     array = np.asarray(image.convert(mode).resize(size, Image.Resampling.BILINEAR))
@@ -85,5 +89,7 @@ def from_arrays(x: np.ndarray, y: np.ndarray, spec: DataSpec, test: int = 0) -> 
     planes = x[:, None] if x.ndim == 3 else x
     if planes.shape[1:] == (spec.channels, spec.image_size, spec.image_size):  # nothing to resize: 5 s less for 60000
         return Pool(np.ascontiguousarray(planes), y.astype(np.int64), test)
+    from PIL import Image
+
     pictures = [Image.fromarray(p if p.ndim == 2 else np.moveaxis(p, 0, -1).squeeze()) for p in x]
     return Pool(np.stack([resize(p, spec) for p in pictures]), y.astype(np.int64), test)

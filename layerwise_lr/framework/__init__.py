@@ -6,7 +6,7 @@ Uses planning and models. `registry` finds plugins by name, `proof` measures tha
 """
 
 from ..models import KINDS, PLAIN_KINDS, Layer, Node, Residual, Seq, Tree, Weights, join, specs
-from ..planning import OPTIMIZERS, Group, Module, OptimizerSpec, ParamInfo, Plan, UserError, bare_name, near
+from ..planning import OPTIMIZERS, Group, Module, OptimizerSpec, ParamInfo, Plan, UserError, bare_name, near, plain
 from . import metrics, proof, registry
 from .contract import LOSS_SCALE, Framework, Scheduler, Step, StepResult, TrainState
 from .describing import Description, Native, ZooModel
@@ -51,6 +51,7 @@ __all__ = [
     "join",
     "metrics",
     "near",
+    "plain",
     "proof",
     "registry",
     "specs",

@@ -184,11 +184,13 @@ def vit(
     depth: int = 12,
     layer_scale: float | None = None,
     pool: str = "token",
+    pre_norm: bool = False,
 ) -> Tree:
     """ViT (Dosovitskiy et al. 2021) with timm's names; `layer_scale` is its initial value (DINOv2: 1e-5).
 
     Depth as in MAE, BEiT and seed document 001: tokens and patch embedding 0, block i at i + 1, the final norm
     with the head at depth + 1. `pool="avg"` averages the patch tokens and norms after that (timm's fc_norm).
+    `pre_norm` norms the tokens before the first block and leaves the patches' bias out (CLIP's towers, eps 1e-5).
     """
     if image_size % patch_size:
         fits = -(-image_size // patch_size) * patch_size
@@ -202,7 +204,7 @@ def vit(
         raise UserError(f"model {name}: pool={pool!r} is neither 'token' nor 'avg'")
 
     def norm(key: str, at: int | None = None) -> Layer:
-        return Layer("layernorm", key, {"features": embed_dim, "eps": LN_EPS}, at)
+        return Layer("layernorm", key, {"features": embed_dim, "eps": 1e-5 if pre_norm else LN_EPS}, at)
 
     def scale(key: str) -> tuple[Node, ...]:
         options = {"dim": embed_dim, "init": layer_scale}
@@ -224,7 +226,7 @@ def vit(
             depth=index + 1,
         )
 
-    embed = conv("proj", in_channels, embed_dim, patch_size, patch_size, padding=0, bias=True)
+    embed = conv("proj", in_channels, embed_dim, patch_size, patch_size, padding=0, bias=not pre_norm)
     patches = (image_size // patch_size) ** 2
     tokens = Layer("tokens", "", {"num_patches": patches, "dim": embed_dim}, depth=0)
     last = depth + 1
@@ -234,6 +236,7 @@ def vit(
     nodes = (
         Seq("patch_embed", (embed, Layer("to_tokens")), depth=0),
         tokens,
+        *((norm("norm_pre", 0),) if pre_norm else ()),
         Seq("blocks", tuple(block(i) for i in range(depth))),
         *tail,
         linear("head", embed_dim, num_classes, 0.02, depth=last),

@@ -5,7 +5,7 @@ ParamTable -> depths -> assignments -> groups -> Plan; a Plan is data, everybody
 """
 
 from .depth import CONVENTIONS, assign
-from .errors import Absent, UserError, did_you_mean, near
+from .errors import Absent, UserError, did_you_mean, near, plain
 from .freezing import FreezeSpec
 from .groups import FOREVER, Group, GroupingSpec, GroupSpec
 from .names import bare_name
@@ -41,4 +41,5 @@ __all__ = [
     "execution_order",
     "make_plan",
     "near",
+    "plain",
 ]

@@ -1,6 +1,7 @@
 """The one exception that is the user's to mend: it says what, where, and the next command, in one line."""
 
 import difflib
+import re
 
 
 class UserError(Exception):
@@ -20,3 +21,10 @@ def did_you_mean(word: str, options: list[str]) -> str:
     """`"; did you mean 'layer_decay'?"` where one of `options` is close to `word`, else an empty string."""
     close = difflib.get_close_matches(word, options, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def plain(text: object, most: int = 80) -> str:
+    """Text out of a file, fit to be shown: one line, no control character and no terminal escape, not too long."""
+    words = " ".join(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(text)[: 4 * most]).split())
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."

@@ -60,7 +60,12 @@ DATA: Table = {
     "npz": ("path", "stand_in"),
     "image_folder": ("path", "stand_in"),
 }
-WEIGHTS: Table = {"none": (), "lenet_mnist": (), "mobilenet_v2_imagenet": (), "file": ("path", "resize_pos_embed")}
+WEIGHTS: Table = {
+    "none": (),
+    "lenet_mnist": ("renew_head",),
+    "mobilenet_v2_imagenet": ("renew_head",),
+    "file": ("path", "key", "resize_pos_embed", "renew_head"),
+}
 
 
 class Section(NamedTuple):

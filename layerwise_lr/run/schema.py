@@ -53,6 +53,7 @@ class ModelSpec:
         num_heads: of the attention (vit).
         layer_scale: of LayerScale, DINOv2: 1e-5 (vit); null: none.
         pool: token | avg: what the head looks at (vit).
+        pre_norm: a norm before the first block, as in CLIP (vit).
     """
 
     name: str = "lenet"
@@ -67,6 +68,7 @@ class ModelSpec:
     num_heads: Optional[int] = None  # noqa: UP045
     layer_scale: Optional[float] = None  # noqa: UP045
     pool: Optional[str] = None  # noqa: UP045
+    pre_norm: Optional[bool] = None  # noqa: UP045
 
 
 @dataclass

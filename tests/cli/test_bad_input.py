@@ -244,7 +244,7 @@ CASES = {
     ),
     "pth that is a list": Case(
         "train weights=file weights.path=w.pth",
-        ("w.pth", "torch cannot read"),
+        ("w.pth", "holds no arrays"),
         lambda: __import__("torch").save([1, 2], "w.pth"),
     ),
     "object arrays": Case(
@@ -462,6 +462,8 @@ CASES = {
     ),
     "path of the digits": Case("train data.path=my_pictures", ("data.path would be ignored", "image_folder does")),
     "path of no weights": Case("train weights=none weights.path=w.npz", ("weights.path would be", "weights=file does")),
+    "key of shipped weights": Case("train weights.key=teacher", ("weights.key would be", "weights=file does")),
+    "new head of no weights": Case("train weights=none weights.renew_head=true", ("weights.renew_head would be",)),
     "path of weights alone": Case("train weights.path=nowhere.npz", ("weights.path=nowhere.npz", "no such file")),
     "position embedding of a lenet": Case(
         "plan weights=file weights.path=w.npz weights.resize_pos_embed=true", ("lenet has no position embedding",)
@@ -578,7 +580,9 @@ CASES = {
         lenet_weights(lambda a: a.astype(float) * 1e99),
     ),
     "weights that are words": Case(
-        "train weights.path=w.npz", ("w.npz", "conv2.weight", "not of numbers"), lenet_weights(lambda a: a.astype(str))
+        "train weights.path=w.npz",
+        ("w.npz", "conv2.weight", "not of floating-point"),
+        lenet_weights(lambda a: a.astype(str)),
     ),
     "weights in bfloat16": Case(
         "train weights.path=w.safetensors", ("w.safetensors", "bfloat16", "float32"), write("w.safetensors", BF16)

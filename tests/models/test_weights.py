@@ -10,8 +10,9 @@ from layerwise_lr.data.pictures import DataSpec
 from layerwise_lr.framework import begin
 from layerwise_lr.models import weights
 from layerwise_lr.models.layers import initial_weights, param_table
+from layerwise_lr.models.reading import read
 from layerwise_lr.models.trees import make_tree
-from layerwise_lr.models.weights import WeightsSpec, read, start_weights
+from layerwise_lr.models.weights import WeightsSpec, start_weights
 from layerwise_lr.planning.errors import UserError
 from layerwise_lr.planning.groups import GroupingSpec
 from layerwise_lr.planning.plan import FreezeSpec, OptimizerSpec, make_plan
@@ -134,10 +135,13 @@ def without(*names):
     ("arrays", "word"),
     [
         (without("fc1.bias"), r"1 missing from the file: fc1\.bias; give weights"),
-        (without("classifier.bias"), r"1 missing from the file: classifier\.bias; give weights"),
-        (ARRAYS | {"extra.weight": np.zeros(2, np.float32)}, r"1 not in the model: extra\.weight; give weights"),
+        (without("classifier.bias"), r"1 missing from the file: classifier\.bias; weights\.renew_head=true"),
+        (ARRAYS | {"fc3.weight": np.zeros(2, np.float32)}, r"1 not in the model: fc3\.weight; give weights"),
         (ARRAYS | {"fc1.bias": np.zeros(7, np.float32)}, r"1 of another shape: fc1\.bias \[7\] instead of \[120\]"),
-        ({"a": np.zeros(1, np.float32)}, r"10 missing from the file: classifier\.bias, .*, \.\.\.; give weights"),
+        (
+            {"a": np.zeros(1, np.float32)},
+            r"8 missing from the file: conv1\.weight, .*, \.\.\.; it holds 1 of other names: a; give weights",
+        ),
     ],
 )
 def test_what_does_not_fit_is_listed(tmp_path, arrays, word):

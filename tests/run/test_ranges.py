@@ -14,7 +14,10 @@ REFUSED = (
     (Config(batch_size=0), "batch_size=0 must be from 1 to 1,000,000"),
     (Config(epochs=0), "epochs=0 must be from 1 to 1,000,000"),
     (Config(steps=10**9), "steps=1000000000 must be from 1 to 1,000,000"),
-    (Config(name="a/b"), "name='a/b' must be a name for a folder: not empty, at most 200 bytes, no slash, no line break, no dot or space in front"),
+    (
+        Config(name="a/b"),
+        "name='a/b' must be a name for a folder: not empty, at most 200 bytes, no slash, no line break, no dot or space in front",
+    ),
     (FreezeSpec(batchnorm="off"), "batchnorm=off must be eval or train"),
     (VerifySpec(on_mismatch="go"), "on_mismatch=go must be stop or warn"),
     (Config(metric="f1"), "metric=f1 must be accuracy or balanced_accuracy"),
