@@ -86,7 +86,7 @@ def test_numbers_that_float32_does_not_hold_are_counted_and_named(tmp_path, suff
 
 @pytest.mark.parametrize("kind", [str, complex])
 def test_what_is_no_number_is_refused(tmp_path, kind):
-    with pytest.raises(UserError, match=r"w\.npz: conv1\.bias is of .*, not of numbers"):
+    with pytest.raises(UserError, match=r"w\.npz: conv1\.bias is of .*, not of floating-point numbers"):
         start(write(tmp_path / "w.npz", ARRAYS | {"conv1.bias": ARRAYS["conv1.bias"].astype(kind)}))
 
 
