@@ -7,7 +7,8 @@
     share       of the whole run, imports excepted: again, and all evaluations
 
 A step is the median of those without an evaluation. Times are the process's on its processors, all threads together:
-other jobs of the machine disturb them little. Idle threads must sleep for that, hence OMP_WAIT_POLICY.
+other jobs of the machine disturb them little. Idle threads must sleep for that, hence OMP_WAIT_POLICY; OneFlow and
+MegEngine spin where they wait, so look at the load.
 Needs `layerwise-lr fetch elpv mobilenet_v2_imagenet`; digits of the same size stand in for absent pictures.
 """
 
