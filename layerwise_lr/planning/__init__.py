@@ -4,19 +4,23 @@ NumPy only: no files, no YAML, no framework. Uses nothing else of the package. D
 ParamTable -> depths -> assignments -> groups -> Plan; a Plan is data, everybody else applies or draws it.
 """
 
+from .comparing import Difference, differences
 from .depth import CONVENTIONS
 from .errors import Absent, UserError, did_you_mean
 from .freezing import FreezeSpec
 from .groups import FOREVER, Group, GroupingSpec, GroupSpec
+from .names import bare_name
 from .params import ParamInfo, ParamTable
 from .plan import OPTIMIZERS, OptimizerSpec, Phase, Plan, UpdateRule, make_plan
 from .schedules import Duration, Schedule, ScheduleSpec
+from .timm_groups import timm_depths
 
 __all__ = [
     "CONVENTIONS",
     "FOREVER",
     "OPTIMIZERS",
     "Absent",
+    "Difference",
     "Duration",
     "FreezeSpec",
     "Group",
@@ -31,6 +35,9 @@ __all__ = [
     "ScheduleSpec",
     "UpdateRule",
     "UserError",
+    "bare_name",
     "did_you_mean",
+    "differences",
     "make_plan",
+    "timm_depths",
 ]

@@ -36,8 +36,8 @@ OPTIMIZER: Table = {
 }
 GROUPING: Table = {
     "flat": (),
-    "layer_decay": ("layer_decay", "allow_above_one", "stem_scale", "min_scale"),
-    "backbone_head": ("backbone_scale",),
+    "layer_decay": ("layer_decay", "allow_above_one", "stem_scale", "decay_per_12_layers", "min_scale", "head_scale"),
+    "backbone_head": ("backbone_scale", "head_scale"),
     "by_name": (),
     "by_module": (),
     "by_layer_type": (),
@@ -115,11 +115,15 @@ def _by_value(config: Config) -> Iterator[tuple[str, str]]:
         for key in ("lr", "weight_decay"):
             yield f"optimizers.{name}.{key}", f"a group's own is read: grouping.groups.NAME.{key}"
     grouping, freeze = config.grouping, config.freeze
-    if grouping.strategy == "layer_decay" and grouping.stem_scale is not None:
-        for key in ("layer_decay", "allow_above_one"):
-            yield f"grouping.{key}", "grouping.stem_scale is given and says it all"
+    for instead in ("stem_scale", "decay_per_12_layers"):
+        if grouping.strategy == "layer_decay" and getattr(grouping, instead) is not None:
+            for key in ("layer_decay", "allow_above_one"):
+                yield f"grouping.{key}", f"grouping.{instead} is given and says it all"
     if grouping.strategy != "layer_decay" and (freeze.strategy != "progressive" or freeze.stages):
-        yield "grouping.depth", "grouping=layer_decay reads it, and freeze=progressive without stages"
+        for key in ("convention", "depths", "stages"):
+            yield f"grouping.{key}", "grouping=layer_decay reads it, and freeze=progressive without stages"
+    elif grouping.depths:
+        yield "grouping.convention", "grouping.depths are given and say it all"
     if not any(layer.kind == "batchnorm" for _, layer, _ in walk(config.tree().root)):
         yield "freeze.batchnorm", f"model {config.model.name} has no batchnorm layer"
     elif freeze.strategy == "none" and not grouping.groups and grouping.backbone_scale:
@@ -230,8 +234,8 @@ def refuse_unread(given: Iterable[str], unread_in_all: Mapping[str, str]) -> Non
         unread_in_all: what `unread` says; of a sweep, what every job says.
     """
     for key in given:
-        if key in unread_in_all:
-            raise UserError(f"{key} would be ignored: {unread_in_all[key]}")
+        if (hit := next((u for u in unread_in_all if f"{key}.".startswith(f"{u}.")), None)) is not None:
+            raise UserError(f"{key} would be ignored: {unread_in_all[hit]}")
 
 
 def _any(options: list[str]) -> str:

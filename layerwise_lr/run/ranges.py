@@ -116,7 +116,11 @@ RULES = (
     ),
     Rule(GroupingSpec, "layer_decay", lambda decay, _: decay > 0, "above 0 and at most 1"),  # above 1: allow_above_one
     Rule(GroupingSpec, "stem_scale", lambda scale, _: 0 < scale <= 1, "above 0 and at most 1"),
+    Rule(GroupingSpec, "decay_per_12_layers", lambda decay, _: 0 < decay <= 1, "above 0 and at most 1"),
     _share(GroupingSpec, "min_scale"),
+    _rate(GroupingSpec, "head_scale"),
+    Rule(GroupingSpec, "depths", lambda rules, _: all(0 <= d <= 10**6 for d in rules.values()), "depths of 0 or more"),
+    _within(GroupingSpec, "stages", 1, 1000),
     _rate(GroupingSpec, "backbone_scale"),
     _rate(GroupSpec, "lr"),
     _rate(GroupSpec, "lr_scale"),
@@ -166,7 +170,8 @@ def _specs(spec: Any, at: str) -> Iterator[tuple[str, Any]]:
             yield from _specs(value, f"{at}{field.name}.")
         elif isinstance(value, dict):
             for name, entry in value.items():
-                yield from _specs(entry, f"{at}{field.name}.{name}.")
+                if is_dataclass(entry):
+                    yield from _specs(entry, f"{at}{field.name}.{name}.")
 
 
 def _check_finite(data: Any, at: str) -> None:

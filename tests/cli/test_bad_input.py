@@ -356,7 +356,10 @@ CASES = {
     "unknown schedule of a group": Case(BY + "'{match: [\"*\"], schedule: slow}'", ("'slow'", "schedules")),
     "unknown optimizer of a group": Case(BY + "'{match: [\"*\"], optimizer: fast}'", ("'fast'", "optimizers")),
     "unknown strategy": Case("plan grouping.strategy=layerdecay", ("grouping.strategy='layerdecay'", "did you mean")),
-    "unknown depth convention": Case("plan grouping.depth=trea", ("grouping.depth='trea'", "did you mean 'tree'")),
+    "unknown convention": Case("plan grouping.convention=trea", ("grouping.convention='trea'", "did you mean 'tree'")),
+    "the convention's old name": Case(
+        "plan grouping.depth=mae", ("grouping.depth", "did you mean grouping.convention?")
+    ),
     "group begins after the end": Case(BY + "'{match: [\"*\"], start: 100%}'", ("groups", "after the last step")),
     # schedules, optimizers, freezing
     "unknown scheduler": Case("plan scheduler.name=cosin", ("scheduler.name='cosin'", "did you mean 'cosine'")),
