@@ -192,6 +192,7 @@ def refuse_places(overrides: Sequence[str], sweep: bool) -> None:
 
 def _register() -> None:
     """What Hydra does not find by itself: our schema, callback and launcher, the conf/ folders of third-party plugins."""
+    OmegaConf.register_new_resolver("last", lambda path: str(path).rstrip("/").rpartition("/")[2], replace=True)
     ConfigStore.instance().store(name="base_config", node=ComposedConfig, provider="layerwise_lr")
     places = {"places": {"_target_": f"{__name__}.Places"}}
     ConfigStore.instance().store(group="hydra/callbacks", name="places", node=places, provider="layerwise_lr")
@@ -367,6 +368,8 @@ def _quoted(word: str) -> str:
 def _plus(line: str) -> str:
     """A named group, schedule or optimizer that is new needs a plus."""
     key = _named(line).partition("=")[0]
+    if key == "grouping.depths" or key.startswith("grouping.depths."):
+        return "; rules are new, so with a plus: '+grouping.depths={REGEX: DEPTH}'"
     if key in ("grouping.groups", "schedules", "optimizers"):
         return f"; a new name needs a plus: '+{key}.NAME={{KEY: VALUE}}'"
     if not key.startswith(("grouping.groups.", "schedules.", "optimizers.")):

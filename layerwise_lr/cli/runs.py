@@ -15,8 +15,8 @@ import numpy as np
 
 from ..data import batches
 from ..framework import proof, registry
-from ..models import USUAL_SHAPES, Tree, weights
-from ..planning import UserError
+from ..models import USUAL_SHAPES, param_table
+from ..planning import UserError, differences
 from ..run import CONFIG, Config, RunFolder, options, page, provenance, reading, resolve
 from ..sweep import jobs
 from . import console, show
@@ -49,21 +49,21 @@ def preflight(config: Config, device: bool) -> None:
         config: final.
         device: also import the framework and ask for its device and mode.
     """
-    tree = _ask_cheaply(config)
+    model = _ask_cheaply(config)
     page.check_memory(config)
-    weights.start_weights(tree, config.weights, 0)
+    model.check(config)
     batches.load(config.data, page.seed_streams(config.seed)["subset"])
     if device:
         os.environ |= jobs.thread_environment(config.framework.threads)
         page.make_framework(config)
 
 
-def _ask_cheaply(config: Config) -> Tree:
+def _ask_cheaply(config: Config) -> page.Subject:
     """What can be known at once: that the plan holds and that the framework is installed."""
-    tree, _, _ = page.plan_of(config)
+    model, _, _ = page.plan_of(config)
     if config.framework.name not in registry.names() or registry.installed(config.framework.name) is None:
         registry.load(config.framework.name)  # says what there is, or how to install it
-    return tree
+    return model
 
 
 def tell(all_configs: Iterable[Config]) -> None:
@@ -142,7 +142,7 @@ def plan(config: Config, path: Path, given: Given) -> None:
     """The dry run."""
     config, stand_in = _fitting(config, given)
     tell([config])
-    tree, table, planned = page.plan_of(config)
+    model, table, planned = page.plan_of(config)
     page.write_plan(RunFolder(path), table, planned)
     show.show_params(table, planned)
     console.say("")
@@ -150,15 +150,34 @@ def plan(config: Config, path: Path, given: Given) -> None:
     numel = sum(row.numel for row in table.trainable)
     low, high = min(g.lr_scale for g in planned.groups), max(g.lr_scale for g in planned.groups)
     console.say(
-        f"\n{tree.name}: {len(table.trainable)} parameter arrays ({numel:,} numbers) in {len(planned.groups)} groups,"
+        f"\n{model.name}: {len(table.trainable)} parameter arrays ({numel:,} numbers) in {len(planned.groups)} groups,"
     )
     console.say(f"{planned.total_steps} steps, lr_scale from {low:.4g} to {high:.4g}")
-    for note in (*stand_in, *_foreign_weights(config)):
+    for note in (*stand_in, *model.notes, *_foreign_weights(config)):
         console.text(note)
     from ..report import lr_heatmap
 
     lr_heatmap(planned, path / "lr_heatmap.png")
     console.say(f"params.csv plan.json lrs.csv lr_heatmap.png in\n{console.relative(path)}")
+
+
+def compare_conventions(names: Sequence[str], config: Config, path: Path, given: Given) -> None:
+    """`plan --compare a,b`: the parameters that two depth conventions treat differently."""
+    config, stand_in = _fitting(config, given)
+    first, second = names
+    table = param_table(config.tree())
+    optimizer = config.optimizer
+    found = differences(table, config.grouping, (first, second), optimizer.lr, optimizer.weight_decay)
+    show.show_differences(found, (first, second))
+    console.say(
+        f"{len(found)} of {len(table.trainable)} parameters of {config.model.name} differ between {first} and {second}"
+    )
+    for note in stand_in:
+        console.text(note)
+    fields = [f"{field} {convention}" for convention in names for field in ("depth", "lr_scale", "weight_decay")]
+    lines = [["name", *fields], *([d.name, *map(repr, (*d.first, *d.second))] for d in found)]
+    RunFolder(path).write_rows("conventions.csv", map(",".join, lines))
+    console.say(f"conventions.csv in\n{console.relative(path)}")
 
 
 def _fitting(config: Config, given: Given) -> tuple[Config, list[str]]:
@@ -195,14 +214,14 @@ def prove(config: Config, path: Path, given: Given) -> None:
     console.say(f"loading {config.framework.name} ...")
     preflight(config, device=True)
     tell([config])
-    folder, (tree, _, planned) = RunFolder(path), page.plan_of(config)
+    folder, (model_of, _, planned) = RunFolder(path), page.plan_of(config)
     streams = page.seed_streams(config.seed)
     framework = page.make_framework(config)
-    start, _ = weights.start_weights(tree, config.weights, streams["init"])
+    model, start, _ = model_of.start(framework, config, streams["init"])
     batch = batches.load(config.data, streams["subset"]).batch(0, config.batch_size, streams["order"])
     prover = page.Prover(replace(config.verify, start=True), folder, framework, planned, console.text)
     with np.errstate(all="ignore"):  # what is no number is told as such
-        prover.rehearse(framework.make_model(tree), start, batch, streams["dropout"])
+        prover.rehearse(model, start, batch, streams["dropout"])
     show.show_mismatch(proof.table(prover.records)[:12])
     console.say(f"all rows: {console.relative(path / 'lr_check.jsonl')}")
 

@@ -29,7 +29,7 @@ frameworks are known to differ:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -200,17 +200,18 @@ class Framework(ABC):
         """The native model of a declared tree; its weights are whatever `set_weights` then puts there."""
 
     @classmethod
-    def build(cls, asked: ZooModel, sketch: bool = False) -> Any:
+    def build(cls, asked: ZooModel, seed: int | None, make: Callable[..., Any] | None = None) -> Any:
         """A model of one of `sources`, as its package makes it.
 
         Args:
             asked: which.
-            sketch: without numbers, where the framework can: it is only looked at.
+            seed: of the initial values; None: without numbers, where the framework can: it is only looked at.
+            make: who makes it, called with the fields of `asked` but source and name; None: the package.
 
         Raises:
             UserError: the package is absent, or refuses.
         """
-        raise UserError(f"model={asked.source}: this framework has no {asked.source}")
+        raise UserError(f"model={asked.source}: this framework takes declared models only")
 
     def adopt(self, native: Any) -> Any:
         """A native model, behind the verbs that declared ones have, on the device, with the weights that it holds."""

@@ -5,7 +5,7 @@ Only the chosen plugin is imported. A config never names a dotted path.
 
 import importlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from typing import Any, NamedTuple
 
@@ -128,6 +128,22 @@ def native(model: Any) -> Native:
         f"{type(model).__module__}.{type(model).__qualname__} is no model of {', '.join(BUILT_INS)}: give a module of "
         "an installed framework"
     )
+
+
+def model_factory(name: str) -> Callable[..., Any]:
+    """What the entry point `name` of the group layerwise_lr.models makes a model with.
+
+    Raises:
+        UserError: nobody offers it.
+    """
+    points = {point.name: point for point in entry_points(group="layerwise_lr.models")}
+    if name not in points:
+        there = f"there are: {', '.join(points)}" if points else "no installed package offers a model"
+        raise UserError(
+            f"model.name={name!r} is no entry point of layerwise_lr.models; {there}" + did_you_mean(name, list(points))
+        )
+    factory: Callable[..., Any] = points[name].load()
+    return factory
 
 
 def check_abilities(name: str, mode: str, precision: str, kinds: Iterable[str], optimizers: Iterable[str]) -> None:

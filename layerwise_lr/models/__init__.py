@@ -3,7 +3,7 @@
 Uses planning (ParamTable) and data (files, the cache). No framework: a plugin turns the tree into native modules.
 """
 
-from . import weights
+from . import foreign, weights
 from .layers import (
     KINDS,
     PLAIN_KINDS,
@@ -35,6 +35,7 @@ __all__ = [
     "WeightsSpec",
     "batchnorm",
     "conv",
+    "foreign",
     "initial_weights",
     "join",
     "linear",

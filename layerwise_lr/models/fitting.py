@@ -58,7 +58,7 @@ def fit(tree: Tree, found: Found, file: str, resize: bool = True, renew_head: bo
             continue
         array = _numbers(file, name, held[name])
         if array.shape == want:
-            fitted[name] = _float32(file, name, array)
+            fitted[name] = float32(file, name, array)
         elif other := _fitted(tree, file, name, array, want, found, resize):
             fitted[name], note = other[0].astype(np.float32), other[1]
             notes.append(note)
@@ -159,12 +159,13 @@ def _numbers(file: str, name: str, held: Held) -> Array:
     return held
 
 
-def _float32(file: str, name: str, array: Array) -> Array:
-    """As the frameworks take it.
+def float32(file: str, name: str, held: Held) -> Array:
+    """An array of the file as the frameworks take it.
 
     Raises:
         UserError: some are no numbers, or more than float32 holds.
     """
+    array = _numbers(file, name, held)
     with np.errstate(over="ignore"):
         numbers = np.array(array, np.float32, order="C")
     if count := int((~np.isfinite(numbers)).sum()):
@@ -181,10 +182,10 @@ def _fitted(
     """The array in another shape and what was done to it; None: it cannot be."""
     stem, _, layer, _ = next(specs(tree))
     if name == stem and layer.kind == "conv" and array.size and _but(array.shape, 1) == _but(want, 1):
-        return fit_channels(_float32(file, name, array), want[1])
+        return fit_channels(float32(file, name, array), want[1])
     if name == "pos_embed" and array.ndim == 3 and _but(array.shape, 1) == _but(want, 1):
         try:
-            return fit_pos_embed(_float32(file, name, array), want[1], found.alike, resize)
+            return fit_pos_embed(float32(file, name, array), want[1], found.alike, resize)
         except Misfit as misfit:
             told = f"{file} does not fit model {tree.name}: {misfit}"
             raise Misfit(told, misfit.remedied) from None

@@ -21,7 +21,7 @@ class WeightsSpec:
     """Where the pretrained weights come from.
 
     Args:
-        name: none | lenet_mnist (shipped) | mobilenet_v2_imagenet (fetched) | file.
+        name: none | lenet_mnist (shipped) | mobilenet_v2_imagenet (fetched) | file | pretrained (a package's own).
         path: a .safetensors, .npz or torch file, an .index.json, a run folder (file).
         key: which weights of a file that holds several: teacher (file).
         resize_pos_embed: fit a ViT's position embedding of another grid; false: refuse it.
@@ -41,9 +41,14 @@ def locate(spec: WeightsSpec) -> Path | None:
     Raises:
         UserError: it is not there; says how to get it.
     """
-    known = ["none", "lenet_mnist", "mobilenet_v2_imagenet", "file"]
+    known = ["none", "lenet_mnist", "mobilenet_v2_imagenet", "file", "pretrained"]
     if spec.name == "none":
         return None
+    if spec.name == "pretrained":
+        raise UserError(
+            "weights=pretrained are a package's own (model=timm); a declared model has weights=file, lenet_mnist or "
+            "mobilenet_v2_imagenet"
+        )
     if spec.name == "lenet_mnist":
         return Path(str(files("layerwise_lr.data.assets") / "lenet_mnist.npz"))
     if spec.name == "mobilenet_v2_imagenet":

@@ -4,7 +4,9 @@ NumPy only: no files, no YAML, no framework. Uses nothing else of the package. D
 ParamTable -> depths -> assignments -> groups -> Plan; a Plan is data, everybody else applies or draws it.
 """
 
-from .depth import CONVENTIONS, assign
+from . import ranges
+from .comparing import Difference, differences
+from .depth import CONVENTIONS
 from .errors import Absent, UserError, did_you_mean, near, plain
 from .freezing import FreezeSpec
 from .groups import FOREVER, Group, GroupingSpec, GroupSpec
@@ -13,12 +15,14 @@ from .order import Module, Order, execution_order
 from .params import ParamInfo, ParamTable
 from .plan import OPTIMIZERS, OptimizerSpec, Phase, Plan, UpdateRule, make_plan
 from .schedules import Duration, Schedule, ScheduleSpec
+from .timm_groups import timm_depths
 
 __all__ = [
     "CONVENTIONS",
     "FOREVER",
     "OPTIMIZERS",
     "Absent",
+    "Difference",
     "Duration",
     "FreezeSpec",
     "Group",
@@ -35,11 +39,13 @@ __all__ = [
     "ScheduleSpec",
     "UpdateRule",
     "UserError",
-    "assign",
     "bare_name",
     "did_you_mean",
+    "differences",
     "execution_order",
     "make_plan",
     "near",
     "plain",
+    "ranges",
+    "timm_depths",
 ]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+from .conventions import factor, undecayed
 from .depth import assign
 from .errors import UserError, did_you_mean
 from .groups import FOREVER, Group, GroupingSpec, GroupSpec
@@ -30,8 +31,15 @@ class Assignment:
 
 
 def scale_of_depth(spec: GroupingSpec, depth: int, num_layers: int) -> float:
-    """layer_decay ** (num_layers - depth), not below min_scale: 1 for the head."""
-    decay = spec.layer_decay if spec.stem_scale is None else spec.stem_scale ** (1 / num_layers)
+    """layer_decay ** (num_layers - depth), not below min_scale: 1 for the head. A net of 12 blocks has num_layers 13, so
+    the stem's scale is stem_scale, or decay_per_12_layers ** 13, whatever the depth."""
+    layers = max(num_layers, 1)
+    if spec.stem_scale is not None:
+        decay = spec.stem_scale ** (1 / layers)
+    elif spec.decay_per_12_layers is not None:
+        decay = spec.decay_per_12_layers ** (13 / layers)
+    else:
+        decay = spec.layer_decay
     return max(decay ** (num_layers - depth), spec.min_scale)
 
 
@@ -40,13 +48,17 @@ def _flat(row: ParamInfo, spec: GroupingSpec, table: ParamTable) -> tuple[str, s
 
 
 def _layer_decay(row: ParamInfo, spec: GroupingSpec, table: ParamTable) -> tuple[str, str, float]:
-    scale = scale_of_depth(spec, row.depth, table.num_layers)
-    return f"layer_{row.depth}", f"depth {row.depth} of {table.num_layers}", scale
+    scale, rule = scale_of_depth(spec, row.depth, table.num_layers), f"depth {row.depth} of {table.num_layers}"
+    if not spec.depths and (times := factor(row.name, spec.convention)) != 1:
+        scale, rule = scale * times, f"{rule}, times {times:g} ({spec.convention})"
+    if spec.head_scale != 1 and table.is_head(row.name):
+        return "head", f"{rule}, head {table.head}", scale * spec.head_scale
+    return f"layer_{row.depth}", rule, scale
 
 
 def _backbone_head(row: ParamInfo, spec: GroupingSpec, table: ParamTable) -> tuple[str, str, float]:
     if table.is_head(row.name):
-        return "head", f"head {table.head}", 1.0
+        return "head", f"head {table.head}", spec.head_scale
     return "backbone", f"not {table.head}", spec.backbone_scale
 
 
@@ -75,7 +87,7 @@ def matches(pattern: str, row: ParamInfo, strategy: str) -> bool:
 
 
 def assignments(table: ParamTable, spec: GroupingSpec, base_lr: float, weight_decay: float) -> dict[str, Assignment]:
-    """What every trainable parameter is given, by name. `table` holds the depths of `spec.depth` already."""
+    """What every trainable parameter is given, by name. `table` holds the depths that `spec` asks for already."""
     strategy = STRATEGIES[spec.strategy]
     used: set[tuple[str, str]] = set()
     result, uncovered = {}, []
@@ -91,7 +103,7 @@ def assignments(table: ParamTable, spec: GroupingSpec, base_lr: float, weight_de
         if found is not None:
             used.add(found)
             given = _in_group(given, found, spec.groups[found[0]], base_lr)
-        if spec.no_weight_decay and given.weight_decay and (len(row.shape) == 1 or row.layer_type == "token"):
+        if spec.no_weight_decay and given.weight_decay and undecayed(row, "tree" if spec.depths else spec.convention):
             given = replace(given, weight_decay=0.0)
         result[row.name] = given
     _check_rules(spec, used, uncovered, table)
@@ -191,6 +203,11 @@ def check_spec(spec: GroupingSpec) -> None:
             f"grouping.layer_decay={spec.layer_decay} is above 1, early layers would learn fastest; "
             "say grouping.allow_above_one=true if you mean it"
         )
+    if spec.stem_scale is not None and spec.decay_per_12_layers is not None:
+        raise UserError(
+            f"grouping.stem_scale={spec.stem_scale} and grouping.decay_per_12_layers={spec.decay_per_12_layers} both say "
+            "what layer_decay is: give one of the two"
+        )
     for name, group in spec.groups.items():
         if not group.match:
             raise UserError(f"grouping.groups.{name}.match is empty: name the parameters of the group")
@@ -206,7 +223,7 @@ def check_spec(spec: GroupingSpec) -> None:
 def group_table(
     table: ParamTable, spec: GroupingSpec, base_lr: float, weight_decay: float
 ) -> tuple[ParamTable, dict[str, Assignment]]:
-    """The table under the depths of `spec.depth`, and every trainable parameter's assignment."""
+    """The table under the depths that `spec` asks for, and every trainable parameter's assignment."""
     check_spec(spec)
-    table = assign(table, spec.depth)
+    table = assign(table, spec)
     return table, assignments(table, spec, base_lr, weight_decay)

@@ -1,119 +1,100 @@
-"""The depth of every parameter, by one of several conventions; the same model has more than one.
+"""The depth of every parameter: as declared, in execution order, as a published code base counts, or by rules.
 
-`tree` is what the model declares; `order` gives each layer its own depth, in execution order; the others are
-published code bases', by parameter name:
-  mae   facebookresearch/mae@efb2a80 util/lr_decay.py (= seed document 001's get_layer_idx_for_vit)
-  beit  microsoft/unilm@768a3c8 beit/optim_factory.py
-  timm  timm 1.0.31 models/_manipulate.py group_with_matcher over each family's group_matcher
+The same model has more than one; which one is `grouping.convention`, or `grouping.depths` for rules of one's own.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
 
+from .conventions import PUBLISHED, published_depths
 from .errors import UserError, did_you_mean
+from .groups import GroupingSpec
+from .names import host_name, parts
 from .params import ParamTable
+from .timm_names import family_depths
+
+CONVENTIONS = ("tree", "order", "timm", *PUBLISHED)
+"""tree: as the model declares. order: each layer its own depth, in execution order. timm: its group_matcher, by names.
+The others: conventions.py."""
 
 
-class Family(NamedTuple):
-    """How timm orders a family's parameters: a stem, numbered blocks, and what comes after the last block.
+def assign(table: ParamTable, spec: GroupingSpec) -> ParamTable:
+    """`table` under the depths that the grouping asks for.
 
-    Of `blocks`, the first regex that matches gives the sort key (its groups as integers, then `suffix`);
-    what matches nothing is the head. `tail` is counted with the last block, not as a depth of its own.
+    Raises:
+        UserError: a name that the convention does not know, a rule that matches nothing, a parameter in no rule.
     """
-
-    stem: str
-    blocks: tuple[tuple[str, tuple[int, ...]], ...]
-    tail: str = "$^"
-
-
-TIMM = {
-    "vit": Family(
-        r"cls_token|pos_embed|reg_token|patch_embed|norm_pre|mask_token|rel_pos_bias",
-        ((r"blocks\.(\d+)\.", ()),),
-        r"norm\.",
-    ),
-    "resnet": Family(r"conv1|bn1", ((r"layer(\d+)\.(\d+)\.", ()),)),
-    "convnext": Family(
-        r"stem\.", ((r"stages\.(\d+)\.downsample", (0,)), (r"stages\.(\d+)\.blocks\.(\d+)", ())), r"norm_pre"
-    ),
-    "mobilenetv3": Family(r"conv_stem|bn1", ((r"blocks\.(\d+)\.(\d+)\.", ()),)),
-}
+    if spec.depths:
+        table = table.with_depths(rule_depths(table, spec.depths))
+    elif spec.convention != "tree":
+        table = table.with_depths(*_numbered(table, spec.convention))
+    return table if spec.stages is None else staged(table, spec.stages)
 
 
-def tree_depths(table: ParamTable) -> dict[str, int]:
-    """As declared by the model."""
-    return {row.name: row.depth for row in table}
+def _numbered(table: ParamTable, convention: str) -> tuple[dict[str, int], int]:
+    """Depths, and num_layers where the model may lack what is there (0: the highest depth)."""
+    names, needed = [row.name for row in table], {row.name for row in table.trainable}
+    if convention == "order":
+        return order_depths(table), 0
+    if convention == "timm":
+        return family_depths(names, needed), 0
+    if convention not in PUBLISHED:
+        raise UserError(
+            f"grouping.convention={convention!r} is unknown; there are: {', '.join(CONVENTIONS)}"
+            + did_you_mean(convention, list(CONVENTIONS))
+        )
+    return published_depths(names, convention, needed)
 
 
 def order_depths(table: ParamTable) -> dict[str, int]:
-    """One depth per layer that has parameters, in execution order."""
-    layers = list(dict.fromkeys(row.name.rpartition(".")[0] for row in table))
-    return {row.name: layers.index(row.name.rpartition(".")[0]) for row in table}
+    """One depth per layer that has parameters, in execution order; an adapter is in its host's layer."""
+    layer = {row.name: host_name(row.name).rpartition(".")[0] for row in table}
+    order = {name: depth for depth, name in enumerate(dict.fromkeys(layer.values()))}
+    return {name: order[of] for name, of in layer.items()}
 
 
-def vit_depths(table: ParamTable, stem: str) -> dict[str, int]:
-    """MAE's and BEiT's: `stem` 0, blocks.i at i + 1, all the rest with the head."""
-    blocks = [int(m[1]) for row in table if (m := re.match(r"blocks\.(\d+)\.", row.name))]
-    if not blocks:
-        raise UserError("this depth convention knows ViT only and found no blocks.0; use grouping.depth=tree")
-
-    def depth(name: str) -> int:
-        if re.match(stem, name):
-            return 0
-        block = re.match(r"blocks\.(\d+)\.", name)
-        return int(block[1]) + 1 if block else max(blocks) + 2
-
-    return {row.name: depth(row.name) for row in table}
-
-
-def timm_depths(table: ParamTable) -> dict[str, int]:
-    """timm's, by the first family in which every regex kind finds something."""
-    return family_depths([row.name for row in table])
-
-
-def family_depths(names: Iterable[str]) -> dict[str, int]:
-    """timm's numbering of `names`: distinct sort keys in order are depths 0, 1, 2, ..."""
-    names = list(names)
-    for family in TIMM.values():
-        found = [any(re.match(regex, n) for n in names) for regex, _ in family.blocks]
-        if all(found) and any(re.match(family.stem, n) for n in names):
-            break
-    else:
+def rule_depths(table: ParamTable, rules: Mapping[str, int]) -> dict[str, int]:
+    """regex -> depth, searched for in the bare name; the first that matches wins. A buffer that no rule matches goes with
+    its layer."""
+    compiled = {regex: _compiled(regex) for regex in rules}
+    found = {
+        row.name: next((regex for regex, c in compiled.items() if c.search(host_name(row.name))), None) for row in table
+    }
+    lost = [row.name for row in table.trainable if found[row.name] is None]
+    if lost:
         raise UserError(
-            f"grouping.depth=timm knows {', '.join(TIMM)} and recognises none of these names; use grouping.depth=tree"
+            f"grouping.depths: {len(lost)} parameters match no rule: {parts(lost)}; add one, such as "
+            f"{{'.*': {max(rules.values())}}} as the last"
         )
-
-    def key(name: str) -> tuple[float, ...]:
-        if re.match(family.stem, name):
-            return (-1,)
-        if re.match(family.tail, name):
-            return (float("inf"), 0)
-        for regex, suffix in family.blocks:
-            if match := re.match(regex, name):
-                return (*map(int, match.groups()), *suffix)
-        return (float("inf"), 1)
-
-    keys = {name: key(name) for name in names}
-    order = sorted(k for k in set(keys.values()) if k != (float("inf"), 0))
-    last_block = max(i for i, k in enumerate(order) if k[0] != float("inf"))
-    return {name: last_block if k == (float("inf"), 0) else order.index(k) for name, k in keys.items()}
-
-
-CONVENTIONS: Mapping[str, Callable[[ParamTable], dict[str, int]]] = {
-    "tree": tree_depths,
-    "order": order_depths,
-    "mae": lambda table: vit_depths(table, r"cls_token$|pos_embed$|patch_embed"),
-    "beit": lambda table: vit_depths(table, r"cls_token$|mask_token$|pos_embed$|patch_embed"),
-    "timm": timm_depths,
-}
+    for regex, c in compiled.items():
+        if regex not in found.values():
+            taken = any(c.search(host_name(row.name)) for row in table)
+            words = sorted(
+                {host_name(row.name) for row in table} | {host_name(row.name).rpartition(".")[0] for row in table}
+            )
+            why = (
+                "an earlier rule takes all that it matches (first match wins)"
+                if taken
+                else "matches no parameter of the model" + did_you_mean(regex.strip("^$").replace("\\", ""), words)
+            )
+            raise UserError(f"grouping.depths: {regex!r} {why}")
+    layers = {row.name.rpartition(".")[0]: rules[of] for row in table.trainable if (of := found[row.name]) is not None}
+    return {
+        name: layers.get(name.rpartition(".")[0], 0) if regex is None else rules[regex] for name, regex in found.items()
+    }
 
 
-def assign(table: ParamTable, convention: str) -> ParamTable:
-    """`table` with the depths of `convention`."""
-    if convention not in CONVENTIONS:
-        raise UserError(
-            f"grouping.depth={convention!r} is unknown; there are: {', '.join(CONVENTIONS)}"
-            + did_you_mean(convention, list(CONVENTIONS))
-        )
-    return table.with_depths(CONVENTIONS[convention](table))
+def _compiled(regex: str) -> re.Pattern[str]:
+    try:
+        return re.compile(regex)
+    except re.error as error:
+        raise UserError(f"grouping.depths: {regex!r} is no regex: {error}") from None
+
+
+def staged(table: ParamTable, stages: int) -> ParamTable:
+    """Coarse depths: those below the head, 0 to n - 1, gathered into `stages` of equal count (as near as whole numbers
+    come: depth * stages // n); the head is the stage after the last."""
+    n = table.num_layers
+    if stages > n:
+        raise UserError(f"grouping.stages={stages} is more than the {n} depths below the head: at most {n}")
+    return table.with_depths({row.name: row.depth * stages // n for row in table}, stages)

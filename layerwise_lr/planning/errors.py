@@ -28,3 +28,11 @@ def plain(text: object, most: int = 80) -> str:
     words = " ".join(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(text)[: 4 * most]).split())
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
     return shown if len(shown) <= most else f"{shown[: most - 3]}..."
+
+
+def unknown(convention: str, what: str) -> str:
+    """A depth convention's refusal: what it knows, and what else there is."""
+    return (
+        f"grouping.convention={convention} knows {what}; use grouping.convention=tree (as the model declares), order, "
+        "or rules of your own: grouping.depths"
+    )

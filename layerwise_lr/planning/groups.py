@@ -63,20 +63,30 @@ class GroupingSpec:
         strategy: flat | layer_decay | backbone_head | by_name | by_module | by_layer_type.
         layer_decay: lr_scale = layer_decay ** (num_layers - depth).
         stem_scale: instead of layer_decay: the stem's lr_scale.
+        decay_per_12_layers: instead of layer_decay: that of a net of 12 blocks with the same stem's lr_scale,
+            layer_decay = decay_per_12_layers ** (13 / num_layers).
         min_scale: no lr_scale below this.
         allow_above_one: permit layer_decay > 1: early layers learn faster.
+        head_scale: multiplies the head's lr_scale (layer_decay, backbone_head).
         backbone_scale: lr_scale of all but the head (backbone_head).
-        depth: tree | order | mae | beit | timm: how layers are numbered.
-        no_weight_decay: of biases, norms and tokens: no weight decay.
+        convention: how layers are numbered: tree | order | timm | mae | oneflow_vit | beit | convnext | swin_mm |
+            mmpretrain | detectron2 | dinov2 | electra | xlnet.
+        depths: instead of convention: regex -> depth, the first that matches wins.
+        stages: coarse: depths below the head, gathered into so many of equal count.
+        no_weight_decay: no weight decay of biases, norms and tokens, or of what the convention's source lists.
         groups: named groups, first match wins: all there is for by_*, on top of the strategy for the others.
     """
 
     strategy: str = "layer_decay"
     layer_decay: float = 0.75
     stem_scale: Optional[float] = None  # noqa: UP045
+    decay_per_12_layers: Optional[float] = None  # noqa: UP045
     min_scale: float = 0.0
     allow_above_one: bool = False
+    head_scale: float = 1.0
     backbone_scale: float = 0.1
-    depth: str = "tree"
+    convention: str = "tree"
+    depths: dict[str, int] = field(default_factory=dict)
+    stages: Optional[int] = None  # noqa: UP045
     no_weight_decay: bool = True
     groups: dict[str, GroupSpec] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from math import prod
 from typing import Any
 
 from .errors import UserError
+from .names import host_name
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,14 @@ class ParamInfo:
 
 @dataclass(frozen=True)
 class ParamTable:
-    """All parameters and buffers of a model, in execution order; `head` is the classifier's name prefix."""
+    """All parameters and buffers of a model, in execution order; `head` is the classifier's name prefix.
+
+    `top` is the depth whose lr_scale is 1 where no parameter has it (a model without its head); else 0.
+    """
 
     rows: tuple[ParamInfo, ...]
     head: str
+    top: int = 0
 
     def __post_init__(self) -> None:
         twice = [name for name, n in Counter(row.name for row in self.rows).items() if n > 1]
@@ -73,10 +78,11 @@ class ParamTable:
     @property
     def num_layers(self) -> int:
         """Depth of the head: `layer_decay ** (num_layers - depth)` is 1 there."""
-        return max(row.depth for row in self.rows)
+        return max(self.top, *(row.depth for row in self.rows))
 
     def is_head(self, name: str) -> bool:
-        """Whether `name` belongs to the classification head."""
+        """Whether `name` belongs to the classification head, whatever wraps it."""
+        name = host_name(name)
         return name == self.head or name.startswith(self.head + ".")
 
     def batchnorms(self) -> dict[str, tuple[str, ...]]:
@@ -88,9 +94,10 @@ class ParamTable:
                 found[layer] = (*found.get(layer, ()), row.name)
         return found
 
-    def with_depths(self, depths: Mapping[str, int]) -> "ParamTable":
+    def with_depths(self, depths: Mapping[str, int], top: int = 0) -> "ParamTable":
         """The same table under other depths, one for every row."""
-        return replace(self, rows=tuple(replace(row, depth=depths[row.name]) for row in self.rows))
+        rows = tuple(replace(row, depth=depths[row.name]) for row in self.rows)
+        return replace(self, rows=rows, top=top if top > max(depths.values()) else 0)
 
     def csv(self, columns: Mapping[str, Mapping[str, Any]]) -> str:
         """params.csv: a line per parameter; `columns` adds a value per parameter name under a heading."""

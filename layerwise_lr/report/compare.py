@@ -142,7 +142,9 @@ class Comparison:
     def by_design(self) -> list[str]:
         """Why runs may differ though every plugin is right; nothing where they may not."""
         reasons, first = [], self.runs[0].config
-        rates = [layer.options["p"] for _, layer, _ in walk(first.tree().root) if layer.kind == "dropout"]
+        declared = first.model.source == "declared"
+        layers = [layer for _, layer, _ in walk(first.tree().root)] if declared else []
+        rates = [layer.options["p"] for layer in layers if layer.kind == "dropout"]
         if any(rates):
             reasons.append(
                 f"dropout {max(rates):g} is on, and every framework draws masks of its own: model.dropout=0 to compare"

@@ -19,6 +19,7 @@ SYNONYMS = {
     **dict.fromkeys(("amp", "fp16", "bf16", "dtype"), "precision"),
     **dict.fromkeys(("min_lr", "eta_min"), "floor"),
     **dict.fromkeys(("random_seed", "manual_seed"), "seed"),
+    "grouping.depth": "convention",  # its name once
 }
 """What other programs call our keys."""
 CLOSE = 0.75
@@ -30,9 +31,10 @@ def meant(key: str) -> str:
 
     A word beside the one that was typed comes first, then the last words of all keys.
     """
-    parent, _, word = key.partition("=")[0].lstrip("+~").rpartition(".")
+    typed = key.partition("=")[0].lstrip("+~")
+    parent, _, word = typed.rpartition(".")
     known = {leaf: leaf.rpartition(".")[2] for leaf in leaves()}
-    word = SYNONYMS.get(word, word)
+    word = SYNONYMS.get(typed, SYNONYMS.get(word, word))
     same = [leaf for leaf, last in known.items() if last == word]
     if not same:
         depth = len(parent.split(".")) + 1 if parent else 1

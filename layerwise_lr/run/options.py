@@ -11,9 +11,9 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ..framework import registry
-from ..models import walk
 from ..planning import ScheduleSpec, UserError
 from .schema import Config
+from .subject import subject
 
 Table = Mapping[str, tuple[str, ...]]
 
@@ -38,8 +38,8 @@ OPTIMIZER: Table = {
 }
 GROUPING: Table = {
     "flat": (),
-    "layer_decay": ("layer_decay", "allow_above_one", "stem_scale", "min_scale"),
-    "backbone_head": ("backbone_scale",),
+    "layer_decay": ("layer_decay", "allow_above_one", "stem_scale", "decay_per_12_layers", "min_scale", "head_scale"),
+    "backbone_head": ("backbone_scale", "head_scale"),
     "by_name": (),
     "by_module": (),
     "by_layer_type": (),
@@ -65,7 +65,10 @@ WEIGHTS: Table = {
     "lenet_mnist": ("renew_head",),
     "mobilenet_v2_imagenet": ("renew_head",),
     "file": ("path", "key", "resize_pos_embed", "renew_head"),
+    "pretrained": (),
 }
+DECLARED = ("width", "depth", "dropout", "patch_size", "embed_dim", "num_heads", "layer_scale", "pool", "pre_norm")
+"""Keys that declared models read, each its own (models/trees.py)."""
 
 
 class Section(NamedTuple):
@@ -126,16 +129,27 @@ def _by_value(config: Config) -> Iterator[tuple[str, str]]:
         why = "NumPy reads OPENBLAS_NUM_THREADS when it starts"
         yield "framework.threads", f"framework={config.framework.name} does not read it ({why})"
     grouping, freeze = config.grouping, config.freeze
-    if grouping.strategy == "layer_decay" and grouping.stem_scale is not None:
-        for key in ("layer_decay", "allow_above_one"):
-            yield f"grouping.{key}", "grouping.stem_scale is given and says it all"
+    for instead in ("stem_scale", "decay_per_12_layers"):
+        if grouping.strategy == "layer_decay" and getattr(grouping, instead) is not None:
+            for key in ("layer_decay", "allow_above_one"):
+                yield f"grouping.{key}", f"grouping.{instead} is given and says it all"
     if grouping.strategy != "layer_decay" and (freeze.strategy != "progressive" or freeze.stages):
-        yield "grouping.depth", "grouping=layer_decay reads it, and freeze=progressive without stages"
-    if not any(layer.kind == "batchnorm" for _, layer, _ in walk(config.tree().root)):
+        for key in ("convention", "depths", "stages"):
+            yield f"grouping.{key}", "grouping=layer_decay reads it, and freeze=progressive without stages"
+    elif grouping.depths:
+        yield "grouping.convention", "grouping.depths are given and say it all"
+    model = config.model
+    if model.source == "declared":
+        yield "model.options", "a declared model has keys of its own (layerwise-lr train --help model)"
+    else:
+        yield from (
+            (f"model.{key}", f"{model.source} has words of its own: +model.options.{key}=...") for key in DECLARED
+        )
+    if not subject(config).table.batchnorms():
         yield "freeze.batchnorm", f"model {config.model.name} has no batchnorm layer"
     elif freeze.strategy == "none" and not grouping.groups and grouping.backbone_scale:
         yield "freeze.batchnorm", "nothing is frozen (freeze=none)"
-    if not config.model.name.startswith("vit"):
+    if model.source != "declared" or not model.name.startswith("vit"):
         yield "weights.resize_pos_embed", f"model {config.model.name} has no position embedding"
     if config.checkpoint.every is None:
         yield "checkpoint.keep", "it is read where checkpoint.every is given: else there is one checkpoint"
@@ -300,8 +314,8 @@ def refuse_ignored(given: Iterable[str], ignored_in_all: Mapping[str, str]) -> N
         ignored_in_all: what `ignored` says; of a sweep, what every job says.
     """
     for key in given:
-        if key in ignored_in_all:
-            raise UserError(f"{key} would be ignored: {ignored_in_all[key]}")
+        if (hit := next((u for u in ignored_in_all if f"{key}.".startswith(f"{u}.")), None)) is not None:
+            raise UserError(f"{key} would be ignored: {ignored_in_all[hit]}")
 
 
 def _any(options: list[str]) -> str:

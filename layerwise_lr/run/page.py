@@ -3,6 +3,7 @@
 import os
 import resource
 import time
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ import numpy as np
 
 from ..data import batches, facts
 from ..framework import Framework, begin, registry
-from ..models import Tree, param_table, walk, weights
 from ..planning import ParamTable, Plan, UserError, make_plan
 from . import provenance, reading
 from .folder import CONFIG, RunFolder
 from .loop import Loop, Say, Track
 from .proving import Prover
 from .schema import Config
+from .subject import Subject, subject
 
 
 def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps)
         began = time.perf_counter()
         streams = seed_streams(config.seed)
         dataset = batches.load(config.data, streams["subset"])
-        tree, table, plan = plan_of(config)
+        model_of, table, plan = plan_of(config)
         write_plan(folder, table, plan)
         folder.write_json("seed.json", {"seed": config.seed, "streams": streams})
         folder.write_json("data.json", dataset.fingerprint())
@@ -55,10 +56,8 @@ def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps)
                 "retry_on_signal": may_crash(config),
             },
         )
-        start, told = weights.start_weights(tree, config.weights, streams["init"])
+        model, start, told = model_of.start(framework, config, streams["init"])
         notes = [*batches.notes(config.data), *dataset.notes(), *told]
-        model = framework.make_model(tree)
-        framework.set_weights(model, start)
         for note in notes:
             say(note)
         prover = Prover(config.verify, folder, framework, plan, say)
@@ -79,13 +78,13 @@ def seed_streams(seed: int) -> dict[str, int]:
     return dict(zip(("init", "subset", "order", "dropout"), map(int, words), strict=True))
 
 
-def plan_of(config: Config) -> tuple[Tree, ParamTable, Plan]:
-    """The declared model, its table and the checked plan: no data, no weights, no framework."""
+def plan_of(config: Config) -> tuple[Subject, ParamTable, Plan]:
+    """The model, its table and the checked plan: no data, no weights, and for a declared model no framework."""
     assert config.steps is not None
-    tree = config.tree()
+    model = subject(config)
     table, plan = make_plan(
-        param_table(tree),
-        config.grouping,
+        model.table,
+        replace(config.grouping, convention=model.convention),
         config.optimizers_by_name(),
         config.schedules_by_name(),
         config.freeze,
@@ -95,10 +94,10 @@ def plan_of(config: Config) -> tuple[Tree, ParamTable, Plan]:
         *(plan.frozen(p.start) for p in plan.phases())
     ):
         raise UserError(
-            f"batch_size=1: model {tree.name} has batchnorm layers that train, and one picture has no statistics; "
+            f"batch_size=1: model {model.name} has batchnorm layers that train, and one picture has no statistics; "
             "take batch_size=2 or more"
         )
-    return tree, table, plan
+    return model, table, plan
 
 
 def check_memory(config: Config) -> None:
@@ -108,7 +107,7 @@ def check_memory(config: Config) -> None:
         UserError: weights, gradients and optimizer state, or the pictures, are more than its memory.
     """
     known, data = facts(config.data), config.data
-    numel = sum(row.numel for row in param_table(config.tree()))
+    numel = sum(row.numel for row in subject(config).table)
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for what, needs in (
         (f"model {config.model.name} has {numel:,} numbers; with gradients and optimizer state they need", 16 * numel),
@@ -143,9 +142,8 @@ def write_plan(folder: RunFolder, table: ParamTable, plan: Plan) -> None:
 def make_framework(config: Config) -> Framework:
     """The plugin, on its device; what the run needs is checked against what the class says it has."""
     spec = config.framework
-    kinds = dict.fromkeys(layer.kind for _, layer, _ in walk(config.tree().root))
     names = dict.fromkeys(optimizer.name for optimizer in config.optimizers_by_name().values())
-    registry.check_abilities(spec.name, spec.mode, spec.precision, kinds, names)
+    registry.check_abilities(spec.name, spec.mode, spec.precision, subject(config).kinds, names)
     return registry.load(spec.name)(spec.device, spec.mode, spec.precision, spec.threads, spec.deterministic)
 
 

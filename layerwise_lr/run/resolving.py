@@ -49,5 +49,6 @@ def _fill(config: Config, classes: int) -> ModelSpec:
                 f"model.{key}={mine}, but data {data.name} has {theirs}; leave model.{key} out or change the data"
             )
     model = replace(given, num_classes=classes, in_channels=data.channels, image_size=data.image_size)
-    replace(config, model=model).tree()
+    if given.source == "declared":
+        replace(config, model=model).tree()
     return model

@@ -38,10 +38,11 @@ class FrameworkSpec:
 
 @dataclass
 class ModelSpec:
-    """A declared model; what is null is the model's own default, or comes from the data.
+    """A declared model, or one of a package; what is null is the model's own default, or comes from the data.
 
     Args:
-        name: lenet | mlp | resnet18 | resnet34 | resnet50 | mobilenet_v2 | vit_tiny | vit_small | vit_base.
+        source: declared, or who makes it: timm | torchvision | transformers | own (an entry point).
+        name: a package's own name for it. Declared: lenet | mlp | resnet18 | resnet34 | resnet50 | mobilenet_v2 | vit_tiny | vit_small | vit_base.
         num_classes: null: the data's.
         in_channels: null: the data's.
         image_size: null: the data's.
@@ -54,8 +55,10 @@ class ModelSpec:
         layer_scale: of LayerScale, DINOv2: 1e-5 (vit); null: none.
         pool: token | avg: what the head looks at (vit).
         pre_norm: a norm before the first block, as in CLIP (vit).
+        options: what else a package's maker takes: +model.options.drop_path_rate=0.1.
     """
 
+    source: str = "declared"
     name: str = "lenet"
     num_classes: Optional[int] = None  # noqa: UP045 (OmegaConf 2.3 reads Optional)
     in_channels: Optional[int] = None  # noqa: UP045
@@ -69,6 +72,7 @@ class ModelSpec:
     layer_scale: Optional[float] = None  # noqa: UP045
     pool: Optional[str] = None  # noqa: UP045
     pre_norm: Optional[bool] = None  # noqa: UP045
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -150,7 +154,9 @@ class Config:
 
     def tree(self) -> Tree:
         """The declared model."""
-        given = {k: v for k, v in asdict(self.model).items() if v is not None and k != "name"}
+        given = {
+            k: v for k, v in asdict(self.model).items() if v is not None and k not in ("source", "name", "options")
+        }
         return make_tree(self.model.name, **given)
 
     def sha256(self) -> str:

@@ -1,12 +1,13 @@
 """What a run trains: a declared tree, or a model of somebody else's package. Both have a table, a start and a native form."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import asdict
 from typing import Any
 
 from ..framework import Framework, ZooModel, native, registry
-from ..models import Tree, Weights, param_table, walk, weights
+from ..models import Tree, Weights, foreign, param_table, walk, weights
 from ..planning import ParamTable, UserError
 from .schema import Config
 
@@ -17,11 +18,15 @@ class Subject(ABC):
     Args:
         name: for people.
         table: its parameters, with their depths.
-        notes: what to tell of these.
+        convention: of the depths that are still to be counted; "tree": none.
+        kinds: of its layers, where the framework must have them.
+        notes: what to tell of the depths.
     """
 
     name: str
     table: ParamTable
+    convention: str
+    kinds: Sequence[str] = ()
     notes: Sequence[str] = ()
 
     @abstractmethod
@@ -40,9 +45,9 @@ class Subject(ABC):
 class Declared(Subject):
     """A tree: the same in every framework, its weights born in NumPy."""
 
-    def __init__(self, tree: Tree) -> None:
-        self.tree, self.name, self.table = tree, tree.name, param_table(tree)
-        self.kinds = dict.fromkeys(layer.kind for _, layer, _ in walk(tree.root))
+    def __init__(self, tree: Tree, convention: str) -> None:
+        self.tree, self.name, self.table, self.convention = tree, tree.name, param_table(tree), convention
+        self.kinds = list(dict.fromkeys(layer.kind for _, layer, _ in walk(tree.root)))
 
     def check(self, config: Config) -> None:
         """The weights fit."""
@@ -63,25 +68,26 @@ class FromZoo(Subject):
         self.asked, self.name = asked, f"{asked.source} {asked.name}"
         adapter = framework.native()
         assert adapter is not None, "a framework that builds models describes them"
-        described = adapter(self._native(framework, sketch=True)).describe()
-        self.table, counted, confidence, reasons = native.placed(described, convention)
-        self.notes = [f"depths: {counted}, confidence {confidence:.2f}: {'; '.join(reasons)}"] if reasons else []
+        described = adapter(self._native(framework)).describe()
+        found = native.placed(described, None if convention == "tree" else convention)
+        self.table, self.convention = found.table, found.convention
+        why = f": {'; '.join(found.reasons)}" if found.reasons else ""
+        self.notes = [f"depths by {found.counted}, confidence {found.confidence:.2f}{why}"]
 
-    def _native(self, framework: type[Framework], sketch: bool = False) -> Any:
-        if self.asked.source == "own":
-            return registry.model_factory(self.asked.name)(**_sizes(self.asked))
-        return framework.build(self.asked, sketch)
+    def _native(self, framework: type[Framework], seed: int | None = None) -> Any:
+        """Without numbers where no seed is given and the framework can."""
+        make = registry.model_factory(self.asked.name) if self.asked.source == "own" else None
+        return framework.build(self.asked, seed, make)
 
     def check(self, config: Config) -> None:
         """The file fits."""
-        weights.for_table(self.table, self.name, config.weights)
+        foreign.for_table(self.table, self.name, config.weights)
 
     def start(self, framework: Framework, config: Config, seed: int) -> tuple[Any, Weights, list[str]]:
         """As its package makes it, with a file's arrays over it where there is one."""
-        framework.seed(seed)
-        model = framework.adopt(self._native(type(framework)))
+        model = framework.adopt(self._native(type(framework), seed=seed))
         start = framework.get_weights(model)
-        found, notes = weights.for_table(self.table, self.name, config.weights)
+        found, notes = foreign.for_table(self.table, self.name, config.weights)
         start |= found
         framework.set_weights(model, start)
         return model, start, [*notes, *self.notes]
@@ -95,28 +101,25 @@ def subject(config: Config) -> Subject:
     """
     spec = config.model
     if spec.source == "declared":
-        return Declared(config.tree())
+        return Declared(config.tree(), config.grouping.convention)
+    if not spec.name:
+        raise UserError(f"model.name is missing: model={spec.source} needs model.name=...")
     framework = registry.load(config.framework.name)
     if spec.source not in (*framework.sources, "own"):
-        able = [name for name in registry.names() if registry.installed(name) and spec.source in registry.load(name).sources]
+        able = [
+            name for name in registry.names() if registry.installed(name) and spec.source in registry.load(name).sources
+        ]
         there = f"framework={able[0]} has" if able else "no installed framework has"
         raise UserError(f"model={spec.source}: framework {config.framework.name} has none of its models, {there}")
     assert spec.num_classes and spec.in_channels and spec.image_size
     sizes = (spec.num_classes, spec.in_channels, spec.image_size)
-    asked = ZooModel(spec.source, spec.name, *sizes, config.weights.name == "pretrained", tuple(sorted(spec.options.items())))
-    return _from_zoo(asked, framework, config.grouping.convention)
+    asked = ZooModel(spec.source, spec.name, *sizes, config.weights.name == "pretrained", dict(spec.options))
+    key = json.dumps([asdict(asked), config.framework.name, config.grouping.convention], sort_keys=True)
+    if key not in _sketched:
+        _sketched.clear()
+        _sketched[key] = FromZoo(asked, framework, config.grouping.convention)
+    return _sketched[key]
 
 
-@lru_cache(maxsize=4)
-def _from_zoo(asked: ZooModel, framework: type[Framework], convention: str) -> FromZoo:
-    return FromZoo(asked, framework, convention)
-
-
-def _sizes(asked: ZooModel) -> dict[str, Any]:
-    return {
-        "num_classes": asked.num_classes,
-        "in_channels": asked.in_channels,
-        "image_size": asked.image_size,
-        "pretrained": asked.pretrained,
-        **dict(asked.options),
-    }
+_sketched: dict[str, FromZoo] = {}
+"""The last one: a config is asked for its model many times."""

@@ -1,8 +1,7 @@
 """PyTorch, eager or compiled: the verbs in the contract's order."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
@@ -64,10 +63,13 @@ class TorchFramework(core.Framework):
         return self._ready(Model(tree))
 
     @classmethod
-    def build(cls, asked: core.ZooModel, sketch: bool = False) -> nn.Module:
-        """timm's, torchvision's or transformers'; a sketch is on the meta device."""
-        with torch.device("meta") if sketch else nullcontext():
-            return zoo.build(replace(asked, pretrained=asked.pretrained and not sketch))
+    def build(cls, asked: core.ZooModel, seed: int | None, make: Callable[..., Any] | None = None) -> nn.Module:
+        """timm's, torchvision's, transformers', or who makes it; without a seed on the meta device."""
+        if seed is not None:
+            torch.manual_seed(seed)
+            return zoo.build(asked, make)
+        with torch.device("meta"):
+            return zoo.build(replace(asked, pretrained=False), make)
 
     def adopt(self, native: nn.Module) -> zoo.Foreign:
         """Any nn.Module that gives logits."""

@@ -46,14 +46,14 @@ class Foreign(nn.Module):
             norm.train(name not in frozen)
 
 
-def build(asked: core.ZooModel) -> nn.Module:
-    """The native model, as its zoo makes it.
+def build(asked: core.ZooModel, make: Callable[..., Any] | None) -> nn.Module:
+    """The native model, as its zoo makes it, or `make`.
 
     Raises:
         UserError: the zoo is not installed, does not know the name, refuses an option or cannot fetch the weights.
     """
     try:
-        return BUILDERS[asked.source](asked)
+        return BUILDERS[asked.source](asked) if make is None else _own(asked, make)
     except ModuleNotFoundError as error:
         if error.name != asked.source:
             raise
@@ -120,6 +120,14 @@ def _transformers(asked: core.ZooModel) -> nn.Module:
     if asked.pretrained:
         return classifier.from_pretrained(asked.name, config=config, ignore_mismatched_sizes=True)
     return classifier.from_config(config)
+
+
+def _own(asked: core.ZooModel, make: Callable[..., Any]) -> nn.Module:
+    given = {name: getattr(asked, name) for name in ("num_classes", "in_channels", "image_size", "pretrained")}
+    net = make(**given, **asked.options)
+    if not isinstance(net, nn.Module):
+        raise core.UserError(f"model.name={asked.name} makes a {type(net).__name__}, no torch.nn.Module")
+    return net
 
 
 BUILDERS: Mapping[str, Callable[[core.ZooModel], nn.Module]] = {

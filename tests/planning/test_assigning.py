@@ -35,7 +35,7 @@ def groups_of(table, base_lr=1e-3, weight_decay=0.05, **spec):
 @pytest.mark.parametrize("convention", ["mae", "timm"])
 def test_the_28_groups_of_mae_and_timm_exactly(golden, convention):
     expected = golden["vit_base_patch16_224"][f"{convention}_ld0.75_wd0.05"]
-    found = groups_of(VIT_BASE, depth=convention, layer_decay=0.75)
+    found = groups_of(VIT_BASE, convention=convention, layer_decay=0.75)
 
     def comparable(lr_scale, weight_decay, params):
         return frozenset(params), lr_scale, weight_decay
@@ -46,18 +46,18 @@ def test_the_28_groups_of_mae_and_timm_exactly(golden, convention):
 
 
 def test_beit_s_groups_are_mae_s(golden):
-    beit = groups_of(VIT_BASE, depth="beit", layer_decay=0.75)
-    assert {g.params for g in beit} == {g.params for g in groups_of(VIT_BASE, depth="mae", layer_decay=0.75)}
+    beit = groups_of(VIT_BASE, convention="beit", layer_decay=0.75)
+    assert {g.params for g in beit} == {g.params for g in groups_of(VIT_BASE, convention="mae", layer_decay=0.75)}
 
 
 def test_the_tree_s_own_depths_are_mae_s(golden):
-    assert scales(VIT_BASE, depth="tree") == scales(VIT_BASE, depth="mae")
+    assert scales(VIT_BASE, convention="tree") == scales(VIT_BASE, convention="mae")
 
 
 def test_group_sizes_as_measured_on_timm_s_model():
     sizes = {
         g.name: (len(g.params), sum(VIT_BASE.by_name[n].numel for n in g.params))
-        for g in groups_of(VIT_BASE, depth="timm")
+        for g in groups_of(VIT_BASE, convention="timm")
     }
     assert sizes["layer_0_no_decay"] == (3, 152_832)
     assert sizes["layer_0"] == (1, 589_824)
@@ -98,13 +98,13 @@ def test_layer_decay_of_a_12_block_vit(decay):
 
 
 def test_the_parameter_weighted_mean_scale():
-    found = scales(VIT_BASE, depth="mae", layer_decay=0.75)
+    found = scales(VIT_BASE, convention="mae", layer_decay=0.75)
     total = sum(r.numel * found[r.name] for r in VIT_BASE)
     assert total / 86_567_656 == pytest.approx(0.246954, abs=5e-7)
 
 
 def test_spot_checks_of_scale_and_weight_decay():
-    found = assigned(VIT_BASE, depth="mae", layer_decay=0.75)
+    found = assigned(VIT_BASE, convention="mae", layer_decay=0.75)
     expected = {
         "cls_token": (0.0237573, 0),
         "pos_embed": (0.0237573, 0),
@@ -143,6 +143,39 @@ def test_stem_scale_is_the_stem_s_scale_whatever_the_depth(model):
     assert by_depth[table.num_layers] == 1.0
     ratios = [by_depth[d + 1] / by_depth[d] for d in range(table.num_layers)]
     assert ratios == pytest.approx([ratios[0]] * len(ratios))
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 12, 24])
+@pytest.mark.parametrize("convention", ["mae", "timm"])
+def test_decay_per_12_layers_gives_the_stem_of_a_12_block_net_whatever_the_depth(blocks, convention):
+    table = param_table(make_tree("vit_tiny", 10, 3, 32, depth=blocks))
+    found = scales(table, convention=convention, decay_per_12_layers=0.75, layer_decay=0.123)
+    assert found["cls_token"] == pytest.approx(0.023757264018, rel=1e-9)  # MAE's own, of 12 blocks
+    assert found["head.weight"] == 1.0
+    assert found["blocks.0.attn.qkv.weight"] == pytest.approx(found["cls_token"] ** (blocks / (blocks + 1)))
+
+
+def test_decay_per_12_layers_of_12_blocks_is_layer_decay():
+    assert scales(VIT_BASE, decay_per_12_layers=0.65) == pytest.approx(scales(VIT_BASE, layer_decay=0.65), rel=1e-12)
+
+
+def test_head_scale_multiplies_the_head_s_lr_alone():
+    plain, scaled = scales(VIT_BASE, convention="mae"), scales(VIT_BASE, convention="mae", head_scale=10.0)
+    assert {n: scaled[n] / plain[n] for n in plain if scaled[n] != plain[n]} == {"head.weight": 10.0, "head.bias": 10.0}
+    assert scaled["norm.weight"] == 1.0  # at the head's depth, not of the head
+    names = {g.name for g in groups_of(VIT_BASE, convention="mae", head_scale=10.0)}
+    assert {"head", "head_no_decay", "layer_13"} <= names
+    early = scales(LENET, depths={"classifier": 0, ".*": 2}, layer_decay=0.5, head_scale=3.0)
+    assert (early["classifier.weight"], early["fc2.weight"]) == (0.75, 1.0)
+    found = scales(LENET, strategy="backbone_head", backbone_scale=0.1, head_scale=5.0)
+    assert (found["fc2.weight"], found["classifier.weight"]) == (0.1, 5.0)
+
+
+def test_stages_are_the_steps_of_the_decay():
+    found = scales(LENET, layer_decay=0.5, stages=2)
+    assert found["conv1.weight"] == found["conv2.weight"] == 0.25
+    assert found["fc1.weight"] == found["fc2.weight"] == 0.5
+    assert scales(LENET, stem_scale=0.01, stages=2)["conv2.weight"] == pytest.approx(0.01)
 
 
 def test_min_scale_as_timm_s():
@@ -295,7 +328,11 @@ def test_buffers_are_in_no_group():
     [
         ({"strategy": "layer_deacy"}, r"'layer_deacy' is unknown.*did you mean 'layer_decay'"),
         ({"layer_decay": 1.2}, r"layer_decay=1\.2 is above 1.*allow_above_one"),
-        ({"depth": "bert"}, r"grouping\.depth='bert' is unknown"),
+        ({"convention": "bert"}, r"grouping\.convention='bert' is unknown"),
+        (
+            {"stem_scale": 0.1, "decay_per_12_layers": 0.7},
+            r"grouping\.stem_scale=0\.1 and grouping\.decay_per_12_layers=0\.7 both say.*one of the two",
+        ),
         ({"strategy": "by_name"}, r"grouping=by_name has no groups"),
         ({"strategy": "by_name", "groups": {"a": GroupSpec(match=["conv*"])}}, r"6 parameters are in no group: fc1"),
         ({"groups": {"a": GroupSpec()}}, r"grouping\.groups\.a\.match is empty"),

@@ -38,7 +38,14 @@ OTHER = {  # another valid value of a key
         "starts": [20],
     },
     "optimizer": {"momentum": 0.5, "nesterov": True, "betas": [0.5, 0.9], "eps": 0.1},
-    "grouping": {"layer_decay": 0.5, "stem_scale": 0.3, "min_scale": 0.9, "backbone_scale": 0.5},
+    "grouping": {
+        "layer_decay": 0.5,
+        "stem_scale": 0.3,
+        "decay_per_12_layers": 0.6,
+        "min_scale": 0.9,
+        "head_scale": 3.0,
+        "backbone_scale": 0.5,
+    },
     "freeze": {"every": 13, "stages": ["fc2"], "match": ["fc1"], "at": 31},
 }
 SCHEDULES = {"a": ScheduleSpec("constant"), "b": ScheduleSpec("exponential", gamma=0.9, every=3)}
@@ -118,7 +125,11 @@ def test_the_tables_name_keys_that_are_there():
         ("checkpoint.keep", {}, "checkpoint.every"),
         ("data.path", {}, "data=image_folder does|image_folder does"),
         ("weights.path", {"weights": WeightsSpec("none", path="x")}, "weights=file does"),
-        ("grouping.depth", {"grouping": replace(BASE.grouping, strategy="flat")}, "freeze=progressive without stages"),
+        (
+            "grouping.convention",
+            {"grouping": replace(BASE.grouping, strategy="flat")},
+            "freeze=progressive without stages",
+        ),
     ],
 )
 def test_what_hangs_on_another_value(given, values, says):
@@ -128,10 +139,21 @@ def test_what_hangs_on_another_value(given, values, says):
     assert final == resolve(final)
 
 
-def test_stem_scale_says_it_all():
-    final = resolve(replace(BASE, grouping=replace(BASE.grouping, stem_scale=0.1, layer_decay=0.5)))
+@pytest.mark.parametrize("instead", ["stem_scale", "decay_per_12_layers"])
+def test_it_says_it_all(instead):
+    final = resolve(replace(BASE, grouping=replace(BASE.grouping, **{instead: 0.1}, layer_decay=0.5)))
     assert "grouping.layer_decay" in options.unread(final)
     assert final.grouping.layer_decay == Config().grouping.layer_decay
+
+
+def test_rules_are_read_instead_of_the_convention_and_not_at_all_by_flat():
+    rules = {"conv": 0, ".*": 1}
+    final = resolve(replace(BASE, grouping=replace(BASE.grouping, convention="order", depths=rules)))
+    assert final.grouping.convention == "tree" and final.grouping.depths == rules
+    final = resolve(replace(BASE, grouping=replace(BASE.grouping, strategy="flat", depths=rules)))
+    assert final.grouping.depths == {}
+    with pytest.raises(UserError, match=r"grouping\.depths\.conv would be ignored: grouping=layer_decay reads it"):
+        options.refuse_unread(["grouping.depths.conv"], options.unread(final))
 
 
 def test_equal_lengths_are_equal_jobs():

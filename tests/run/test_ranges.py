@@ -44,7 +44,11 @@ REFUSED = (
     ),
     (GroupingSpec(layer_decay=0.0), "layer_decay=0.0 must be above 0 and at most 1"),
     (GroupingSpec(stem_scale=1.5), "stem_scale=1.5 must be above 0 and at most 1"),
+    (GroupingSpec(decay_per_12_layers=0.0), "decay_per_12_layers=0.0 must be above 0 and at most 1"),
     (GroupingSpec(min_scale=-0.5), "min_scale=-0.5 must be from 0 to 1"),
+    (GroupingSpec(head_scale=-0.5), "head_scale=-0.5 must be from 0 to 1e6"),
+    (GroupingSpec(depths={"conv": -1}), "depths={'conv': -1} must be depths of 0 or more"),
+    (GroupingSpec(stages=0), "stages=0 must be from 1 to 1,000"),
     (GroupingSpec(backbone_scale=-0.5), "backbone_scale=-0.5 must be from 0 to 1e6"),
     (GroupSpec(lr=-0.5), "lr=-0.5 must be from 0 to 1e6"),
     (GroupSpec(lr_scale=-0.5), "lr_scale=-0.5 must be from 0 to 1e6"),
@@ -65,12 +69,16 @@ REFUSED = (
     (OptimizerSpec(eps=0.0), "eps=0.0 must be from 1e-30 to 1: float32 holds no less"),
     (CheckpointSpec(keep=0), "keep=0 must be at least 1"),
 )
-"""What each row of the table refuses and what it says, in the table's order."""
+"""What each row of the table refuses and what it says; in the table's order, but that the plan's own rows stand last."""
+PLANS = (FreezeSpec, GroupingSpec, GroupSpec, ScheduleSpec, OptimizerSpec)
 
 
 @pytest.mark.parametrize(
     ("rule", "spec", "says"),
-    [(rule, *refused) for rule, refused in zip(ranges.RULES, REFUSED, strict=True)],
+    [
+        (rule, *refused)
+        for rule, refused in zip(ranges.RULES, sorted(REFUSED, key=lambda row: isinstance(row[0], PLANS)), strict=True)
+    ],
     ids=[f"{rule.spec.__name__}.{rule.key}" for rule in ranges.RULES],
 )
 def test_every_row_refuses_its_own_and_accepts_the_default(rule, spec, says):

@@ -4,6 +4,6 @@
 `describing.Native`; which one is asked follows from the model's type.
 """
 
-from .making import ModelPlan, plan
+from .making import ModelPlan, placed, plan
 
-__all__ = ["ModelPlan", "plan"]
+__all__ = ["ModelPlan", "placed", "plan"]

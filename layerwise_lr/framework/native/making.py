@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ...planning import (
     FOREVER,
@@ -16,10 +16,11 @@ from ...planning import (
     Plan,
     ScheduleSpec,
     UserError,
-    assign,
     did_you_mean,
     execution_order,
     make_plan,
+    ranges,
+    timm_depths,
 )
 from .. import registry
 from ..describing import Description, Native
@@ -118,8 +119,12 @@ def plan(
     steps: int | None = None,
     floor: float = 0.0,
     convention: str | None = None,
+    depths: Mapping[str, int] | None = None,
+    stages: int | None = None,
     stem_scale: float | None = None,
+    decay_per_12_layers: float | None = None,
     min_scale: float = 0.0,
+    head_scale: float = 1.0,
     groups: Mapping[str, Mapping[str, Any]] | None = None,
     strategy: str | None = None,
     backbone_scale: float | None = None,
@@ -148,8 +153,12 @@ def plan(
         floor: share of the lr that is left at the end; each layer keeps its ratio to the others.
         convention: how depths are counted. None: as timm's group_matcher says where the model carries one, else
             "order": by one traced forward, with a confidence. Others: mae, beit, timm, ...
+        depths: instead of a convention: regex -> depth, the first that matches wins.
+        stages: depths below the head, gathered into so many of equal count.
         stem_scale: instead of layer_decay: the lr_scale of depth 0.
+        decay_per_12_layers: instead of layer_decay: that of a net of 12 blocks with the same stem's lr_scale.
         min_scale: no lr_scale below.
+        head_scale: multiplies the head's lr_scale.
         groups: named groups: name -> GroupSpec's keys (match, lr, lr_scale, weight_decay, start, stop, ...).
         strategy: layer_decay (the default where a decay is given), flat, backbone_head, by_name, by_module,
             by_layer_type.
@@ -162,29 +171,35 @@ def plan(
     Raises:
         UserError: says what and where.
     """
-    if layer_decay is not None and stem_scale is not None:
-        raise UserError(f"layer_decay={layer_decay} and stem_scale={stem_scale} say the same: give one of the two")
+    said = {"layer_decay": layer_decay, "stem_scale": stem_scale, "decay_per_12_layers": decay_per_12_layers}
+    decay: dict[str, Any] = {key: value for key, value in said.items() if value is not None}
+    if len(decay) > 1:
+        raise UserError(f"{' and '.join(f'{k}={v}' for k, v in decay.items())} say the same: give one of them")
     native = registry.native(model)
     total, warm = _steps(schedule, warmup, steps)
-    decays = layer_decay is not None or stem_scale is not None
-    given = {"backbone_scale": backbone_scale, "stem_scale": stem_scale, "layer_decay": layer_decay if decays else 1.0}
+    given = {"layer_decay": 1.0, **decay} | ({} if backbone_scale is None else {"backbone_scale": backbone_scale})
     grouping = GroupingSpec(
-        strategy=strategy or ("layer_decay" if decays else "flat"),
+        strategy=strategy or ("layer_decay" if decay else "flat"),
         min_scale=min_scale,
         allow_above_one=True,
-        depth="tree",
+        head_scale=head_scale,
+        depths=dict(depths or {}),
+        stages=stages,
         no_weight_decay=no_weight_decay,
         groups={name: _spec(GroupSpec, keys, f"groups[{name!r}]") for name, keys in (groups or {}).items()},
-        **{key: value for key, value in given.items() if value is not None},
+        **given,
     )
-    described = native.describe(batch, trace=convention in (None, "order"))
-    table, convention, confidence, reasons = _placed(described, convention)
+    described = native.describe(batch, trace=convention in (None, "order") and not depths)
+    found = placed(described, convention, bool(depths))
+    grouping.convention = found.convention
     named = {"name": schedule} if isinstance(schedule, str) else schedule
     spec = _spec(ScheduleSpec, {"every": 1, "floor": floor, **named, "warmup": warm}, "schedule")
     freezing = _spec(FreezeSpec, {"every": max(total // 10, 1), "at": total // 2, **(freeze or {})}, "freeze")
     optimizer = OptimizerSpec(lr=lr, weight_decay=weight_decay)
-    table, made = make_plan(table, grouping, {"default": optimizer}, {"default": spec}, freezing, total)
-    return ModelPlan(made, table, native, convention, confidence, reasons)
+    ranges.check_spec(optimizer)
+    ranges.check_spec(grouping)
+    table, made = make_plan(found.table, grouping, {"default": optimizer}, {"default": spec}, freezing, total)
+    return ModelPlan(made, table, native, found.counted, found.confidence, found.reasons)
 
 
 def _spec(kind: Callable[..., T], keys: Mapping[str, Any], where: str) -> T:
@@ -197,7 +212,9 @@ def _spec(kind: Callable[..., T], keys: Mapping[str, Any], where: str) -> T:
     for key in keys:
         if key not in known:
             raise UserError(f"{where} has no {key!r}; there are: {', '.join(known)}{did_you_mean(key, known)}")
-    return kind(**keys)
+    spec = kind(**keys)
+    ranges.check_spec(spec, f"{where}.")
+    return spec
 
 
 def _steps(schedule: Any, warmup: float | int, steps: int | None) -> tuple[int, int]:
@@ -213,14 +230,43 @@ def _steps(schedule: Any, warmup: float | int, steps: int | None) -> tuple[int, 
     return total, rises
 
 
-def _placed(described: Description, convention: str | None) -> tuple[ParamTable, str, float, tuple[str, ...]]:
-    """The table with its depths, and how they came about."""
+class Placed(NamedTuple):
+    """A table with depths, and how they came about.
+
+    Args:
+        table: of the model.
+        convention: what is left for the grouping to do: "tree" where the table has its depths.
+        counted: how, for people.
+        confidence, reasons: as in ModelPlan.
+    """
+
+    table: ParamTable
+    convention: str
+    counted: str
+    confidence: float
+    reasons: tuple[str, ...]
+
+
+def placed(described: Description, convention: str | None, ruled: bool = False) -> Placed:
+    """The depths of a model that nobody declared.
+
+    Args:
+        described: the model.
+        convention: None: as its own group_matcher says, else in order of execution.
+        ruled: rules of the user's say it all.
+    """
+    names = [row.name for row in described.rows if row.role != "buffer"]
+    head = described.heads[0] if described.heads else names[-1].rpartition(".")[0]
+    table = ParamTable(described.rows, head)
+    if ruled:
+        return Placed(table, "tree", "rules", 1.0, ())
+    if convention in (None, "timm") and described.matcher is not None:
+        depths = timm_depths(names, described.matcher)
+        layers = {name.rpartition(".")[0]: depth for name, depth in depths.items()}
+        of = {row.name: depths.get(row.name, layers.get(row.name.rpartition(".")[0], 0)) for row in described.rows}
+        return Placed(table.with_depths(of), "tree", "timm, by the model's own group_matcher", 1.0, ())
     if convention in (None, "order"):
         found = execution_order(described.modules, described.heads)
-        head = found.head[0] if found.head else ""
-        table = ParamTable(described.rows, head).with_depths(found.depths)
-        return table, "order", found.confidence, (*found.reasons, *described.notes)
-    table = ParamTable(
-        described.rows, described.heads[0] if described.heads else described.rows[-1].name.rpartition(".")[0]
-    )
-    return assign(table, str(convention)), str(convention), 1.0, described.notes
+        table = ParamTable(described.rows, found.head[0] if found.head else head).with_depths(found.depths)
+        return Placed(table, "tree", "order of execution", found.confidence, (*found.reasons, *described.notes))
+    return Placed(table, str(convention), str(convention), 1.0, ())
