@@ -98,10 +98,11 @@ def test_a_documented_command_can_be_planned(command: str, somewhere: Path) -> N
     if words[1] == "fetch":
         assert set(words[2:]) <= set(fetch.SOURCES) | {"NAME"}
     elif words[1] in ("train", "plan", "verify", "compare"):
+        compares = "--compare" in words
         with pytest.raises(SystemExit) as ended:
-            program.main(as_plan(words))
+            program.main(words[1:] if compares else as_plan(words))
         assert ended.value.code == 0
-        assert list(somewhere.rglob("lr_heatmap.png"))
+        assert list(somewhere.rglob("conventions.csv" if compares else "lr_heatmap.png"))
     else:
         assert words[1] in program.COMMANDS
 

@@ -45,7 +45,8 @@ step 0. Writes a run folder; with -m, a sweep of them.
 Prints it and writes params.csv, plan.json, lrs.csv and lr_heatmap.png. Reads no
 pictures and no weights, loads no framework.
 
-  layerwise-lr plan model=vit_base grouping.convention=mae grouping.layer_decay=0.65
+  layerwise-lr plan model=vit_base grouping.convention=mae
+  layerwise-lr plan model=vit_base --compare mae,timm   what two differ in
   layerwise-lr plan model=resnet50 grouping=backbone_head freeze=head_first""",
     "verify": """layerwise-lr verify: does the framework really apply the plan?
 One step from the real weights with the real optimizer; writes lr_check.jsonl;

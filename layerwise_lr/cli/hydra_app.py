@@ -330,6 +330,8 @@ def _quoted(word: str) -> str:
 def _plus(line: str) -> str:
     """A named group, schedule or optimizer that is new needs a plus."""
     key = _named(line).partition("=")[0]
+    if key == "grouping.depths" or key.startswith("grouping.depths."):
+        return "; rules are new, so with a plus: '+grouping.depths={REGEX: DEPTH}'"
     if key in ("grouping.groups", "schedules", "optimizers"):
         return f"; a new name needs a plus: '+{key}.NAME={{KEY: VALUE}}'"
     if not key.startswith(("grouping.groups.", "schedules.", "optimizers.")):

@@ -10,12 +10,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import NoReturn
 
 from .. import __version__
 from ..data import fetch
 from ..framework import proof
-from ..planning import UserError, did_you_mean
+from ..planning import CONVENTIONS, UserError, did_you_mean
 from ..run import RunFolder
 from . import console, runs, show
 from .help import HELP
@@ -100,12 +101,32 @@ def _hydra(command: str, words: Sequence[str]) -> int:
         print(help.page(command, config, groups))
         return 0
     act = {"train": runs.train, "plan": runs.plan, "verify": runs.prove, "compare": runs.train}[command]
+    words, conventions = _compared(words)
+    if conventions:
+        if command != "plan":
+            raise UserError(f"--compare is plan's: layerwise-lr plan --compare {','.join(conventions)} ...")
+        act = partial(runs.compare_conventions, conventions)
     hydra_app.run(command, words, act)
     if command == "compare" and (folder := hydra_app.sweep_folder) and (folder / "sweep.json").exists():
         from . import results
 
         results.compare(folder)
     return 0
+
+
+def _compared(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words without `--compare a,b`, and the two conventions; none: it is not there."""
+    words = list(words)
+    at = next((i for i, word in enumerate(words) if word.partition("=")[0] == "--compare"), None)
+    if at is None:
+        return words, []
+    value = words.pop(at).partition("=")[2] or (words.pop(at) if at < len(words) else "")
+    names = value.split(",")
+    if len(names) != 2 or names[0] == names[1] or not all(names):
+        raise UserError(
+            f"--compare takes two conventions, such as --compare mae,timm; there are: {', '.join(CONVENTIONS)}"
+        )
+    return words, names
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -13,8 +13,8 @@ from typing import Any
 
 from ..data import batches
 from ..framework import proof, registry
-from ..models import USUAL_SHAPES, Tree, weights
-from ..planning import UserError
+from ..models import USUAL_SHAPES, Tree, param_table, weights
+from ..planning import UserError, differences
 from ..run import CONFIG, Config, RunFolder, options, page, provenance, reading, resolve
 from ..sweep import jobs
 from . import console, show
@@ -157,6 +157,25 @@ def plan(config: Config, path: Path, given: Given) -> None:
 
     lr_heatmap(planned, path / "lr_heatmap.png")
     console.say(f"params.csv plan.json lrs.csv lr_heatmap.png in\n{console.relative(path)}")
+
+
+def compare_conventions(names: Sequence[str], config: Config, path: Path, given: Given) -> None:
+    """`plan --compare a,b`: the parameters that two depth conventions treat differently."""
+    config, stand_in = _fitting(config, given)
+    first, second = names
+    table = param_table(config.tree())
+    optimizer = config.optimizer
+    found = differences(table, config.grouping, (first, second), optimizer.lr, optimizer.weight_decay)
+    show.show_differences(found, (first, second))
+    console.say(
+        f"{len(found)} of {len(table.trainable)} parameters of {config.model.name} differ between {first} and {second}"
+    )
+    for note in stand_in:
+        console.text(note)
+    fields = [f"{field} {convention}" for convention in names for field in ("depth", "lr_scale", "weight_decay")]
+    lines = [["name", *fields], *([d.name, *map(repr, (*d.first, *d.second))] for d in found)]
+    RunFolder(path).write_rows("conventions.csv", map(",".join, lines))
+    console.say(f"conventions.csv in\n{console.relative(path)}")
 
 
 def _fitting(config: Config, given: Given) -> tuple[Config, list[str]]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..planning import Group, ParamTable, Plan
+from ..planning import Difference, Group, ParamTable, Plan
 from . import console
 
 
@@ -61,3 +61,16 @@ def _lr(plan: Plan, group: Group, step: int) -> str:
 def show_mismatch(rows: Sequence[Sequence[Any]]) -> None:
     """Planned against measured lr, the worst first."""
     console.table(["group", "step", "planned lr", "measured lr", "error", "worst parameter"], rows, right=(1, 2, 3, 4))
+
+
+def show_differences(found: Sequence[Difference], conventions: tuple[str, str]) -> None:
+    """A row per parameter, "first | second" in each cell; weight decay where it differs anywhere."""
+    fields = ["depth", "lr_scale"] + ["weight decay"] * any(d.first[2] != d.second[2] for d in found)
+    pairs = [list(zip(d.first, d.second, strict=True))[: len(fields)] for d in found]
+    wide = [max((len(f"{pair[i][1]:.4g}") for pair in pairs), default=0) for i in range(len(fields))]
+    rows = [
+        [d.name, *(f"{a:.4g} | {b:<{w}.4g}" for (a, b), w in zip(pair, wide, strict=True))]
+        for d, pair in zip(found, pairs, strict=True)
+    ]
+    if rows:
+        console.table([" | ".join(conventions), *fields], rows, right=range(1, len(fields) + 1))

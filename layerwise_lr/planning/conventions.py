@@ -6,7 +6,7 @@ depth)` for each of them; what a source does besides (a factor, its own weight-d
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .errors import UserError, unknown
@@ -155,11 +155,16 @@ PUBLISHED: Mapping[str, Convention] = {
 """Names as in the source, or as its port to timm or transformers has them."""
 
 
-def published_depths(names: Sequence[str], convention: str) -> tuple[dict[str, int], int]:
+def published_depths(names: Sequence[str], convention: str, needed: Collection[str]) -> tuple[dict[str, int], int]:
     """Depth of every name, and num_layers.
 
+    Args:
+        names: of all parameters and buffers: what is frozen counts in the depth of the whole.
+        convention: a key of `PUBLISHED`.
+        needed: those that are trained; any other that the convention does not know goes with the head.
+
     Raises:
-        UserError: a name that the convention does not know.
+        UserError: a needed name that the convention does not know.
     """
     chosen = PUBLISHED[convention]
     inner = {name: bare_name(name).removeprefix(chosen.outer) for name in names}
@@ -167,11 +172,9 @@ def published_depths(names: Sequence[str], convention: str) -> tuple[dict[str, i
     if found is None:
         raise UserError(unknown(convention, f"{chosen.models} only and finds no such blocks here"))
     of, top = found
-    depths = {name: depth for name in names if (depth := of[inner[name]]) is not None}
-    if len(depths) < len(inner):
-        lost = [name for name in names if name not in depths]
+    if lost := [name for name in names if of[inner[name]] is None and name in needed]:
         raise UserError(unknown(convention, f"{chosen.models} only, and not {parts(lost)}"))
-    return depths, top
+    return {name: top if (depth := of[inner[name]]) is None else depth for name in names}, top
 
 
 def undecayed(row: ParamInfo, convention: str) -> bool:

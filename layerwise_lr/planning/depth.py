@@ -33,17 +33,17 @@ def assign(table: ParamTable, spec: GroupingSpec) -> ParamTable:
 
 def _numbered(table: ParamTable, convention: str) -> tuple[dict[str, int], int]:
     """Depths, and num_layers where the model may lack what is there (0: the highest depth)."""
-    names = [row.name for row in table]
+    names, needed = [row.name for row in table], {row.name for row in table.trainable}
     if convention == "order":
         return order_depths(table), 0
     if convention == "timm":
-        return family_depths(names), 0
+        return family_depths(names, needed), 0
     if convention not in PUBLISHED:
         raise UserError(
             f"grouping.convention={convention!r} is unknown; there are: {', '.join(CONVENTIONS)}"
             + did_you_mean(convention, list(CONVENTIONS))
         )
-    return published_depths(names, convention)
+    return published_depths(names, convention, needed)
 
 
 def order_depths(table: ParamTable) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Which of timm's families a model's names belong to, and the depths that follow."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from .errors import UserError, unknown
 from .names import bare_name, parts
@@ -12,18 +12,22 @@ UNGROUPED = r"\.(?:layer|res)_scale\d\.scale$|^stem_dct\."
 """Names of the models that look like a family's while timm itself has no matcher for them."""
 
 
-def family_depths(names: Sequence[str]) -> dict[str, int]:
+def family_depths(names: Sequence[str], needed: Collection[str] | None = None) -> dict[str, int]:
     """Depths by the family that explains every name.
+
+    Args:
+        names: of all parameters and buffers: what is frozen counts in the depth of the whole.
+        needed: those that must be explained (None: all); any other that is not goes with the head.
 
     Raises:
         UserError: none does, or two that do would number them otherwise.
     """
-    bare = [bare_name(name) for name in names]
+    bare = {bare_name(name): needed is None or name in needed for name in names}
     if any(re.search(UNGROUPED, name) for name in bare):
         raise UserError(unknown("timm", "what timm has a group_matcher for: not metaformer, poolformer or csatv2"))
     explained = [name for name, family in FAMILIES.items() if not unexplained(family, bare)]
     signed = [name for name in explained if FAMILIES[name].sign] or explained
-    depths = {name: timm_depths(names, matcher_of(FAMILIES[name], bare)) for name in signed}
+    depths = {name: timm_depths(names, matcher_of(FAMILIES[name], list(bare))) for name in signed}
     if not depths:
         raise UserError(_refusal(bare))
     first, *others = depths
@@ -40,8 +44,9 @@ def matcher_of(family: Family, bare: Sequence[str]) -> Matcher:
     return family.matcher if isinstance(family.matcher, Mapping) else family.matcher(bare)
 
 
-def unexplained(family: Family, bare: Sequence[str]) -> list[str]:
-    """The names that the family does not know: all of them where its sign, its stem or its blocks are not there."""
+def unexplained(family: Family, bare: Mapping[str, bool]) -> list[str]:
+    """Of the bare names (True: needed), those that the family does not know: all where its sign, its stem or its blocks
+    are not there."""
     if not any(re.search(family.sign, name) for name in bare):
         return list(bare)
     known = specs(family.matcher) if isinstance(family.matcher, Mapping) else CAIT
@@ -50,13 +55,15 @@ def unexplained(family: Family, bare: Sequence[str]) -> list[str]:
     if not {0, 1} <= set(hits.values()) - {None}:
         return list(bare)
     heads = tuple(f"{word}." for word in family.head.split())
-    return [name for name, hit in hits.items() if hit is None and not f"{name}.".startswith(heads)]
+    return [name for name, hit in hits.items() if hit is None and bare[name] and not f"{name}.".startswith(heads)]
 
 
-def _refusal(bare: Sequence[str]) -> str:
+def _refusal(bare: Mapping[str, bool]) -> str:
     """Which family comes closest, and what it does not know."""
     lost = {name: left for name, family in FAMILIES.items() if len(left := unexplained(family, bare)) < len(bare)}
     if not lost:
-        return unknown("timm", f"{len(FAMILIES)} families of timm's names and recognises none, from {parts(bare)} on")
+        return unknown(
+            "timm", f"{len(FAMILIES)} families of timm's names and recognises none, from {parts(list(bare))} on"
+        )
     closest = min(lost, key=lambda name: len(lost[name]))
     return unknown("timm", f"names of timm's {closest}, and not {parts(lost[closest])} beside them")

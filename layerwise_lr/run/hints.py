@@ -19,7 +19,7 @@ SYNONYMS = {
     **dict.fromkeys(("amp", "fp16", "bf16", "dtype"), "precision"),
     **dict.fromkeys(("min_lr", "eta_min"), "floor"),
     **dict.fromkeys(("random_seed", "manual_seed"), "seed"),
-    **dict.fromkeys(("grouping.depth", "depth_convention"), "convention"),  # its name once
+    "grouping.depth": "convention",  # its name once
 }
 """What other programs call our keys."""
 CLOSE = 0.75

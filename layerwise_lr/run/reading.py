@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..planning import UserError, did_you_mean
-from .hints import meant
+from .hints import SYNONYMS, meant
 from .schema import Config
 
 MAX_BYTES = 1_000_000
@@ -76,7 +76,8 @@ def check_keys(data: Any, schema: Any = Config, at: str = "") -> None:
     types = {f.name: f.type for f in fields(schema)}
     for key, value in data.items():
         if key not in types:
-            hint = did_you_mean(str(key), list(types)) or meant(f"{at}{key}")
+            near = "" if f"{at}{key}" in SYNONYMS else did_you_mean(str(key), list(types))
+            hint = near or meant(f"{at}{key}")
             raise UserError(f"unknown key {at}{key}; known: {', '.join(types)}{hint}")
         kind = types[key]
         if is_dataclass(kind):

@@ -360,6 +360,35 @@ CASES = {
     "the convention's old name": Case(
         "plan grouping.depth=mae", ("grouping.depth", "did you mean grouping.convention?")
     ),
+    "a convention that does not know the model": Case(
+        "plan grouping.convention=mae", ("mae knows ViT only", "grouping.convention=tree", "grouping.depths")
+    ),
+    "rules without a plus": Case(
+        "plan 'grouping.depths={conv: 0}'", ("grouping.depths", "+grouping.depths={REGEX: DEPTH}")
+    ),
+    "rules that leave a parameter out": Case(
+        "plan '+grouping.depths={conv: 0, fc: 1}'", ("2 parameters match no rule", "classifier.weight", "'.*': 1")
+    ),
+    "a rule and a typo": Case(
+        "plan '+grouping.depths={covn1: 0, .*: 1}'", ("'covn1' matches no parameter", "did you mean 'conv1'")
+    ),
+    "a negative depth": Case("plan '+grouping.depths={.*: -1}'", ("grouping.depths", "depths of 0 or more")),
+    "two decays": Case(
+        "plan grouping.stem_scale=0.1 grouping.decay_per_12_layers=0.7",
+        ("grouping.stem_scale=0.1", "grouping.decay_per_12_layers=0.7", "one of the two"),
+    ),
+    "a decay that another says": Case(
+        "plan grouping.layer_decay=0.5 grouping.decay_per_12_layers=0.7",
+        ("grouping.layer_decay would be ignored", "grouping.decay_per_12_layers"),
+    ),
+    "more stages than depths": Case("plan grouping.stages=9", ("grouping.stages=9", "the 4 depths below the head")),
+    "one convention to compare": Case("plan --compare mae", ("takes two conventions", "--compare mae,timm", "beit")),
+    "compare nothing": Case("plan --compare", ("takes two conventions",)),
+    "compare outside of plan": Case("train --compare mae,timm", ("--compare is plan's", "layerwise-lr plan --compare")),
+    "compare what is not there": Case(
+        "plan model=vit_tiny --compare mae,tim", ("grouping.convention='tim'", "did you mean 'timm'")
+    ),
+    "compare under flat": Case("plan grouping=flat --compare tree,order", ("grouping=flat reads no convention",)),
     "group begins after the end": Case(BY + "'{match: [\"*\"], start: 100%}'", ("groups", "after the last step")),
     # schedules, optimizers, freezing
     "unknown scheduler": Case("plan scheduler.name=cosin", ("scheduler.name='cosin'", "did you mean 'cosine'")),

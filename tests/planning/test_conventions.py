@@ -3,6 +3,7 @@ numbers that running it gave."""
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -430,3 +431,12 @@ def test_unknown_parts_are_named(convention):
 def test_mae_does_not_know_register_tokens_which_its_source_would_put_with_the_head():
     with pytest.raises(UserError, match="mae knows ViT only, and not reg_token"):
         assign(named([*VIT, "reg_token"]), GroupingSpec(convention="mae"))
+
+
+@pytest.mark.parametrize("convention", ["mae", "timm"])
+def test_what_is_not_trained_need_not_be_known_but_counts(convention):
+    """A buffer of unknown name goes with the head; frozen blocks keep their depth."""
+    rows = named(["cls_token", "blocks.0.w", "blocks.1.w", "rope_table", "head.weight"]).rows
+    frozen = tuple(replace(row, trainable=row.name in ("blocks.1.w", "head.weight")) for row in rows)
+    table = assign(ParamTable(frozen, "head"), GroupingSpec(convention=convention))
+    assert [row.depth for row in table] == [0, 1, 2, 3, 3]

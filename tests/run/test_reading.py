@@ -94,3 +94,8 @@ def test_a_composed_config_may_interpolate_and_is_plain_afterwards():
     cfg = OmegaConf.create({"seed": 7, "name": "run-${seed}"})
     assert from_omegaconf(cfg).name == "run-7"
     assert yaml.safe_load(from_omegaconf(cfg).to_yaml())["name"] == "run-7"
+
+
+def test_a_key_s_old_name_is_told():
+    with pytest.raises(UserError, match=r"unknown key grouping\.depth; .*did you mean grouping\.convention\?"):
+        from_data({"grouping": {"depth": "mae"}})
