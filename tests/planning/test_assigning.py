@@ -165,6 +165,8 @@ def test_head_scale_multiplies_the_head_s_lr_alone():
     assert scaled["norm.weight"] == 1.0  # at the head's depth, not of the head
     names = {g.name for g in groups_of(VIT_BASE, convention="mae", head_scale=10.0)}
     assert {"head", "head_no_decay", "layer_13"} <= names
+    early = scales(LENET, depths={"classifier": 0, ".*": 2}, layer_decay=0.5, head_scale=3.0)
+    assert (early["classifier.weight"], early["fc2.weight"]) == (0.75, 1.0)
     found = scales(LENET, strategy="backbone_head", backbone_scale=0.1, head_scale=5.0)
     assert (found["fc2.weight"], found["classifier.weight"]) == (0.1, 5.0)
 

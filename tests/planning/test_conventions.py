@@ -380,13 +380,16 @@ def test_xlnet_by_transformers_names():
 @pytest.mark.parametrize(
     ("convention", "undecayed"),
     [
-        ("mae", {"cls_token", "norm.weight", "head.bias"}),
-        ("beit", {"cls_token", "norm.weight", "head.bias"}),
-        ("dinov2", {"norm.weight", "head.bias"}),
+        ("mae", {"cls_token", "blocks.0.ls1.gamma", "norm.weight", "head.bias"}),
+        ("beit", {"cls_token", "blocks.0.ls1.gamma", "norm.weight", "head.bias"}),
+        ("dinov2", {"blocks.0.ls1.gamma", "norm.weight", "head.bias"}),
     ],
 )
 def test_weight_decay_is_the_source_s(convention, undecayed):
-    rows = (("cls_token", (1, 1, 4)), ("blocks.0.w", (4, 4)), ("norm.weight", (4,)), ("head.bias", (4,)))
+    shapes = {"cls_token": (1, 1, 4), "blocks.0.w": (4, 4)}
+    rows = [
+        (n, shapes.get(n, (4,))) for n in ("cls_token", "blocks.0.w", "blocks.0.ls1.gamma", "norm.weight", "head.bias")
+    ]
     table = ParamTable(tuple(ParamInfo(n, shape, "other", "weight", 0) for n, shape in rows), "head")
     given = group_table(table, GroupingSpec(convention=convention), 1e-3, 0.05)[1]
     assert {n for n, a in given.items() if not a.weight_decay} == undecayed

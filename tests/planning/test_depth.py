@@ -96,6 +96,7 @@ def test_an_unknown_convention_is_named_with_what_there_is():
         ("base_model.model.classifier.modules_to_save.default.weight", "classifier.weight"),
         ("classifier.original_module.bias", "classifier.bias"),
         ("base_layer.0.weight", "base_layer.0.weight"),  # DLA's own
+        ("module.backbone.base_layer.0.weight", "backbone.base_layer.0.weight"),
         ("submodule.w", "submodule.w"),
         ("module_list.0.w", "module_list.0.w"),
         ("lora.0.w", "lora.0.w"),
