@@ -1,16 +1,10 @@
 """timm's own ids, from timm itself: the live matcher of each family's smallest model, and the table of names."""
 
-import importlib.util
-
 import pytest
 
 from layerwise_lr.planning import UserError, timm_depths
 from layerwise_lr.planning.timm_names import family_depths
 
-pytestmark = [
-    pytest.mark.zoo,
-    pytest.mark.skipif(not importlib.util.find_spec("timm"), reason="NOT RUN: timm is not installed in this Python"),
-]
 BY_NAMES = """
 beit_base_patch16_224 cait_xxs24_224 coat_lite_tiny convit_tiny convmixer_1024_20_ks9_p14 cpubone_nano crossvit_9_240
 cspnext_tiny darknet17 davit_tiny deit_tiny_distilled_patch16_224 densenet121 dla34 dpn48b edgenext_xx_small

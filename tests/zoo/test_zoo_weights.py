@@ -1,7 +1,5 @@
 """state_dicts of the real timm, torchvision and transformers into the declared models; nothing is downloaded."""
 
-from importlib.util import find_spec
-
 import numpy as np
 import pytest
 
@@ -10,13 +8,6 @@ from layerwise_lr.models.fitting import fit_channels, fit_pos_embed
 from layerwise_lr.models.layers import initial_weights
 from layerwise_lr.models.weights import WeightsSpec, start_weights
 from layerwise_lr.planning.errors import UserError
-
-MISSING = [name for name in ("torch", "timm", "torchvision", "transformers") if find_spec(name) is None]
-pytestmark = [
-    pytest.mark.zoo,
-    pytest.mark.torch,
-    pytest.mark.skipif(bool(MISSING), reason=f"NOT RUN: needs {', '.join(MISSING)}: pip install {' '.join(MISSING)}"),
-]
 
 
 def timm_state(name, **options):
