@@ -108,6 +108,7 @@ def _transformers(asked: core.ZooModel) -> nn.Module:
     """An image classifier: `name` is a model type (vit, swin, resnet), a folder, or a repository of the hub."""
     import transformers
 
+    transformers.logging.set_verbosity_error()  # a head of another size is told by the run
     sizes = {"num_labels": asked.num_classes, "num_channels": asked.in_channels, "image_size": asked.image_size}
     classifier = transformers.AutoModelForImageClassification
     if asked.name in transformers.CONFIG_MAPPING:

@@ -1,0 +1,204 @@
+"""Models of the zoos, fine-tuned from the command line: proved, kept under their own names, started from files."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+import transformers
+from safetensors.numpy import load_file
+from safetensors.torch import save_file
+
+SHORT = ("steps=4", "eval_every=2", "batch_size=8", "data.train_size=64", "data.val_size=16", "data.test_size=16")
+
+
+def call(cwd, *words):
+    return subprocess.run([sys.executable, "-m", "layerwise_lr", *words], cwd=cwd, capture_output=True, text=True)
+
+
+def trained(cwd, *words):
+    """The run folder of a `train` that must end well."""
+    done = call(cwd, "train", *SHORT, "hydra.run.dir=run", *words)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return cwd / "run", done.stdout
+
+
+def told(cwd, *words):
+    """The one line of a `train` that must be refused."""
+    done = call(cwd, "train", *SHORT, "hydra.run.dir=run", *words)
+    assert done.returncode == 2, done.stderr + done.stdout
+    assert not (cwd / "run").exists()
+    assert "Traceback" not in done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+TIMM_VIT = (
+    "model=timm",
+    "model.name=vit_tiny_patch16_224",
+    "+model.options.depth=2",
+    "data.image_size=32",
+    "data.channels=3",
+)
+
+
+def scales(folder):
+    with (folder / "params.csv").open() as rows:
+        return {row["name"]: float(row["lr_scale"]) for row in csv.DictReader(rows) if row["lr_scale"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "stem", "head"),
+    [
+        (TIMM_VIT, "patch_embed.proj.weight", "head.weight"),
+        (("model=torchvision", "model.name=resnet18", "data.image_size=32", "data.channels=3"), "conv1.weight", "fc.weight"),
+        (
+            ("model=transformers", "model.name=vit", "data.image_size=32", "data.channels=3", "+model.options.patch_size=8",
+             "+model.options.hidden_size=32", "+model.options.num_hidden_layers=2", "+model.options.num_attention_heads=2",
+             "+model.options.intermediate_size=64"),
+            "vit.embeddings.patch_embeddings.projection.weight", "classifier.weight",
+        ),
+    ],
+    ids=["timm", "torchvision", "transformers"],
+)  # fmt: skip
+def test_a_model_is_fine_tuned_and_proved(tmp_path, words, stem, head):
+    folder, said = trained(tmp_path, *words, "weights=none", "grouping.layer_decay=0.5")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["proof"]["start"]
+    assert (summary["proof"]["training"], summary["proof"]["mismatches"]) == (2, 0)
+    assert "confidence 1.00" in said
+    found = scales(folder)
+    depth = {"patch_embed.proj.weight": 3, "conv1.weight": 9, "vit.embeddings.patch_embeddings.projection.weight": 3}
+    assert (found[stem], found[head]) == (0.5 ** depth[stem], 1.0)
+    held = load_file(next(folder.glob("checkpoints/*/model.safetensors")))
+    assert set(found) <= set(held)
+    assert all(np.isfinite(array).all() for array in held.values())
+
+
+def test_what_is_kept_loads_strictly_into_the_real_model(tmp_path):
+    folder, _ = trained(
+        tmp_path, "model=torchvision", "model.name=resnet18", "data.image_size=32", "data.channels=3", "weights=none"
+    )
+    held = {n: torch.from_numpy(a) for n, a in load_file(next(folder.glob("checkpoints/*/model.safetensors"))).items()}
+    missing, unexpected = torchvision.models.resnet18(num_classes=10).load_state_dict(held, strict=False)
+    assert not unexpected
+    assert all(name.endswith("num_batches_tracked") for name in missing)
+
+
+def test_equal_seeds_start_equal_and_others_do_not(tmp_path):
+    def start(seed):
+        folder, _ = trained(
+            tmp_path, *TIMM_VIT, "weights=none", f"seed={seed}", f"hydra.run.dir=run{seed}", "optimizer.lr=1e-30"
+        )
+        return load_file(next((tmp_path / f"run{seed}").glob("checkpoints/*/model.safetensors")))["head.weight"]
+
+    (tmp_path / "run").mkdir()
+    first, again, other = start(1), None, start(2)
+    (tmp_path / "run1").rename(tmp_path / "kept")
+    again = start(1)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_a_package_s_own_weights(tmp_path):
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8, num_labels=7
+    )  # fmt: skip
+    net = transformers.ViTForImageClassification(config)
+    net.save_pretrained(tmp_path / "vit")
+    words = (
+        "model=transformers",
+        f"model.name={tmp_path / 'vit'}",
+        "weights=pretrained",
+        "data.image_size=32",
+        "data.channels=3",
+    )
+    folder, said = trained(tmp_path, *words, "optimizer.lr=1e-30", "optimizer.weight_decay=0")
+    held = load_file(next(folder.glob("checkpoints/*/model.safetensors")))
+    name = "vit.layers.1.mlp.fc1.weight"
+    assert np.array_equal(held[name], net.state_dict()[name].numpy())
+    assert held["classifier.weight"].shape == (10, 32)
+    assert "own pretrained weights" in said
+
+
+def test_a_file_of_weights_with_another_head(tmp_path):
+    torch.manual_seed(0)
+    net = timm.create_model("vit_tiny_patch16_224", depth=2, img_size=32, num_classes=3)
+    save_file({f"backbone.{n}": t for n, t in net.state_dict().items()}, tmp_path / "w.safetensors")
+    folder, said = trained(
+        tmp_path, *TIMM_VIT, "weights.path=w.safetensors", "optimizer.lr=1e-30", "optimizer.weight_decay=0"
+    )
+    held = load_file(next(folder.glob("checkpoints/*/model.safetensors")))
+    assert np.array_equal(held["blocks.1.mlp.fc1.weight"], net.blocks[1].mlp.fc1.weight.detach().numpy())
+    assert held["head.weight"].shape[0] == 10
+    assert "prefix backbone. taken off" in said
+    assert "head head starts from initial values" in said
+
+
+def test_batchnorms_of_a_frozen_backbone_rest(tmp_path):
+    words = ("model=torchvision", "model.name=resnet18", "data.image_size=32", "data.channels=3", "weights=none")
+    folder, _ = trained(tmp_path, *words, "freeze=only", "freeze.match=[fc]")
+    held = load_file(next(folder.glob("checkpoints/*/model.safetensors")))
+    means = [array for name, array in held.items() if name.endswith("running_mean")]
+    assert len(means) == 20
+    assert not any(array.any() for array in means)
+
+
+def test_a_sweep_and_its_report(tmp_path):
+    words = (*TIMM_VIT, "weights=none", "grouping.layer_decay=0.5,1.0", "seed=0,1", "hydra.sweep.dir=sweep")
+    done = call(tmp_path, "train", "-m", *SHORT, *words)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "sweep").glob("*/summary.json"))) == 4
+    assert call(tmp_path, "report", "sweep").returncode == 0
+
+
+OWN = """
+import torch
+def net(num_classes, in_channels, image_size, pretrained, width=8):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(in_channels * image_size**2, width), torch.nn.ReLU(),
+                               torch.nn.Linear(width, num_classes))
+"""
+
+
+def test_a_model_of_ones_own_by_entry_point(tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    (site / "mine-1.dist-info").mkdir(parents=True)
+    (site / "mine.py").write_text(OWN)
+    (site / "mine-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
+    (site / "mine-1.dist-info" / "entry_points.txt").write_text("[layerwise_lr.models]\ntiny = mine:net\n")
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    folder, _ = trained(
+        tmp_path, "model=own", "model.name=tiny", "weights=none", "+model.options.width=5", "data.image_size=8"
+    )
+    held = load_file(next(folder.glob("checkpoints/*/model.safetensors")))
+    assert held["1.weight"].shape == (5, 64)
+    (tmp_path / "run").rename(tmp_path / "done")
+    assert "did you mean 'tiny'" in told(tmp_path, "model=own", "model.name=tinny", "weights=none")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("model=timm", "weights=none"), "model.name is missing"),
+        (("model=timm", "model.name=resnet1", "weights=none"), "timm has no model 'resnet1'; it has"),
+        (
+            ("model=timm", "model.name=resnet18", "weights=none", "+model.options.foo=1"),
+            "unexpected keyword argument 'foo'",
+        ),
+        (("model=timm", "model.name=resnet18", "weights=none", "model.depth=3"), "+model.options.depth"),
+        (("model=timm", "model.name=resnet18", "weights=none", "framework=reference"), "framework=torch has"),
+        (("model=torchvision", "model.name=resnet18", "weights=none"), "data.channels=3"),
+        (("model=torchvision", "model.name=resnet19", "weights=none", "data.channels=3"), "resnet18"),
+        (("model=transformers", "model.name=bert", "weights=none"), "transformers cannot make model.name=bert"),
+        (("model=resnet18", "weights=pretrained"), "a declared model has weights=file"),
+        (("model=resnet18", "weights=none", "+model.options.a=1"), "a declared model has keys of its own"),
+        (("model=timm", "model.name=resnet18", "weights=none", "grouping.convention=mae"), "mae"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else " ".join(x)[:40],
+)
+def test_what_cannot_be_is_one_line(tmp_path, words, says):
+    assert says in told(tmp_path, *words)
