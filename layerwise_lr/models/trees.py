@@ -118,18 +118,20 @@ def resnet(
     blocks: tuple[int, ...],
     block: Callable[[int, int, int], tuple[Node, ...]] = _basic_block,
     expansion: int = 1,
+    width: int = 64,
 ) -> Tree:
-    """ResNet (He et al. 2016) with torchvision's names: conv1 bn1 layer1..4 fc; one depth per block."""
+    """ResNet (He et al. 2016) with torchvision's names: conv1 bn1 layer1..4 fc; one depth per block. The published ones
+    are 64 channels wide at the stem."""
     nodes: list[Node] = [
-        Seq("", (conv("conv1", in_channels, 64, 7, 2), batchnorm("bn1", 64)), depth=0),
+        Seq("", (conv("conv1", in_channels, width, 7, 2), batchnorm("bn1", width)), depth=0),
         Layer("relu"),
         Layer("maxpool", "", {"kernel": 3, "stride": 2, "padding": 1}),
     ]
-    channels, depth = 64, 0
+    channels, depth = width, 0
     for stage, count in enumerate(blocks):
         children = []
         for index in range(count):
-            out, stride = 64 * 2**stage * expansion, 2 if stage > 0 and index == 0 else 1
+            out, stride = width * 2**stage * expansion, 2 if stage > 0 and index == 0 else 1
             down: tuple[Node, ...] = ()
             if stride != 1 or channels != out:
                 down = (Seq("downsample", (conv("0", channels, out, 1, stride), batchnorm("1", out))),)

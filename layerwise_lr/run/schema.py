@@ -46,7 +46,7 @@ class ModelSpec:
         num_classes: null: the data's.
         in_channels: null: the data's.
         image_size: null: the data's.
-        width: units of a hidden layer (mlp).
+        width: units of a hidden layer (mlp), channels of the stem (resnet).
         depth: hidden layers (mlp), blocks (vit).
         dropout: before the classifier (mobilenet_v2).
         patch_size: pixels a side (vit).

@@ -108,6 +108,15 @@ def test_vit_depth_is_an_option(depth):
     assert table.by_name["patch_embed.proj.weight"].shape == (192, 1, 8, 8)
 
 
+@pytest.mark.parametrize("model", ["resnet18", "resnet50"])
+def test_a_quarter_of_a_resnet_s_width_leaves_names_and_divides_every_count_of_channels(model):
+    whole, quarter = (param_table(make_tree(model, 10, 3, 32, width=width)).by_name for width in (64, 16))
+    assert list(whole) == list(quarter)
+    kept = {"conv1.weight": (16, 3, 7, 7), "fc.weight": (10, whole["fc.weight"].shape[1] // 4), "fc.bias": (10,)}
+    for name, row in whole.items():
+        assert quarter[name].shape == kept.get(name, tuple(n // 4 for n in row.shape[:2]) + row.shape[2:]), name
+
+
 def test_layer_scale_and_average_pooling_add_timm_s_names():
     plain = {r.name for r in param_table(make_tree("vit_tiny", 2, 3, 32, depth=1))}
     scaled = {r.name for r in param_table(make_tree("vit_tiny", 2, 3, 32, depth=1, layer_scale=1e-5))}

@@ -35,11 +35,14 @@ MODES = {
     "megengine": ("megengine", "megengine_trace"),
 }
 FEW = ("data.train_size=20", "batch_size=4", "data.val_size=8", "data.test_size=8")
+NARROW = ("model.width=8", *FEW)
 SIZES = {  # smaller models of the same kinds, fewer pictures, where a framework takes long
+    "seed_000": FEW,
     "seed_001_oneflow_vit": ("model.depth=4", "model.embed_dim=64", "model.num_heads=4"),
-    "seed_003": ("model=resnet18", *FEW),
-    "seed_002_pytorch_resnet": ("scheduler.every=1 epoch", *FEW),  # 30 epochs in the document
-    "seed_002_unfreezing": FEW,
+    "seed_003": ("model=resnet18", *NARROW),
+    "seed_002_pytorch_resnet": ("scheduler.every=1 epoch", *NARROW),  # 30 epochs in the document
+    "seed_002_unfreezing": NARROW,
+    "seed_002_layer_adaptive": NARROW,
 }
 FIXED = "a compiled OneFlow Graph keeps the parameters it was built with"
 CANNOT = {

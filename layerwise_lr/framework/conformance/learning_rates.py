@@ -48,18 +48,20 @@ def check_effective_lr_layer_adaptive(kit: Kit) -> None:
 
 
 def _effective_lr(kit: Kit, optimizers: Sequence[OptimizerSpec]) -> None:
-    for name, tree in kit.trees():
-        for optimizer in kit.optimizers(*optimizers):
-            plan = plan_for(tree, optimizer, schedule=COSINE)
-            session = kit.session(tree, plan)
-            try:
-                proof.check(kit.framework, session.model, plan, session.initial, batch(tree), 0)
-            except proof.LrMismatch as mismatch:
-                worst = proof.table(mismatch.records)[0]
-                raise Failure(
-                    f"{name}, {optimizer.name}: group {worst[0]}, step {worst[1]}: wanted lr {worst[2]}, "
-                    f"measured {worst[3]} ({worst[5]})"
-                ) from None
+    """Every tree and every optimizer, in turn: an update knows nothing of the layer that it is for."""
+    trees, specs = kit.trees(), kit.optimizers(*optimizers)
+    for turn in range(max(len(trees), len(specs))):
+        (name, tree), optimizer = trees[turn % len(trees)], specs[turn % len(specs)]
+        plan = plan_for(tree, optimizer, schedule=COSINE)
+        session = kit.session(tree, plan)
+        try:
+            proof.check(kit.framework, session.model, plan, session.initial, batch(tree), 0)
+        except proof.LrMismatch as mismatch:
+            worst = proof.table(mismatch.records)[0]
+            raise Failure(
+                f"{name}, {optimizer.name}: group {worst[0]}, step {worst[1]}: wanted lr {worst[2]}, "
+                f"measured {worst[3]} ({worst[5]})"
+            ) from None
 
 
 def check_schedule_at_every_step(kit: Kit) -> None:
