@@ -27,13 +27,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     torch's."""
     chosen = config.getoption("--framework")
     others = set(FRAMEWORKS) - {chosen}
-    files = {f"test_{name}_plugin.py" for name in others} | {f"test_seeds_{name}.py" for name in others}
+    files = {f"test_seeds_{name}.py" for name in others}
     if chosen not in ("torch", "none"):
         files.add("test_reference_plugin.py")  # it compares with torch
     if chosen == "none" and collection_path.suffix == ".py":
         own = {"test_corrections.py", "test_devices.py", "test_seeds.py"}
         files |= own | ({collection_path.name} if IMPORTS_TORCH.search(collection_path.read_text()) else set())
-    return True if collection_path.name in files else None
+    foreign = collection_path.name.startswith(tuple(f"test_{name}_plugin" for name in others))
+    return True if foreign or collection_path.name in files else None
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

@@ -13,6 +13,7 @@ from .describing import Description, Native
 from .offers import STATE_KEYS, GroupScheduler, by_optimizer, central_axes, fold, in_plan_order
 from .proof import TOLERANCE
 from .steps import begin, take_step
+from .trials import Known, Move, Subject, Trial
 
 __all__ = [
     "KINDS",
@@ -25,8 +26,10 @@ __all__ = [
     "Framework",
     "Group",
     "GroupScheduler",
+    "Known",
     "Layer",
     "Module",
+    "Move",
     "Native",
     "Node",
     "OptimizerSpec",
@@ -37,8 +40,10 @@ __all__ = [
     "Seq",
     "Step",
     "StepResult",
+    "Subject",
     "TrainState",
     "Tree",
+    "Trial",
     "UserError",
     "Weights",
     "bare_name",

@@ -1,6 +1,6 @@
 """Any nn.Module: its parameters and its nesting, param_groups for any torch optimizer, and a scheduler of torch's own kind."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +10,7 @@ from layerwise_lr import framework as core
 
 from .scheduler import PlanScheduler
 from .tracing import called
+from .trial import TorchTrial
 
 LAYER_TYPES: Mapping[str, tuple[type[nn.Module], ...]] = {
     "conv": (nn.modules.conv._ConvNd,),
@@ -69,6 +70,10 @@ class TorchNative(core.Native):
     def scheduler(self, optimizer: torch.optim.Optimizer, plan: core.Plan, start: int) -> PlanScheduler:
         """A torch LRScheduler."""
         return PlanScheduler(optimizer, plan, start)
+
+    def trial(self, optimizer: Any, schedulers: Sequence[Any], batch: Any) -> TorchTrial:
+        """Of any optimizer that has a torch optimizer inside."""
+        return TorchTrial(unwrapped(self.model), optimizer, schedulers, batch)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

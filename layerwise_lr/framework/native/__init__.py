@@ -4,6 +4,9 @@
 `describing.Native`; which one is asked follows from the model's type.
 """
 
+from .faults import Fault
 from .making import ModelPlan, plan
+from .verdict import ModelLrMismatch, Report
+from .verifying import examine, verify
 
-__all__ = ["ModelPlan", "plan"]
+__all__ = ["Fault", "ModelLrMismatch", "ModelPlan", "Report", "examine", "plan", "verify"]
