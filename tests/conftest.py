@@ -13,7 +13,13 @@ from layerwise_lr.framework import registry
 
 HERE = Path(__file__).parent
 FRAMEWORKS = ("torch", "oneflow", "mindspore", "megengine")
-RUN_TORCH = {"test_cli.py", "test_report.py", "test_compare.py", "test_packaging.py"}  # `layerwise-lr train` as it is
+RUN_TORCH = {
+    "test_cli.py",
+    "test_report.py",
+    "test_compare.py",
+    "test_packaging.py",
+    "test_foreign.py",
+}  # `layerwise-lr train` as it is
 IMPORTS_TORCH = re.compile(r"^(import|from) (torch|layerwise_lr\.plugins\.torch_plugin)\b", re.MULTILINE)
 
 

@@ -2,12 +2,12 @@
 offered so that no plugin writes it again.
 
 Uses planning and models. `registry` finds plugins by name, `proof` measures that they do what the plan says,
-`conformance` is the whole kit.
+`conformance` is the whole kit; `native` plans for and verifies what is not declared here.
 """
 
 from ..models import KINDS, PLAIN_KINDS, Layer, Node, Residual, Seq, Tree, Weights, join, specs
 from ..planning import OPTIMIZERS, Group, Module, OptimizerSpec, ParamInfo, Plan, UserError, bare_name
-from . import metrics, proof, registry
+from . import metrics, native, proof, registry
 from .contract import LOSS_SCALE, Framework, Scheduler, Step, StepResult, TrainState
 from .describing import Description, Native
 from .offers import STATE_KEYS, GroupScheduler, by_optimizer, central_axes, fold, in_plan_order
@@ -54,6 +54,7 @@ __all__ = [
     "in_plan_order",
     "join",
     "metrics",
+    "native",
     "proof",
     "registry",
     "specs",

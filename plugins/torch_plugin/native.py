@@ -1,6 +1,6 @@
 """Any nn.Module: its parameters and its nesting, param_groups for any torch optimizer, and a scheduler of torch's own kind."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -8,6 +8,7 @@ from torch import nn
 
 from layerwise_lr import framework as core
 
+from . import finding
 from .scheduler import PlanScheduler
 from .tracing import called
 from .trial import TorchTrial
@@ -74,6 +75,11 @@ class TorchNative(core.Native):
     def trial(self, optimizer: Any, schedulers: Sequence[Any], batch: Any) -> TorchTrial:
         """Of any optimizer that has a torch optimizer inside."""
         return TorchTrial(unwrapped(self.model), optimizer, schedulers, batch)
+
+    @classmethod
+    def first_step(cls, run: Callable[[], object], act: Callable[[Any, Any, Sequence[Any]], object]) -> None:
+        """By torch's global optimizer hook."""
+        finding.first_step(run, act)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
