@@ -11,6 +11,7 @@ from torch.optim import optimizer as optimizers
 from layerwise_lr import framework as core
 
 from . import driving
+from .trial import genuine, innermost
 
 
 class _Enough(BaseException):
@@ -51,18 +52,25 @@ def first_step(run: Callable[[], object], act: Callable[[Any, Any, Sequence[Any]
 
 
 def owner(optimizer: torch.optim.Optimizer) -> nn.Module:
-    """The module that owns most of the optimizer's parameters; of several the largest, of equal ones the innermost."""
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    found: list[tuple[int, int, int, nn.Module]] = []
+    """The module that owns most of the optimizer's parameters and none of another optimizer's (a GAN has two); of
+    several the largest, of equal ones the innermost."""
+    held = _held(optimizer)
+    alive = [_held(other) for other in _alive(torch.optim.Optimizer) if genuine(other)]
+    others = {p for theirs in alive if not theirs & held for p in theirs}
+    found: list[tuple[int, bool, int, int, nn.Module]] = []
     for module in _alive(nn.Module):
         own = {id(p) for p in module.parameters()}
         if own & held:
-            found.append((len(own & held), len(own), -sum(1 for _ in module.modules()), module))
+            found.append((len(own & held), not own & others, len(own), -sum(1 for _ in module.modules()), module))
     if not found:
         raise core.UserError(
             f"no nn.Module owns the parameters of {type(optimizer).__name__}: write a --factory that gives the model"
         )
-    return max(found, key=lambda row: row[:3])[3]
+    return max(found, key=lambda row: row[:-1])[-1]
+
+
+def _held(optimizer: torch.optim.Optimizer) -> set[int]:
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
 def schedulers(optimizer: torch.optim.Optimizer) -> list[Any]:
@@ -71,8 +79,8 @@ def schedulers(optimizer: torch.optim.Optimizer) -> list[Any]:
         thing
         for thing in _alive(object)
         if getattr(type(thing), "step", None)
-        and isinstance(vars(thing).get("optimizer"), torch.optim.Optimizer)
-        and vars(thing)["optimizer"] is optimizer
+        and isinstance(wrapped := vars(thing).get("optimizer"), torch.optim.Optimizer)
+        and innermost(wrapped) is optimizer
         and _writes_lrs(thing)
     ]
     parts = {id(part) for whole in found for part in driving.tree([whole]) if part is not whole}

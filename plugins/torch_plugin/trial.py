@@ -20,6 +20,11 @@ INNER = ("optimizer", "_optimizer", "base_optimizer", "optim")
 KNOWN: Mapping[type, str] = {torch.optim.SGD: "momentum", torch.optim.Adam: "adam", torch.optim.AdamW: "adamw"}
 
 
+def genuine(optimizer: Any) -> bool:
+    """torch's own base class made it: Accelerate's wrapper derives from that class, and is none."""
+    return isinstance(optimizer, torch.optim.Optimizer) and hasattr(optimizer, "_optimizer_step_pre_hooks")
+
+
 def innermost(optimizer: Any) -> torch.optim.Optimizer:
     """The torch optimizer inside Accelerate's, Lightning's and other wrappers.
 
@@ -27,7 +32,7 @@ def innermost(optimizer: Any) -> torch.optim.Optimizer:
         UserError: there is none.
     """
     inner = optimizer
-    while not isinstance(inner, torch.optim.Optimizer):
+    while not genuine(inner):
         wrapped = [getattr(inner, name) for name in INNER if hasattr(getattr(inner, name, None), "step")]
         if not wrapped:
             raise core.UserError(f"{type(optimizer).__name__} is no torch optimizer and holds none: give the optimizer")
@@ -116,8 +121,12 @@ class TorchTrial(core.Trial):
             bool(peaks and self.drivers),
             any(d.per_group for d in self.drivers),
             max((d.horizon for d in self.drivers), default=0),
-            driving.planned(tree),
+            driving.planned([*tree, *self._checkers()]),
         )
+
+    def _checkers(self) -> list[Any]:
+        """Schedulers that look at the lrs before each step: ours is known by that, given or not."""
+        return [getattr(hook, "__self__", None) for hook in self.inner._optimizer_step_pre_hooks.values()]
 
     @property
     def exact(self) -> bool:
@@ -195,7 +204,7 @@ class TorchTrial(core.Trial):
             return torch.ones(())
 
         # the lr of a wrapper's inner optimizer is known where the wrapper's own doings are left out
-        stepping = self.inner if raw and not isinstance(self.outer, torch.optim.Optimizer) else self.outer
+        stepping = self.inner if raw and not genuine(self.outer) else self.outer
         stepping.step(*((closure,) if self._closure else ()))
 
     def known(self, group: int) -> core.Known | None:

@@ -119,6 +119,24 @@ def test_the_scheduler_and_the_whole_model_are_found(call: Callable, write: Call
     assert "forgotten.bias" in out
 
 
+def test_another_optimizers_parameters_are_not_missing(call: Callable, write: Callable) -> None:
+    code = """
+        class Both(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.generator, self.critic = Net(), Net()
+        both = Both()
+        other = torch.optim.SGD({}.parameters(), lr=1.0)
+        optimizer = torch.optim.AdamW(groups(both.generator))
+        train(both.generator, optimizer)
+    """
+    write("gan.py", code.format("both.critic"))
+    assert call("verify --script gan.py")[0] == 0
+    write("stale.py", code.format("both"))
+    ended, out, _ = call("verify --script stale.py")
+    assert ended == 1 and "critic.stem.weight" in out
+
+
 def test_real_gradients_show_what_they_do_not_reach(call: Callable, write: Callable) -> None:
     write(
         "train.py",

@@ -636,12 +636,30 @@ def _trained(model: Net) -> tuple[Any, ...]:
     return optimizer, scheduler
 
 
+def _thawing(model: Net, steps: int, scheduler: bool) -> tuple[Any, ...]:
+    """A plan with windows, some way into it; lrs by its scheduler, or written by hand as plan.lrs says."""
+    plan = llr.plan(
+        model, lr=1e-3, layer_decay=0.7, steps=30, freeze={"strategy": "head_first", "every": 10}, batch=batch()[0]
+    )
+    optimizer = torch.optim.AdamW(plan.param_groups(model))
+    written = plan.scheduler(optimizer) if scheduler else None
+    for step in range(steps):
+        train(model, optimizer, 1)
+        if written:
+            written.step()
+        else:
+            for group, lr in zip(optimizer.param_groups, plan.lrs(step + 1), strict=True):
+                group["lr"] = lr
+    return optimizer, plan
+
+
 HEALTHY: dict[str, Callable[[Net], tuple[Any, ...]]] = {
     "decay and no decay, one lr": _plain,
     "our plan and scheduler": _ours,
     "our plan, torch's cosine": _theirs,
     "a list of lambdas": _lambdas,
     "lion": lambda m: (Lion(groups(m)),),
+    "lion until its lr is 0": lambda m: (o := Lion(groups(m)), lr_scheduler.CosineAnnealingLR(o, 7)),
     "sam": lambda m: (SAM(groups(m), torch.optim.SGD, lr=1e-3, momentum=0.9),),
     "a frozen backbone in the optimizer": _frozen_backbone,
     "a frozen backbone outside": _frozen_outside,
@@ -650,6 +668,10 @@ HEALTHY: dict[str, Callable[[Net], tuple[Any, ...]]] = {
     "plateau": lambda m: (o := torch.optim.SGD(groups(m)), lr_scheduler.ReduceLROnPlateau(o, patience=3)),
     "fused": lambda m: (o := torch.optim.AdamW(groups(m), fused=True), lr_scheduler.StepLR(o, 3)),
     "foreach": lambda m: (o := torch.optim.AdamW(groups(m), foreach=True), lr_scheduler.LinearLR(o)),
+    "a plan that thaws, its scheduler not given": lambda m: _thawing(m, 3, True),
+    "a plan that thaws, thawed": lambda m: _thawing(m, 12, True),
+    "a plan that thaws, lrs by hand": lambda m: _thawing(m, 3, False),
+    "a plan that thaws, thawed by hand": lambda m: _thawing(m, 12, False),
     "clipped by a hook": lambda m: (_clipping(torch.optim.SGD(groups(m))),),
 }
 

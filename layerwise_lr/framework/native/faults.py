@@ -51,12 +51,15 @@ class Case:
         """Per parameter at row k: the plan's lr, or its lr_scale where only ratios are known; NaN where it is silent."""
         assert self.plan is not None
         step = min(self.at + self.m.steps[k], self.plan.total_steps - 1)
-        of = {
-            name: (self.plan.lr(step, g) if self.absolute else g.lr_scale * (g.active[0] < FOREVER))
-            for g in self.plan.groups
-            for name in g.params
-        }
-        return np.array([of.get(name, np.nan) for name in self.m.names])
+        of = {name: group for group in self.plan.groups for name in group.params}
+        found = np.full(len(self.m.names), np.nan)
+        for i, name in enumerate(self.m.names):
+            if (group := of.get(name)) and self.absolute:
+                found[i] = self.plan.lr(step, group)
+            elif group:  # at an unknown step: a group with a window may rest
+                rests = group.active[0] >= FOREVER or (group.active != (0, FOREVER) and not self.m.lr[k, i] > 0)
+                found[i] = 0.0 if rests else group.lr_scale
+        return found
 
 
 def shown(lrs: Iterable[float]) -> str:

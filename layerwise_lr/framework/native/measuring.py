@@ -44,6 +44,7 @@ class Measured:
         arrived: share of the lr that is left once the parameter's own numbers have rounded.
         factors: what hooks multiplied each gradient by.
         deaf: groups whose movement does not depend on their lr.
+        high: the larger of the known lrs; 0 where a formula told.
         times: optimizer steps of one measurement: 2 where an lr counts only from the next step on (ASGD).
         rewritten: lrs before two steps of the optimizer alone and after each.
         by: how.
@@ -64,6 +65,7 @@ class Measured:
     arrived: Any = field(default_factory=list)
     deaf: set[int] = field(default_factory=set)
     times: int = 1
+    high: float = 0.0
 
     @property
     def near(self) -> float:
@@ -110,6 +112,7 @@ def measure(trial: Trial, steps: int | None) -> Measured:
     _ahead(trial, measured, moments(steps if steps is not None else subject.horizon))
     for key in ("held", "lr", "moves", "arrived"):
         setattr(measured, key, np.array(getattr(measured, key)))
+    measured.lr[np.abs(measured.lr) < (1e-12 if trial.exact else 1e-4) * measured.high] = 0.0  # a difference's rounding
     return measured
 
 
@@ -180,6 +183,7 @@ def _units(trial: Trial, measured: Measured, lrs: Sequence[float]) -> Units:
                 unit = np.zeros_like(unit)
                 measured.deaf |= {group} if a.any() else set()
             found[name] = (unit, a + high * unit)
+        measured.high = max(measured.high, high)
     return {name: (unit, constant, float(unit @ unit)) for name, (unit, constant) in found.items()}
 
 

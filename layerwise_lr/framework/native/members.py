@@ -56,7 +56,7 @@ def frozen_that_move(case: Case) -> list[Fault]:
     if case.plan is not None:
         for k in range(len(m.steps)):
             planned = case.planned(k)
-            rest[k] |= (planned == 0) | np.isnan(planned)
+            rest[k] |= (planned == 0) | (np.isnan(planned) & (not case.absolute))  # its scheduler leaves others alone
     names = [n for i, n in enumerate(m.names) if (moving & rest)[:, i].any()]
     if not names:
         return []
