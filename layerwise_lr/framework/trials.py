@@ -22,7 +22,7 @@ class Subject:
     """What is on trial.
 
     Args:
-        optimizer, scheduler: names of their classes; "" without a scheduler.
+        model, optimizer, scheduler: names of their classes; "" without a scheduler.
         trainable: every parameter of the model by bare name -> requires_grad.
         groups: bare names per group; arrays that the model lacks under a name of their own, see `strangers`.
         labels: what the groups are called.
@@ -37,6 +37,7 @@ class Subject:
         notes: what people should know of how it is tried.
     """
 
+    model: str
     optimizer: str
     scheduler: str
     trainable: Mapping[str, bool]
@@ -51,6 +52,11 @@ class Subject:
     horizon: int = 0
     planned: tuple[Plan, int] | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def coarse(self) -> frozenset[str]:
+        """Parameters of 16 bits: small updates may round away."""
+        return frozenset(name for name, dtype in self.dtypes.items() if dtype.endswith("16"))
 
 
 class Move(NamedTuple):

@@ -109,6 +109,7 @@ class TorchTrial(core.Trial):
         tree = list(driving.tree([d.scheduler for d in self.drivers]))
         peaks = any(hasattr(s, "max_lrs") for s in tree) or any("max_lr" in g for g in self.inner.param_groups)
         return core.Subject(
+            type(self.model).__name__,
             type(self.outer).__name__,
             " and ".join(type(d.scheduler).__name__ for d in self.drivers),
             {name: p.requires_grad for name, p in self.named.items()},

@@ -174,7 +174,7 @@ def test_what_cannot_be_measured_is_said() -> None:
         llr.verify(model, Moody(groups(model)))
     with pytest.raises(llr.UserError, match="is no torch optimizer"):
         llr.verify(model, object())
-    with pytest.raises(llr.UserError, match=r"cannot be measured: SparseAdam.step\(\) fails"):
+    with pytest.raises(llr.UserError, match=r"cannot be measured: SparseAdam.step\(\) fails"):  # without a batch
         llr.verify(model, torch.optim.SparseAdam(list(model.parameters())))
 
 
@@ -337,6 +337,24 @@ def test_a_floor_that_is_one_number(sick: Callable[[Any], Any], healthy: Callabl
     optimizer = torch.optim.AdamW(groups(model))
     assert names(examine(model, optimizer, sick(optimizer))) == ["ratios that a floor or a warm-up destroys"]
     assert llr.verify(model, optimizer, healthy(optimizer)).ok
+
+
+def test_weight_averaging_with_one_lr_for_all() -> None:
+    model = net()
+    optimizer = torch.optim.SGD(groups(model))
+    scheduler = torch.optim.swa_utils.SWALR(optimizer, 5e-5, anneal_epochs=5)
+    assert names(examine(model, optimizer, scheduler)) == ["ratios that a floor or a warm-up destroys"]
+    healthy = torch.optim.SGD(groups(model))
+    scheduler = torch.optim.swa_utils.SWALR(healthy, [1e-6, 1e-5, 1e-4], anneal_epochs=5)
+    assert llr.verify(model, healthy, scheduler).ok
+
+
+def test_sparse_gradients_of_a_batch() -> None:
+    model = nn.Sequential(nn.Embedding(10, 4, sparse=True))
+    for make in (torch.optim.SparseAdam, torch.optim.SGD):
+        optimizer = make(list(model.parameters()), lr=1e-3)
+        report = llr.verify(model, optimizer, batch=lambda model: model(torch.tensor([1, 2])).square().sum())
+        assert report.lrs == pytest.approx({"0.weight": 1e-3})
 
 
 def test_a_floor_is_seen_before_the_end() -> None:

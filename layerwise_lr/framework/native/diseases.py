@@ -95,8 +95,8 @@ def flat(case: Case) -> list[Fault]:
     if not known.size or not np.allclose(known, known[0], rtol=m.near):
         return []
     remedy = (
-        "the grouping matched no name of the model (a wrapper's prefix, no group_matcher), or was left out: "
-        "optimizer = ...(plan.param_groups(model))"
+        "the grouping matched no name of the model (a wrapper's prefix, no group_matcher), was left out, or has a "
+        "layer_decay of 1: take plan.param_groups(model)"
     )
     name = "no layer-wise lr at all"
     if case.plan is not None:

@@ -41,7 +41,7 @@ class Measured:
         held: each group's "lr" as it stands.
         lr: measured, per parameter; NaN where a zero gradient moves nothing.
         moves: whether the parameter moved by a bit.
-        arrived: share of the lr that is left once the parameter's own numbers have rounded.
+        arrived: share of the lr that is left once the parameter's own 16 bits have rounded; NaN for wider ones.
         factors: what hooks multiplied each gradient by.
         deaf: groups whose movement does not depend on their lr.
         high: the larger of the known lrs; 0 where a formula told.
@@ -154,15 +154,17 @@ def _ahead(trial: Trial, measured: Measured, steps: Sequence[int]) -> None:
 def _moment(trial: Trial, measured: Measured, step: int, lrs: list[float], units: Units) -> None:
     """One row of all tables."""
     noise = _NOISE**2 * max((square / unit.size for unit, _, square in units.values() if unit.size), default=0.0)
-    own, rounded = (trial.move(exact=exact, times=measured.times).moved for exact in (True, False))
+    own = trial.move(times=measured.times).moved
+    coarse = measured.subject.coarse
+    rounded = trial.move(exact=False, times=measured.times).moved if coarse else own
     lr, arrived = np.full(len(measured.names), np.nan), np.full(len(measured.names), np.nan)
     for i, name in enumerate(measured.names):
         unit, constant, square = units[name]
         if square:
             lr[i] = -((own[name].ravel() - constant) @ unit) / square
-            if lr[i] > 0 and square / unit.size > noise:
+            if name in coarse and lr[i] > 0 and square / unit.size > noise:
                 arrived[i] = -((rounded[name].ravel() - constant) @ unit) / square / lr[i]
-    moves = [bool(np.any(own[name] != 0) or np.any(rounded[name] != 0)) for name in measured.names]
+    moves = [bool(own[name].any() or rounded[name].any()) for name in measured.names]
     for table, row in ((measured.held, lrs), (measured.lr, lr), (measured.moves, moves), (measured.arrived, arrived)):
         table.append(row)
     measured.steps.append(step)

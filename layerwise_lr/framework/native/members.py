@@ -108,9 +108,8 @@ def rounded_away(case: Case) -> list[Fault]:
     """Updates below the last bit of the weights."""
     m = case.m
     best = np.nanmax(np.where(np.isnan(m.arrived), -np.inf, m.arrived), axis=0)
-    coarse = {n for n, dtype in m.subject.dtypes.items() if dtype.endswith("16")}
     there = np.isfinite(m.arrived).any(axis=0)
-    names = [n for i, n in enumerate(m.names) if there[i] and best[i] < GONE and n in coarse and m.subject.trainable[n]]
+    names = [n for i, n in enumerate(m.names) if there[i] and best[i] < GONE and m.subject.trainable[n]]
     faults = []
     for dtype in dict.fromkeys(m.subject.dtypes[n] for n in names):
         own = [n for n in names if m.subject.dtypes[n] == dtype]

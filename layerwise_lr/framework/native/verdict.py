@@ -46,10 +46,10 @@ class Report:
     def _head(self) -> Iterator[str]:
         m = self.measured
         scheduler = f", {m.subject.scheduler}" if m.subject.scheduler else ""
-        ahead = f" and for {m.steps[-1]} scheduler steps" if m.steps[-1] else ""
+        ahead = f" and for {counted(m.steps[-1], 'scheduler step')}" if m.steps[-1] else ""
         yield from _wrapped(
-            f"effective lr of {len(m.names)} parameters in {len(m.subject.groups)} groups, {m.by}: "
-            f"{m.subject.optimizer}{scheduler}, now{ahead}"
+            f"effective lr of {len(m.names)} parameters of {m.subject.model} in {counted(len(m.subject.groups), 'group')}, "
+            f"{m.by}: {m.subject.optimizer}{scheduler}, now{ahead}"
         )
 
     def _table(self) -> Iterator[str]:
@@ -66,7 +66,7 @@ class Report:
             cells = (c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
             yield "  " + "  ".join(cells)
         if len(labels) > GROUPS:
-            yield f"  ... {len(labels) - GROUPS} more groups"
+            yield f"  ... {counted(len(labels) - GROUPS, 'more group')}"
 
     def _told(self) -> Iterator[str]:
         for fault in self.faults:
@@ -92,6 +92,11 @@ class ModelLrMismatch(LrMismatch):
         self.line = f"{first.name}: {named(first.where)}" + (f"; and {more} more" if more else "")
         Exception.__init__(self, f"{self.line}\n{report}")
         self.report, self.records = report, ()
+
+
+def counted(number: int, what: str) -> str:
+    """1 group, 2 groups."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def named(names: Sequence[str], most: int = 3) -> str:
