@@ -34,7 +34,6 @@ class Subject:
         per_group: it has a function of its own for each group: what they do is meant.
         horizon: after how many steps it has shown its shape; 0 without one.
         planned: the plan that it applies itself, and the step that it is at.
-        notes: what people should know of how it is tried.
     """
 
     model: str
@@ -51,7 +50,6 @@ class Subject:
     per_group: bool = False
     horizon: int = 0
     planned: tuple[Plan, int] | None = None
-    notes: tuple[str, ...] = ()
 
     @property
     def coarse(self) -> frozenset[str]:

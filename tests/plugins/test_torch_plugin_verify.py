@@ -118,6 +118,23 @@ def test_a_faint_lr_is_measured_where_float32_would_round_it() -> None:
     assert stem(report) == pytest.approx(1e-12, rel=1e-3)
 
 
+class OnlyFloat32(torch.optim.RMSprop):
+    """As a kernel of its own would."""
+
+    def step(self, closure: Any = None) -> Any:
+        assert all(p.dtype == torch.float32 for g in self.param_groups for p in g["params"])
+        return super().step(closure)
+
+
+def test_an_optimizer_that_takes_no_float64_is_measured_in_its_own_numbers() -> None:
+    model = net()
+    healthy = OnlyFloat32(groups(model))
+    report = llr.verify(model, healthy, lr_scheduler.CosineAnnealingLR(healthy, 5))
+    assert stem(report) == pytest.approx(1e-5, rel=0.05) and "does not step in float64" in report.notes[0]
+    sick = OnlyFloat32(groups(model, (1e-3,) * 3, lr_scale=(0.1, 0.5, 1.0)))
+    assert names(examine(model, sick)) == ["lr_scale that nobody reads"]
+
+
 def test_wrapped_model_wrapped_optimizer() -> None:
     class Wrapper:
         def __init__(self, optimizer: Any) -> None:
@@ -565,8 +582,14 @@ def test_an_lr_that_something_changes_on_its_way() -> None:
     def half(optimizer: Any, *_: Any) -> None:
         optimizer.param_groups[0]["lr"] *= 0.5
 
-    optimizer.register_step_pre_hook(half)
-    assert names(examine(model, optimizer)) in (["lr that does not arrive"], ["lr that compounds"])
+    def fixed(optimizer: Any, *_: Any) -> None:
+        optimizer.param_groups[0]["lr"] = 5e-6
+
+    for hook, disease in ((half, "lr that compounds"), (fixed, "lr that does not arrive")):
+        handle = optimizer.register_step_pre_hook(hook)
+        assert names(examine(model, optimizer)) == [disease]
+        handle.remove()
+    assert examine(model, optimizer).ok
 
 
 def test_lrs_that_are_not_the_plans() -> None:
@@ -600,7 +623,7 @@ def _plain(model: Net) -> tuple[Any, ...]:
     )
 
 
-def _ours(model: Net) -> tuple[Any, ...]:
+def _ours(model: Net, make: Callable[..., Any] = torch.optim.AdamW) -> tuple[Any, ...]:
     plan = llr.plan(
         model,
         lr=1e-3,
@@ -612,7 +635,7 @@ def _ours(model: Net) -> tuple[Any, ...]:
         floor=0.01,
         batch=batch()[0],
     )
-    optimizer = torch.optim.AdamW(plan.param_groups(model))
+    optimizer = make(plan.param_groups(model))
     return optimizer, plan.scheduler(optimizer), plan
 
 
@@ -674,6 +697,7 @@ def _thawing(model: Net, steps: int, scheduler: bool) -> tuple[Any, ...]:
 HEALTHY: dict[str, Callable[[Net], tuple[Any, ...]]] = {
     "decay and no decay, one lr": _plain,
     "our plan and scheduler": _ours,
+    "our plan and scheduler, RMSprop": lambda m: _ours(m, torch.optim.RMSprop),
     "our plan, torch's cosine": _theirs,
     "a list of lambdas": _lambdas,
     "lion": lambda m: (Lion(groups(m)),),

@@ -73,7 +73,7 @@ def compounding(case: Case) -> list[Fault]:
             case.labels(falling),
             f"times {shown(ahead[falling])} at every step: 0 soon",
             "multiplied once",
-            f"{who} multiplies group['lr'] by itself at each step: multiply base_lr * lr_scale * schedule(step) instead",
+            f"{who} multiplies group['lr'] again at each step: write base_lr * lr_scale * schedule(step) instead",
         )
     ]
 

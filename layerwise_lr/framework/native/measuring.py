@@ -97,7 +97,9 @@ def measure(trial: Trial, steps: int | None) -> Measured:
     """
     subject = trial.subject
     pairs = [(n, g) for g, group in enumerate(subject.groups) for n in group if n not in subject.strangers]
-    found = dict(reversed(pairs))
+    found: dict[str, int] = {}
+    for name, group in pairs:
+        found.setdefault(name, group)
     names, of = list(found), np.array(list(found.values()), int)
     first, again = trial.move(), trial.move(times=2)
     _refuse_chance(trial, first)

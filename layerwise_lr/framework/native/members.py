@@ -119,7 +119,7 @@ def rounded_away(case: Case) -> list[Fault]:
             Fault(
                 f"updates too small for {dtype}",
                 tuple(own),
-                f"{100 * max(float(share.min()), 0):.0f} % of the lr arrives",
+                f"{100 * abs(share.min()):.0f} % of the lr arrives",
                 f"lr {shown(lrs)}",
                 "keep the weights in float32 (autocast for the forward), or raise the lr",
             )

@@ -1,5 +1,6 @@
 """The truth about code that is not ours: `verify(model, optimizer, ...)`."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from ...planning import Plan, UserError
@@ -77,8 +78,9 @@ def examine(
     schedulers = given_schedulers if isinstance(given_schedulers, tuple | list) else (given_schedulers,)
     with registry.native(model).trial(optimizer, schedulers, asked["batch"]) as trial:
         measured = measure(trial, steps)
-    case, notes = _case(measured, asked["plan"])
-    return Report(measured, tuple(diagnose(case)), notes)
+    case = _case(measured, asked["plan"])
+    faults = diagnose(case)
+    return Report(measured, tuple(faults), tuple(_notes(case, told=bool(faults))))
 
 
 def _kind(thing: Any) -> str:
@@ -89,18 +91,21 @@ def _kind(thing: Any) -> str:
     return "scheduler" if several or callable(getattr(thing, "step", None)) else "batch"
 
 
-def _case(measured: Measured, given: ModelPlan | Plan | None) -> tuple[Case, tuple[str, ...]]:
-    """The given plan, or the one that the scheduler applies; and what to tell."""
-    subject, notes = measured.subject, list(measured.subject.notes)
-    own, at = subject.planned or (None, 0)
+def _case(measured: Measured, given: ModelPlan | Plan | None) -> Case:
+    """Under the given plan, or the one that the scheduler applies."""
+    own, at = measured.subject.planned or (None, 0)
     plan = given.plan if isinstance(given, ModelPlan) else given or own
-    if not measured.exact:
-        notes.append(f"{subject.optimizer} does not step in float64: measured in the parameters' own numbers, to 5 %")
-    if plan is None:
-        if len(subject.groups) > 1 and subject.peaks:
-            notes.append(
-                f"{subject.scheduler} wrote every group's lr when it was made: give plan= to see what it wrote over"
-            )
-        elif measured.scales is None and len({f"{lr:.2g}" for lr in measured.held[0]}) == 1:
-            notes.append("one lr for all: where layers should differ, give plan=")
-    return Case(measured, plan, own is not None, at), tuple(notes)
+    return Case(measured, plan, own is not None, at)
+
+
+def _notes(case: Case, told: bool) -> Iterator[str]:
+    """How well it was measured; and what only a plan could tell, where nothing else is told."""
+    m = case.m
+    if not m.exact:
+        yield f"{m.subject.optimizer} does not step in float64: measured in the parameters' own numbers, to 5 %"
+    if told or case.plan is not None:
+        return
+    if len(m.subject.groups) > 1 and m.subject.peaks:
+        yield f"{m.subject.scheduler} wrote every group's lr when it was made: give plan= to see what it wrote over"
+    elif m.scales is None and len({f"{lr:.2g}" for lr in m.held[0]}) == 1:
+        yield "one lr for all: where layers should differ, give plan="
