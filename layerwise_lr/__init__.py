@@ -6,6 +6,7 @@
     optimizer = torch.optim.AdamW(plan.param_groups(model))
     scheduler = plan.scheduler(optimizer)      # step() after each optimizer step
     print(plan)                                # every group with its depth, lr_scale and lr
+    llr.verify(model, optimizer, scheduler)    # measures that each parameter moves so; raises with a table
 
 The model's type decides which framework is meant: torch, oneflow, mindspore or megengine. What is imported when is up to
 use: this line imports nothing, `llr.plan` needs NumPy and the model's framework. The command line is `layerwise-lr`.
@@ -14,18 +15,23 @@ use: this line imports nothing, `llr.plan` needs NumPy and the model's framework
 from importlib import import_module
 
 __version__ = "0.1.0"
-__all__ = ["ModelPlan", "Plan", "UserError", "__version__", "plan"]
+__all__ = ["LrMismatch", "ModelLrMismatch", "ModelPlan", "Plan", "Report", "UserError", "__version__", "plan", "verify"]
 
 TYPE_CHECKING = False  # typing's, without its import
 if TYPE_CHECKING:
-    from .framework.native import ModelPlan, plan
+    from .framework.native import ModelLrMismatch, ModelPlan, Report, plan, verify
+    from .framework.proof import LrMismatch
     from .planning import Plan, UserError
 
 _HOMES = {
+    "LrMismatch": "layerwise_lr.framework.proof",
+    "ModelLrMismatch": "layerwise_lr.framework.native",
     "ModelPlan": "layerwise_lr.framework.native",
     "Plan": "layerwise_lr.planning",
+    "Report": "layerwise_lr.framework.native",
     "UserError": "layerwise_lr.planning",
     "plan": "layerwise_lr.framework.native",
+    "verify": "layerwise_lr.framework.native",
 }
 
 

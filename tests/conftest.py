@@ -13,7 +13,13 @@ from layerwise_lr.framework import registry
 
 HERE = Path(__file__).parent
 FRAMEWORKS = ("torch", "oneflow", "mindspore", "megengine")
-RUN_TORCH = {"test_cli.py", "test_report.py", "test_compare.py", "test_packaging.py"}  # `layerwise-lr train` as it is
+RUN_TORCH = {
+    "test_cli.py",
+    "test_report.py",
+    "test_compare.py",
+    "test_packaging.py",
+    "test_foreign.py",
+}  # `layerwise-lr train` as it is
 IMPORTS_TORCH = re.compile(r"^(import|from) (torch|layerwise_lr\.plugins\.torch_plugin)\b", re.MULTILINE)
 
 
@@ -31,7 +37,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         return True
     if collection_path.name == "zoo" and not any("zoo" in Path(word).parts for word in config.args):
         return True
-    files = set()
+    files: set[str] = set()
     if chosen not in ("torch", "none"):
         files.add("test_reference_plugin.py")  # it compares with torch
     if chosen == "none" and collection_path.suffix == ".py":

@@ -144,9 +144,15 @@ def test_the_core_imports_no_plugin(path):
     assert path.name == "hydra_app.py" or not [n for n in names if n.startswith("hydra_plugins")]
 
 
-def test_only_two_import_by_name():
+def test_who_imports_by_name():
     users = {name_of(p) for p in ALL if "importlib.import_module" in p.read_text() or "__import__" in p.read_text()}
-    assert users == {"layerwise_lr/framework/registry.py", "layerwise_lr/data/files.py"}
+    plugins = {"layerwise_lr/framework/registry.py", "layerwise_lr/data/files.py"}
+    asked = {
+        "layerwise_lr/cli/foreign.py"
+    }  # verify --factory module:function: the user's own word, on the command line
+    assert users == plugins | asked
+    runners = {name_of(p) for p in ALL if "runpy" in tops(p)}
+    assert runners == asked  # verify --script: likewise
 
 
 @pytest.mark.parametrize("folder", sorted({p.parent for p in PLUGINS}), ids=name_of)

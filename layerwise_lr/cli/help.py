@@ -18,7 +18,8 @@ HELP = """layerwise-lr: plan, prove and sweep layer-wise learning rates.
 
   train        fine-tune; GROUP=OPTION and KEY=VALUE choose what, -m sweeps
   plan         the dry run: every parameter's depth, group and lr
-  verify       only the proof: how far each parameter moves, against the plan
+  verify       only the proof: how far each parameter moves, against the plan;
+               of a run, or of a script of your own: verify --script train.py
   compare      one experiment in several frameworks: where they differ
   report       read a sweep's folder: table, verdict, report.html
   check        the conformance kit: does a framework plugin keep the contract?
@@ -52,7 +53,11 @@ pictures and no weights, loads no framework.
 One step from the real weights with the real optimizer; writes lr_check.jsonl;
 exit code 1 where a parameter moved otherwise than planned by more than 0.1 %.
 
-  layerwise-lr verify framework=oneflow_graph""",
+  layerwise-lr verify framework=oneflow_graph
+
+Of code that is not ours (verify --script --help tells more):
+  layerwise-lr verify --script train.py --epochs 1
+  layerwise-lr verify --factory mymodule:make""",
     "compare": """layerwise-lr compare: the same experiment in several frameworks, one process
 each. Prints where plans, learning rates, losses and final weights differ from
 the first framework's, and from which step on; writes compare.json, compare.png.

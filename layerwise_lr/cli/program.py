@@ -18,7 +18,7 @@ from ..data import fetch
 from ..framework import proof
 from ..planning import CONVENTIONS, UserError, did_you_mean
 from ..run import RunFolder
-from . import console, runs, show
+from . import console, foreign, runs, show
 from .help import HELP
 
 HYDRA_COMMANDS = ("train", "plan", "verify", "compare")
@@ -74,6 +74,8 @@ def _dispatch(words: list[str]) -> int:
     command, rest = words[0], words[1:]
     if command in ("-sc", "--shell-completion"):
         return _complete(words)
+    if command == "verify" and foreign.asked(rest):
+        return foreign.verify(rest)
     if command in HYDRA_COMMANDS:
         return _hydra(command, rest)
     if command == "report":

@@ -2,17 +2,18 @@
 offered so that no plugin writes it again.
 
 Uses planning and models. `registry` finds plugins by name, `proof` measures that they do what the plan says,
-`conformance` is the whole kit.
+`conformance` is the whole kit; `native` plans for and verifies what is not declared here.
 """
 
 from ..models import KINDS, PLAIN_KINDS, Layer, Node, Residual, Seq, Tree, Weights, join, specs
 from ..planning import OPTIMIZERS, Group, Module, OptimizerSpec, ParamInfo, Plan, UserError, bare_name, near, plain
-from . import metrics, proof, registry
+from . import metrics, native, proof, registry
 from .contract import LOSS_SCALE, Framework, Scheduler, Step, StepResult, TrainState
 from .describing import Description, Native, ZooModel
 from .offers import STATE_KEYS, GroupScheduler, by_optimizer, central_axes, fold, in_plan_order
 from .proof import TOLERANCE
 from .steps import begin, take_step
+from .trials import Known, Move, Subject, Trial
 
 __all__ = [
     "KINDS",
@@ -25,8 +26,10 @@ __all__ = [
     "Framework",
     "Group",
     "GroupScheduler",
+    "Known",
     "Layer",
     "Module",
+    "Move",
     "Native",
     "Node",
     "OptimizerSpec",
@@ -37,8 +40,10 @@ __all__ = [
     "Seq",
     "Step",
     "StepResult",
+    "Subject",
     "TrainState",
     "Tree",
+    "Trial",
     "UserError",
     "Weights",
     "ZooModel",
@@ -50,6 +55,7 @@ __all__ = [
     "in_plan_order",
     "join",
     "metrics",
+    "native",
     "near",
     "plain",
     "proof",

@@ -2,11 +2,12 @@
 `Framework.native`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from ..planning import Module, ParamInfo, Plan
+from ..planning import Module, ParamInfo, Plan, UserError
+from .trials import Trial
 
 
 @dataclass(frozen=True)
@@ -81,3 +82,20 @@ class Native(ABC):
     def scheduler(self, optimizer: Any, plan: Plan, start: int) -> Any:
         """Writes the plan's lrs into `optimizer`: now those of step `start`, and of the next at each `step()`; has
         `state_dict()` and `load_state_dict()`."""
+
+    def trial(self, optimizer: Any, schedulers: Sequence[Any], batch: Any) -> Trial:
+        """The model's optimizer on trial.
+
+        Args:
+            optimizer: native, wrapped or not.
+            schedulers: all that write its lrs.
+            batch: (inputs, classes), a mapping with labels, a function of the model that gives the loss, or that puts
+                gradients in place itself and gives None; None: gradients are made up.
+        """
+        raise UserError(f"verify knows no optimizers of {self.package} yet; layerwise-lr verify proves a run of ours")
+
+    @classmethod
+    def first_step(cls, run: Callable[[], object], act: Callable[[Any, Any, Sequence[Any]], object]) -> None:
+        """Runs somebody's script as far as its first optimizer step, gives (model, optimizer, schedulers) to `act` there,
+        and ends it."""
+        raise UserError(f"verify --script knows no optimizers of {cls.package} yet: write a --factory")

@@ -58,8 +58,8 @@ class ModelSpec:
         options: what else a package's maker takes: +model.options.drop_path_rate=0.1.
     """
 
-    source: str = "declared"
     name: str = "lenet"
+    source: str = "declared"
     num_classes: Optional[int] = None  # noqa: UP045 (OmegaConf 2.3 reads Optional)
     in_channels: Optional[int] = None  # noqa: UP045
     image_size: Optional[int] = None  # noqa: UP045

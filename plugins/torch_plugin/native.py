@@ -1,7 +1,7 @@
 """Any nn.Module: its parameters and its nesting, param_groups for any torch optimizer, and a scheduler of torch's own kind."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -9,8 +9,10 @@ from torch import nn
 
 from layerwise_lr import framework as core
 
+from . import finding
 from .scheduler import PlanScheduler
 from .tracing import called
+from .trial import TorchTrial
 from .zoo import Foreign
 
 LAYER_TYPES: Mapping[str, tuple[type[nn.Module], ...]] = {
@@ -71,6 +73,15 @@ class TorchNative(core.Native):
     def scheduler(self, optimizer: torch.optim.Optimizer, plan: core.Plan, start: int) -> PlanScheduler:
         """A torch LRScheduler."""
         return PlanScheduler(optimizer, plan, start)
+
+    def trial(self, optimizer: Any, schedulers: Sequence[Any], batch: Any) -> TorchTrial:
+        """Of any optimizer that has a torch optimizer inside."""
+        return TorchTrial(unwrapped(self.model), optimizer, schedulers, batch)
+
+    @classmethod
+    def first_step(cls, run: Callable[[], object], act: Callable[[Any, Any, Sequence[Any]], object]) -> None:
+        """By torch's global optimizer hook."""
+        finding.first_step(run, act)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -27,7 +27,7 @@ class PlanScheduler(torch.optim.lr_scheduler.LRScheduler):
                 f"the optimizer has no group {', '.join(missing[:3])}{', ...' if missing[3:] else ''}: "
                 "make it of plan.param_groups(model)"
             )
-        self._plan, self._at = plan, {named[group.name]: i for i, group in enumerate(plan.groups)}
+        self.plan, self._at = plan, {named[group.name]: i for i, group in enumerate(plan.groups)}
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
         super().__init__(optimizer, start - 1)
@@ -35,12 +35,12 @@ class PlanScheduler(torch.optim.lr_scheduler.LRScheduler):
 
     def get_lr(self) -> list[Any]:
         """Those of `last_epoch`, which counts optimizer steps here; groups that are not the plan's keep theirs."""
-        lrs = self._plan.lrs(min(self.last_epoch, self._plan.total_steps - 1))
+        lrs = self.plan.lrs(min(self.last_epoch, self.plan.total_steps - 1))
         return [lrs[self._at[i]] if i in self._at else g["lr"] for i, g in enumerate(self.optimizer.param_groups)]
 
     def state_dict(self) -> dict[str, Any]:
         """The step and the plan's hash: the plan itself is made again by whoever resumes."""
-        return {"last_epoch": self.last_epoch, "_step_count": self._step_count, "plan_sha256": self._plan.sha256}
+        return {"last_epoch": self.last_epoch, "_step_count": self._step_count, "plan_sha256": self.plan.sha256}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from there, under this scheduler's own plan.
@@ -48,7 +48,7 @@ class PlanScheduler(torch.optim.lr_scheduler.LRScheduler):
         Raises:
             UserError: the state is another plan's.
         """
-        if state_dict.get("plan_sha256", self._plan.sha256) != self._plan.sha256:
+        if state_dict.get("plan_sha256", self.plan.sha256) != self.plan.sha256:
             raise core.UserError(
                 "this scheduler's state belongs to another plan: make the plan as it was, or go on with "
                 f"plan.scheduler(optimizer, start={state_dict['last_epoch']})"

@@ -91,9 +91,7 @@ def test_what_is_kept_loads_strictly_into_the_real_model(tmp_path):
 
 def test_equal_seeds_start_equal_and_others_do_not(tmp_path):
     def start(seed):
-        trained(
-            tmp_path, *TIMM_VIT, "weights=none", f"seed={seed}", f"hydra.run.dir=run{seed}", "optimizer.lr=1e-30"
-        )
+        trained(tmp_path, *TIMM_VIT, "weights=none", f"seed={seed}", f"hydra.run.dir=run{seed}", "optimizer.lr=1e-30")
         return load_file(next((tmp_path / f"run{seed}").glob("checkpoints/*/model.safetensors")))["head.weight"]
 
     (tmp_path / "run").mkdir()

@@ -4,6 +4,9 @@
 `describing.Native`; which one is asked follows from the model's type.
 """
 
+from .faults import Fault
 from .making import ModelPlan, placed, plan
+from .verdict import ModelLrMismatch, Report
+from .verifying import examine, verify
 
-__all__ = ["ModelPlan", "placed", "plan"]
+__all__ = ["Fault", "ModelLrMismatch", "ModelPlan", "Report", "examine", "placed", "plan", "verify"]
