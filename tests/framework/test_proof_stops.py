@@ -10,6 +10,7 @@ from saboteurs import IgnoresScale
 
 from layerwise_lr.cli import hydra_app, program
 from layerwise_lr.framework import registry
+from layerwise_lr.sweep import jobs
 
 
 def test_a_run_under_a_saboteur_stops_before_step_0(
@@ -17,7 +18,8 @@ def test_a_run_under_a_saboteur_stops_before_step_0(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["layerwise-lr"])
-    monkeypatch.setattr(os, "environ", os.environ.copy())
+    for name in jobs.thread_environment(1):  # which the command sets
+        monkeypatch.setenv(name, os.environ.get(name, "1"))
     monkeypatch.setattr(registry, "load", lambda name: IgnoresScale)
     words = ["train", "framework=reference", "steps=5", "hydra.run.dir=run"]
     with pytest.raises(SystemExit) as ended:

@@ -102,7 +102,7 @@ def test_the_tables_have_every_option():
         "grouping": set(STRATEGIES),
         "freeze": {"none", "head_first", "progressive", "after", "only"},
         "data": set(READERS),
-        "weights": {"none", "lenet_mnist", "mobilenet_v2_imagenet", "file"},
+        "weights": {"none", "lenet_mnist", "mobilenet_v2_imagenet", "file", "pretrained"},
     }
     assert {s.at: set(s.table) for s in options.SECTIONS} == known
 
@@ -153,7 +153,7 @@ def test_rules_are_read_instead_of_the_convention_and_not_at_all_by_flat():
     final = resolve(replace(BASE, grouping=replace(BASE.grouping, strategy="flat", depths=rules)))
     assert final.grouping.depths == {}
     with pytest.raises(UserError, match=r"grouping\.depths\.conv would be ignored: grouping=layer_decay reads it"):
-        options.refuse_unread(["grouping.depths.conv"], options.unread(final))
+        options.refuse_ignored(["grouping.depths.conv"], options.ignored(final))
 
 
 def test_equal_lengths_are_equal_jobs():

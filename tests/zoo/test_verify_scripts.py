@@ -6,17 +6,13 @@ import sys
 from pathlib import Path
 from textwrap import dedent
 
+import accelerate
 import pytest
+import torch
+from torch import nn
 
-MISSING = "NOT RUN: needs lightning, accelerate and transformers, in .venvzoo"
-accelerate = pytest.importorskip("accelerate", reason=MISSING)
-pytest.importorskip("lightning", reason=MISSING)
-pytest.importorskip("transformers", reason=MISSING)
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
-
-import layerwise_lr as llr  # noqa: E402
-from layerwise_lr.framework.native import examine  # noqa: E402
+import layerwise_lr as llr
+from layerwise_lr.framework.native import examine
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,19 +7,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import timm
+import torch
+import transformers
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler, PlateauLRScheduler, StepLRScheduler
+from torch import nn
+from torch.optim import lr_scheduler
 
-MISSING = "NOT RUN: needs timm, torchvision and transformers, in .venvzoo"
-timm = pytest.importorskip("timm", reason=MISSING)
-transformers = pytest.importorskip("transformers", reason=MISSING)
-import torch  # noqa: E402
-from timm.optim import create_optimizer_v2  # noqa: E402
-from timm.scheduler import CosineLRScheduler, PlateauLRScheduler, StepLRScheduler  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.optim import lr_scheduler  # noqa: E402
-
-import layerwise_lr as llr  # noqa: E402
-from layerwise_lr.framework.native import Report, examine  # noqa: E402
-
+import layerwise_lr as llr
+from layerwise_lr.framework.native import Report, examine
 
 UNREAD, NONE = "lr_scale that nobody reads", "no layer-wise lr at all"
 
