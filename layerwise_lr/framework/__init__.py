@@ -10,6 +10,8 @@ from ..planning import OPTIMIZERS, Group, Module, OptimizerSpec, ParamInfo, Plan
 from . import metrics, proof, registry
 from .contract import LOSS_SCALE, Framework, Scheduler, Step, StepResult, TrainState
 from .describing import Description, Native
+from .following import PlanScheduler, check_lrs, check_state, lrs_at, places, stretches
+from .nesting import SIZES, NativeModule, NativeTensor, describe, first_calls, layer_type, likely_inputs, run, tensors
 from .offers import STATE_KEYS, GroupScheduler, by_optimizer, central_axes, fold, in_plan_order
 from .proof import TOLERANCE
 from .steps import begin, take_step
@@ -19,6 +21,7 @@ __all__ = [
     "LOSS_SCALE",
     "OPTIMIZERS",
     "PLAIN_KINDS",
+    "SIZES",
     "STATE_KEYS",
     "TOLERANCE",
     "Description",
@@ -28,10 +31,13 @@ __all__ = [
     "Layer",
     "Module",
     "Native",
+    "NativeModule",
+    "NativeTensor",
     "Node",
     "OptimizerSpec",
     "ParamInfo",
     "Plan",
+    "PlanScheduler",
     "Residual",
     "Scheduler",
     "Seq",
@@ -45,12 +51,23 @@ __all__ = [
     "begin",
     "by_optimizer",
     "central_axes",
+    "check_lrs",
+    "check_state",
+    "describe",
+    "first_calls",
     "fold",
     "in_plan_order",
     "join",
+    "layer_type",
+    "likely_inputs",
+    "lrs_at",
     "metrics",
+    "places",
     "proof",
     "registry",
+    "run",
     "specs",
+    "stretches",
     "take_step",
+    "tensors",
 ]
