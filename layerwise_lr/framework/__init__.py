@@ -10,8 +10,17 @@ from ..planning import OPTIMIZERS, Group, Module, OptimizerSpec, ParamInfo, Plan
 from . import metrics, proof, registry
 from .contract import LOSS_SCALE, Framework, Scheduler, Step, StepResult, TrainState
 from .describing import Description, Native
-from .following import PlanScheduler, check_lrs, check_state, lrs_at, places, stretches
-from .nesting import SIZES, NativeModule, NativeTensor, describe, first_calls, layer_type, likely_inputs, run, tensors
+from .following import (
+    GroupPlanScheduler,
+    PlanScheduler,
+    check_lrs,
+    check_state,
+    lrs_at,
+    param_groups,
+    places,
+    stretches,
+)
+from .nesting import NativeModule, NativeTensor, describe, first_calls, layer_type, likely_inputs, run, tensors
 from .offers import STATE_KEYS, GroupScheduler, by_optimizer, central_axes, fold, in_plan_order
 from .proof import TOLERANCE
 from .steps import begin, take_step
@@ -21,12 +30,12 @@ __all__ = [
     "LOSS_SCALE",
     "OPTIMIZERS",
     "PLAIN_KINDS",
-    "SIZES",
     "STATE_KEYS",
     "TOLERANCE",
     "Description",
     "Framework",
     "Group",
+    "GroupPlanScheduler",
     "GroupScheduler",
     "Layer",
     "Module",
@@ -62,6 +71,7 @@ __all__ = [
     "likely_inputs",
     "lrs_at",
     "metrics",
+    "param_groups",
     "places",
     "proof",
     "registry",

@@ -18,6 +18,19 @@ def lrs_at(plan: Plan, step: int) -> list[float]:
     return plan.lrs(min(step, plan.total_steps - 1))
 
 
+def param_groups(plan: Plan, tensors: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Plain param_groups: params, lr of step 0, weight_decay, and the name by which they are found again."""
+    return [
+        {
+            "params": [tensors[name] for name in group.params],
+            "lr": lr,
+            "weight_decay": group.weight_decay,
+            "name": group.name,
+        }
+        for group, lr in zip(plan.groups, plan.lrs(0), strict=True)
+    ]
+
+
 def places(plan: Plan, names: Sequence[Any]) -> list[int]:
     """Where each group of the plan stands among an optimizer's groups of these names.
 
@@ -121,14 +134,39 @@ class PlanScheduler(ABC):
         self.last_step = state["last_step"]
         self.write(self.get_last_lr())
 
-    def before(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """An optimizer's `step` that looks first whether the lrs are the plan's, as long as this scheduler lives."""
+
+class GroupPlanScheduler(PlanScheduler):
+    """For optimizers that read group["lr"] at every step, and are stepped by `step()`: before each it looks whether the
+    lrs are still the plan's.
+
+    Args:
+        optimizer: made of the plan's param_groups, whatever else it holds.
+        names: of its groups, in order; None where one has none.
+        plan, start: as in PlanScheduler.
+    """
+
+    def __init__(self, optimizer: Any, names: Sequence[Any], plan: Plan, start: int) -> None:
+        self.optimizer, self.places = optimizer, places(plan, names)
+        optimizer.step = self._looking(optimizer.step)
+        super().__init__(plan, start)
+
+    def read(self) -> list[float]:
+        """group["lr"]."""
+        return [float(self.optimizer.param_groups[place]["lr"]) for place in self.places]
+
+    def write(self, lrs: Sequence[float]) -> None:
+        """group["lr"]."""
+        for place, lr in zip(self.places, lrs, strict=True):
+            self.optimizer.param_groups[place]["lr"] = lr
+
+    def _looking(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """The optimizer's step, which asks this scheduler first, as long as that lives."""
         alive = weakref.ref(self)
 
         @wraps(step)
-        def checked(*args: Any, **kwargs: Any) -> Any:
+        def looking(*args: Any, **kwargs: Any) -> Any:
             if (scheduler := alive()) is not None:
                 scheduler.check()
             return step(*args, **kwargs)
 
-        return checked
+        return looking

@@ -11,6 +11,8 @@ from .describing import Description
 
 SIZES = (224, 256, 299, 384, 64, 32, 28)
 """Sides of pictures that are tried on a convolution, in this order."""
+WORDS = (1, 8)
+"""Shape of the token ids that are tried on an embedding."""
 ROLES = {"weight": "scale", "gamma": "scale", "bias": "shift", "beta": "shift"}
 """Of a norm's arrays; the others are its buffers."""
 
@@ -155,21 +157,20 @@ def likely_inputs(modules: Sequence[NativeModule], most: int = 24) -> Iterator[n
     """Inputs that the model might take, by its layers: which of them is the first, only a forward tells."""
     seen: set[tuple[int, ...]] = set()
     for module in modules:
-        weight = next((own.shape for own in module.tensors if len(own.shape) > 1), None)
-        if weight is None:
-            continue
-        if module.layer_type == "embedding":
-            shapes = [(8,)]
-        elif module.layer_type == "conv":
-            shapes = [(1, weight[1], *[side] * (len(weight) - 2)) for side in SIZES]
-        elif module.layer_type == "linear":
-            shapes = [(1, weight[1]), (1, 8, weight[1])]
-        else:
-            continue
-        for shape in shapes:
+        weight = next((own.shape for own in module.tensors if len(own.shape) > 1), ())
+        for shape in _input_shapes(module.layer_type, weight):
             if shape not in seen and len(seen) < most:
                 seen.add(shape)
-                yield np.ones((1, 8), np.int32) if shape == (8,) else np.zeros(shape, np.float32)
+                yield np.zeros(shape, np.float32) if shape != WORDS else np.ones(shape, np.int32)
+
+
+def _input_shapes(kind: str, weight: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Of what a layer with this weight takes."""
+    if kind == "conv" and len(weight) > 2:
+        return [(1, weight[1], *[side] * (len(weight) - 2)) for side in SIZES]
+    if kind == "linear" and len(weight) == 2:
+        return [(1, weight[1]), (1, WORDS[1], weight[1])]
+    return [WORDS] if kind == "embedding" else []
 
 
 def run(model: Any, batch: Any) -> Any:

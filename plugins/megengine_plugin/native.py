@@ -1,6 +1,6 @@
 """Any MegEngine Module: its parameters and nesting, groups for MegEngine's optimizers, lrs in eager and traced steps."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -38,20 +38,12 @@ class MegEngineNative(core.Native):
 
     def param_groups(self, plan: core.Plan) -> list[dict[str, Any]]:
         """Plain param_groups: params, lr, weight_decay, and a name. The optimizer keeps these very dicts."""
-        tensors = core.tensors(_modules(self.model))
-        return [
-            {
-                "params": [tensors[name] for name in group.params],
-                "lr": lr,
-                "weight_decay": group.weight_decay,
-                "name": group.name,
-            }
-            for group, lr in zip(plan.groups, plan.lrs(0), strict=True)
-        ]
+        return core.param_groups(plan, core.tensors(_modules(self.model)))
 
-    def scheduler(self, optimizer: Optimizer, plan: core.Plan, start: int) -> "PlanScheduler":
-        """For eager steps, and for traced ones."""
-        return PlanScheduler(optimizer, plan, start)
+    def scheduler(self, optimizer: Optimizer, plan: core.Plan, start: int) -> core.GroupPlanScheduler:
+        """For eager steps and for traced ones, with the optimizer inside of the trace or outside: Python runs at each, and
+        reads group["lr"]. Only step() itself stays outside."""
+        return core.GroupPlanScheduler(optimizer, [group.get("name") for group in optimizer.param_groups], plan, start)
 
     def _trace(self, batch: Any) -> dict[str, int]:
         calls: dict[str, int] = {}
@@ -65,31 +57,6 @@ class MegEngineNative(core.Native):
             for handle in handles:
                 handle.remove()
         return calls
-
-
-class PlanScheduler(core.PlanScheduler):
-    """The plan's lrs in a MegEngine optimizer: step() after each optimizer step, outside of what is traced.
-
-    Args:
-        optimizer: made of the plan's param_groups, whatever else it holds.
-        plan: the lrs.
-        start: the step whose lrs are written now.
-    """
-
-    def __init__(self, optimizer: Optimizer, plan: core.Plan, start: int = 0) -> None:
-        self._places = core.places(plan, [group.get("name") for group in optimizer.param_groups])
-        self.optimizer = optimizer
-        optimizer.step = self.before(optimizer.step)
-        super().__init__(plan, start)
-
-    def read(self) -> list[float]:
-        """group["lr"]."""
-        return [float(self.optimizer.param_groups[place]["lr"]) for place in self._places]
-
-    def write(self, lrs: Sequence[float]) -> None:
-        """group["lr"], which every step reads, traced ones too."""
-        for place, lr in zip(self._places, lrs, strict=True):
-            self.optimizer.param_groups[place]["lr"] = lr
 
 
 def _modules(model: M.Module) -> Iterator[core.NativeModule]:

@@ -67,9 +67,10 @@ class MindSporeNative(core.Native):
 class PlanScheduler(core.PlanScheduler):
     """The plan's lrs in an nn.Optimizer or one of mindspore.experimental.optim: step() after each optimizer step.
 
-    Every group's lr is a Parameter, and is assigned: compiled steps read it without being compiled again. Between the
-    steps of one sunk data set (Model.train with dataset_sink_mode) no Python runs, and nobody can: sink one step, or
-    do not sink.
+    Every group's lr is a Parameter, and is assigned: PyNative and compiled steps read it, without being compiled again.
+    With Model.train, step() is called in a Callback's on_train_step_end, and dataset_sink_mode=False: between the steps
+    of a sunk data set no Python runs. A hook in the optimizer does not compile, so that another writer is told of at
+    step(), after his one step.
 
     Args:
         optimizer: made of the plan's param_groups.

@@ -1,5 +1,6 @@
 """Any oneflow nn.Module: its parameters and nesting, groups for OneFlow's optimizers, lrs in eager steps and in an nn.Graph."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -34,16 +35,7 @@ class OneflowNative(core.Native):
     def param_groups(self, plan: core.Plan) -> list[dict[str, Any]]:
         """Plain param_groups: params, lr, weight_decay, and a name. There is no lr_scale: eager OneFlow ignores it, and
         an nn.Graph would multiply with it once more."""
-        tensors = core.tensors(_modules(self.model))
-        return [
-            {
-                "params": [tensors[name] for name in group.params],
-                "lr": lr,
-                "weight_decay": group.weight_decay,
-                "name": group.name,
-            }
-            for group, lr in zip(plan.groups, plan.lrs(0), strict=True)
-        ]
+        return core.param_groups(plan, core.tensors(_modules(self.model)))
 
     def scheduler(self, optimizer: flow.optim.Optimizer, plan: core.Plan, start: int) -> "PlanScheduler":
         """For eager steps and for an nn.Graph that is given the optimizer afterwards."""
@@ -58,12 +50,12 @@ class OneflowNative(core.Native):
         return calls
 
 
-class PlanScheduler(core.PlanScheduler, flow.optim.lr_scheduler._LRScheduler):
+class PlanScheduler(core.GroupPlanScheduler, flow.optim.lr_scheduler._LRScheduler):
     """The plan's lrs in a OneFlow optimizer: step() after each optimizer step.
 
-    An nn.Graph bakes lrs in when it is compiled and steps by itself. Where it is given this optimizer after the
-    scheduler was made, the plan's whole table is compiled with it, counted from `start` by the Graph's own steps:
-    `add_optimizer(optimizer)`, with lr_sch=scheduler or without.
+    An nn.Graph bakes lrs in when it is compiled, at its first call, and steps by itself. Where the scheduler is there by
+    then, the plan's whole table is compiled with it, from the scheduler's step on: `add_optimizer(optimizer)`, with
+    lr_sch=scheduler or without. step() then only counts, for state_dict().
 
     Args:
         optimizer: made of the plan's param_groups, whatever else it holds.
@@ -74,33 +66,21 @@ class PlanScheduler(core.PlanScheduler, flow.optim.lr_scheduler._LRScheduler):
     verbose = False  # a Graph asks its lr_sch
 
     def __init__(self, optimizer: flow.optim.Optimizer, plan: core.Plan, start: int = 0) -> None:
-        self._places = core.places(plan, [group.options.get("name") for group in optimizer.param_groups])
-        self._start = start
-        self.optimizer = optimizer
-        optimizer.step = self.before(optimizer.step)
-        optimizer._generate_conf_for_graph = self._tabled(optimizer._generate_conf_for_graph)
-        super().__init__(plan, start)
-
-    def read(self) -> list[float]:
-        """group["lr"]."""
-        return [float(self.optimizer.param_groups[place]["lr"]) for place in self._places]
-
-    def write(self, lrs: Sequence[float]) -> None:
-        """group["lr"], which eager steps read."""
-        for place, lr in zip(self._places, lrs, strict=True):
-            self.optimizer.param_groups[place]["lr"] = lr
+        native = type(optimizer)._generate_conf_for_graph.__get__(optimizer)  # and not an earlier scheduler's
+        optimizer._generate_conf_for_graph = self._tabled(native)
+        super().__init__(optimizer, [group.options.get("name") for group in optimizer.param_groups], plan, start)
 
     def _tabled(self, make: Callable[..., Any]) -> Callable[..., Any]:
         """What a Graph asks an optimizer for, one conf per group, with the group's own lrs in it: its highest, and
         factors of that in [0, 1], all that OneFlow takes."""
 
         def confs(*args: Any) -> Any:
-            tables = dict(zip(self._places, core.stretches(self.plan, self._start), strict=True))
+            tables = dict(zip(self.places, core.stretches(self.plan, self.last_step), strict=True))
             for place, table in tables.items():
                 self.optimizer.param_groups[place]["initial_lr"] = max(lr for lr, _ in table)
-            made = make(*args)
+            made, begun = make(*args), _begun()
             for place, table in tables.items():
-                _write_table(made[place].learning_rate_decay, table)
+                _write_table(made[place].learning_rate_decay, table, begun)
             return made
 
         return confs
@@ -109,9 +89,9 @@ class PlanScheduler(core.PlanScheduler, flow.optim.lr_scheduler._LRScheduler):
         """As lr_sch: the optimizer's confs have it already."""
 
 
-def _write_table(conf: Any, table: Sequence[tuple[float, int]]) -> None:
-    """A SequentialLR of ConstantLRs, as OneFlow's own would write it."""
-    highest, at = max(lr for lr, _ in table) or 1.0, 0
+def _write_table(conf: Any, table: Sequence[tuple[float, int]], begun: int) -> None:
+    """A SequentialLR of ConstantLRs, as OneFlow's own would write it, for a Graph whose counter stands at `begun`."""
+    highest, at = max(lr for lr, _ in table) or 1.0, begun
     row = conf.sequential_scheduler_conf
     row.SetInParent()
     for i, (lr, steps) in enumerate(table):
@@ -121,6 +101,17 @@ def _write_table(conf: Any, table: Sequence[tuple[float, int]]) -> None:
         if i < len(table) - 1:
             row.milestones.append(at)
             row.interval_rescaling.append(False)
+
+
+def _begun() -> int:
+    """The steps behind the Graph that is being compiled: its loaded counter, which an optimizer is not told."""
+    frame = sys._getframe()
+    while frame := frame.f_back:  # type: ignore[assignment]
+        graph = frame.f_locals.get("self")
+        if isinstance(graph, nn.Graph):
+            counter = graph._additional_variable_tobe_loaded.get("System-Train-TrainStep")
+            return 0 if counter is None else int(counter.numpy().item())
+    return 0
 
 
 def _modules(model: nn.Module) -> Iterator[core.NativeModule]:

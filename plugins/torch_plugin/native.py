@@ -30,21 +30,15 @@ class TorchNative(core.Native):
     def describe(self, batch: Any = None, trace: bool = True) -> core.Description:
         """From named_modules; the trace is by forward hooks."""
         model = unwrapped(self.model)
-        calls, notes = core.first_calls(lambda made: traced(model, made), batch, made_up(model)) if trace else ({}, ())
-        return core.describe(_modules(model), calls, notes, _exempt(model), _heads(model), _matcher(model))
+        modules = list(_modules(model))
+        given = made_up(model, modules)
+        calls, notes = core.first_calls(lambda made: traced(model, made), batch, given) if trace else ({}, ())
+        return core.describe(modules, calls, notes, _exempt(model), _heads(model), _matcher(model))
 
     def param_groups(self, plan: core.Plan) -> list[dict[str, Any]]:
         """Plain param_groups: params, lr, weight_decay, and a name."""
         tensors = {core.bare_name(name): tensor for name, tensor in self.model.named_parameters()}
-        return [
-            {
-                "params": [tensors[name] for name in group.params],
-                "lr": lr,
-                "weight_decay": group.weight_decay,
-                "name": group.name,
-            }
-            for group, lr in zip(plan.groups, plan.lrs(0), strict=True)
-        ]
+        return core.param_groups(plan, tensors)
 
     def scheduler(self, optimizer: torch.optim.Optimizer, plan: core.Plan, start: int) -> PlanScheduler:
         """A torch LRScheduler."""

@@ -1,7 +1,7 @@
 """One forward of any nn.Module: which module was called when; and inputs for it where nobody gives one."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,9 +48,8 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(held)
 
 
-def made_up(model: nn.Module) -> Iterator[Any]:
-    """Inputs that the model might take, the likeliest first: by timm's and transformers' own words, else by its first
-    layer."""
+def made_up(model: nn.Module, modules: Sequence[core.NativeModule]) -> Iterator[Any]:
+    """Inputs that the model might take, the likeliest first: by timm's and transformers' own words, else by its layers."""
     first = next((p for p in model.parameters() if p.is_floating_point()), None)
     if first is None:
         return
@@ -58,18 +57,8 @@ def made_up(model: nn.Module) -> Iterator[Any]:
         yield first.new_zeros(1, *size)
     if (config := getattr(model, "config", None)) is not None:
         yield from _of_config(model, config, first)
-    for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            yield first.new_ones(1, 8, dtype=torch.long)
-            return
-        if isinstance(module, nn.modules.conv._ConvNd):
-            for side in core.SIZES:
-                yield first.new_zeros(1, module.in_channels, *[side] * len(module.kernel_size))
-            return
-        if isinstance(module, nn.Linear):
-            yield first.new_zeros(1, module.in_features)
-            yield first.new_zeros(1, 8, module.in_features)
-            return
+    for array in core.likely_inputs(modules):
+        yield torch.from_numpy(array).to(first.device, first.dtype if array.dtype.kind == "f" else torch.long)
 
 
 def _of_config(model: nn.Module, config: Any, like: torch.Tensor) -> Iterator[Any]:

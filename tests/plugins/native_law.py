@@ -23,7 +23,7 @@ def law(step, name, lr=0.1, decay=0.5, warmup=5):
 def check_move(name, step, before, after, direction):
     """before - after = law * direction, as exactly as float32 weights show it."""
     moved, want = np.float64(before) - after, law(step, name) * np.float64(direction)
-    rounding = 2e-7 * np.abs(before).max() + 5e-6 * np.abs(want).max() + 1e-8
+    rounding = 2e-7 * np.abs(before).max() + 5e-6 * np.abs(want).max() + 1e-7
     np.testing.assert_allclose(moved, want, rtol=1e-5, atol=rounding, err_msg=f"{name} at step {step}")
 
 

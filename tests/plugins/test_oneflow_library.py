@@ -68,7 +68,7 @@ def values(net):
 
 def gradients(net, x):
     net.zero_grad(set_to_none=True)
-    net(x).square().mean().backward()
+    (10 * net(x).square().mean()).backward()
     return {name: p.grad.numpy().copy() for name, p in net.named_parameters() if p.grad is not None}
 
 
@@ -110,7 +110,7 @@ def test_adam_moves_every_parameter_by_the_law_and_weight_decay_spares_biases_an
             check_move(name, step, before[name], after, direction)
 
 
-@pytest.mark.parametrize(("start", "given"), [(0, ""), (20, "lr_sch")])
+@pytest.mark.parametrize(("start", "given"), [(0, ""), (20, "lr_sch"), (0, "resumed")])
 def test_a_graph_of_the_users_follows_the_plan(start, given):
     """In a process of its own, begun again where OneFlow's race kills it."""
     for _ in range(5):
@@ -123,24 +123,47 @@ def test_a_graph_of_the_users_follows_the_plan(start, given):
 
 
 def train_a_graph(start, given):
-    net, x = seeded(), batch()
+    net, scheduler, graph = begin_a_graph(start, given)
+    check_steps(net, scheduler, graph)
+    if given == "resumed":
+        state = copy.deepcopy(scheduler.state_dict())
+        arrays = {name: t.numpy().copy() for name, t in net.state_dict().items()}
+        counter = graph.state_dict()["System-Train-TrainStep"].numpy().copy()
+        for held in (
+            {},
+            {"System-Train-TrainStep": flow.tensor(counter)},
+        ):  # a Graph that counts anew, one that goes on
+            net, scheduler, graph = begin_a_graph(0, given)
+            net.load_state_dict(arrays)
+            scheduler.load_state_dict(state)
+            graph.load_state_dict(held)
+            check_steps(net, scheduler, graph)
+
+
+def begin_a_graph(start, given):
+    net = seeded()
     plan = make(net)
     optimizer = flow.optim.SGD(plan.param_groups(net), lr=123.0)
+    plan.scheduler(optimizer, 30)  # one that is thrown away again
     scheduler = plan.scheduler(optimizer, start)
 
     class Training(nn.Graph):
         def __init__(self):
             super().__init__()
             self.net = net
-            self.add_optimizer(optimizer, **({"lr_sch": scheduler} if given else {}))
+            self.add_optimizer(optimizer, **({"lr_sch": scheduler} if given == "lr_sch" else {}))
 
         def build(self, x):
-            loss = self.net(x).square().mean()
+            loss = 10 * self.net(x).square().mean()
             loss.backward()
             return loss
 
-    graph, twin = Training(), seeded()
-    for step in range(start, start + 12):
+    return net, scheduler, Training()
+
+
+def check_steps(net, scheduler, graph):
+    x, twin = batch(), seeded()
+    for step in range(scheduler.last_step, scheduler.last_step + 8):
         twin.load_state_dict(net.state_dict())
         directions, before = gradients(twin, x), values(net)
         graph(x).numpy()
