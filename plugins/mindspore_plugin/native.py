@@ -103,7 +103,13 @@ def _lrs(optimizer: nn.Cell, named: Mapping[str, Parameter], plan: core.Plan) ->
         grouped = optimizer.learning_rate if optimizer.is_group_lr else [None] * len(optimizer.parameters)
         lr_of = {id(p): lr for p, lr in zip(optimizer.parameters, grouped, strict=True)}
     else:
-        lr_of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        groups = getattr(optimizer, "param_groups", ())
+        if any("lr_float" in group for group in groups):
+            raise core.UserError(
+                "mindspore.mint.optim.SGD keeps the lr that it was made with, and takes its own for one of 0: take nn.SGD "
+                "or mindspore.experimental.optim.SGD"
+            )
+        lr_of = {id(p): group["lr"] for group in groups for p in group["params"]}
     found: list[Parameter] = []
     for group in plan.groups:
         own = {id(lr): lr for lr in (lr_of.get(id(named[name])) for name in group.params)}

@@ -1,16 +1,14 @@
 """layerwise_lr as a library on a plain MegEngine model, eager and traced, measured by what the weights do."""
 
 import copy
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from layerwise_lr.plugins import megengine_plugin  # noqa: F401  (imports MegEngine without its noise)
+from layerwise_lr.plugins import megengine_plugin  # noqa: F401  (first: it imports MegEngine without its noise)
 
 import layerwise_lr as llr
 
-sys.path.insert(0, str(Path(__file__).parent))
+# isort: split
 import megengine
 import megengine.functional as F
 import megengine.module as M

@@ -1,21 +1,17 @@
 """layerwise_lr as a library on a plain MindSpore model, PyNative and compiled, measured by what the weights do."""
 
 import os
-import sys
-from pathlib import Path
 
 os.environ.setdefault("GLOG_v", "3")  # errors only; read once, at import
 
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import nn, ops
+from mindspore import mint, nn, ops
 from mindspore.experimental import optim
+from native_law import PLAN, check_move, constants, depth, law, spared
 
 import layerwise_lr as llr
-
-sys.path.insert(0, str(Path(__file__).parent))
-from native_law import PLAN, check_move, constants, depth, law, spared
 
 
 class Block(nn.Cell):
@@ -263,6 +259,13 @@ def test_other_optimizers_and_other_models_are_refused(net, lr):
             plan.scheduler(made)
     with pytest.raises(llr.UserError, match=r"are new or thawed \(blocks\.3"):
         plan.param_groups(seeded(blocks=4))
+
+
+def test_an_optimizer_that_reads_no_lr_is_refused(net):
+    plan = make(net)
+    optimizer = mint.optim.SGD(plan.param_groups(net)[:-1], 0.1)
+    with pytest.raises(llr.UserError, match="keeps the lr that it was made with"):
+        plan.scheduler(optimizer)
 
 
 def test_a_constant_plan_needs_no_number_of_steps(net):

@@ -4,15 +4,14 @@ import copy
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from layerwise_lr.plugins import oneflow_plugin  # noqa: F401  (makes `import oneflow` possible)
+from layerwise_lr.plugins import oneflow_plugin  # noqa: F401  (first: it makes `import oneflow` possible)
 
 import layerwise_lr as llr
 
-sys.path.insert(0, str(Path(__file__).parent))
+# isort: split
 import oneflow as flow
 from native_law import PLAN, STEPS, check_move, constants, depth, law, spared
 from oneflow import nn
