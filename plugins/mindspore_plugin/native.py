@@ -1,5 +1,6 @@
 """Any MindSpore Cell: its parameters and nesting, groups for MindSpore's optimizers, lrs in PyNative and compiled steps."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -145,10 +146,12 @@ def _noting(path: str, calls: dict[str, int]) -> Callable[[nn.Cell, Any], None]:
 
 @contextmanager
 def _as_it_was(model: nn.Cell) -> Iterator[None]:
-    """Mode, training flags, running statistics and the random state are afterwards what they were."""
-    mode, state = ms.get_context("mode"), ms.get_rng_state()
+    """Mode, training flags, running statistics and the random state are afterwards what they were. Inside, what is
+    decorated with ms.jit runs as Python, for a compiled cell calls no hooks."""
+    mode, state, jit = ms.get_context("mode"), ms.get_rng_state(), os.environ.get("MS_JIT")
     cells = [(cell, cell.training, cell._phase, dict(cell.get_flags())) for _, cell in model.cells_and_names()]
     buffers = [(p, p.asnumpy().copy()) for p in model.untrainable_params()]
+    os.environ["MS_JIT"] = "0"
     ms.set_context(mode=ms.PYNATIVE_MODE)
     try:
         yield
@@ -159,3 +162,6 @@ def _as_it_was(model: nn.Cell) -> Iterator[None]:
             ops.assign(parameter, Tensor(before))
         ms.set_context(mode=mode)
         ms.set_rng_state(state)
+        os.environ.pop("MS_JIT")
+        if jit is not None:
+            os.environ["MS_JIT"] = jit

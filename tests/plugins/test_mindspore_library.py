@@ -126,6 +126,23 @@ def test_depth_is_the_order_of_execution(net, mode):
     assert plan.confidence == 1.0
 
 
+class Compiled(Net):
+    @ms.jit
+    def construct(self, x):
+        x = self.stem(x) + self.token
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.bn(x))
+
+
+def test_what_is_decorated_with_jit_is_traced_and_stays_compiled(net, mode):
+    compiled = Compiled().set_train()
+    assert make(compiled).depths == make(net).depths
+    assert "MS_JIT" not in os.environ
+    ms.load_param_into_net(compiled, net.parameters_dict())
+    np.testing.assert_allclose(compiled(batch()).asnumpy(), net(batch()).asnumpy(), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", [sgd, momentum, experimental])
 @pytest.mark.parametrize("compiled", [False, True], ids=["called", "jit"])
 def test_a_plain_loop_moves_every_parameter_by_the_law(net, mode, kind, compiled):
