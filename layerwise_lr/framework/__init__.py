@@ -10,6 +10,17 @@ from ..planning import OPTIMIZERS, Group, Module, OptimizerSpec, ParamInfo, Plan
 from . import metrics, native, proof, registry
 from .contract import LOSS_SCALE, Framework, Scheduler, Step, StepResult, TrainState
 from .describing import Description, Native, ZooModel
+from .following import (
+    GroupPlanScheduler,
+    PlanScheduler,
+    check_lrs,
+    check_state,
+    lrs_at,
+    param_groups,
+    places,
+    stretches,
+)
+from .nesting import NativeModule, NativeTensor, describe, first_calls, layer_type, likely_inputs, run, tensors
 from .offers import STATE_KEYS, GroupScheduler, by_optimizer, central_axes, fold, in_plan_order
 from .proof import TOLERANCE
 from .steps import begin, take_step
@@ -25,16 +36,20 @@ __all__ = [
     "Description",
     "Framework",
     "Group",
+    "GroupPlanScheduler",
     "GroupScheduler",
     "Known",
     "Layer",
     "Module",
     "Move",
     "Native",
+    "NativeModule",
+    "NativeTensor",
     "Node",
     "OptimizerSpec",
     "ParamInfo",
     "Plan",
+    "PlanScheduler",
     "Residual",
     "Scheduler",
     "Seq",
@@ -51,15 +66,27 @@ __all__ = [
     "begin",
     "by_optimizer",
     "central_axes",
+    "check_lrs",
+    "check_state",
+    "describe",
+    "first_calls",
     "fold",
     "in_plan_order",
     "join",
+    "layer_type",
+    "likely_inputs",
+    "lrs_at",
     "metrics",
     "native",
     "near",
+    "param_groups",
+    "places",
     "plain",
     "proof",
     "registry",
+    "run",
     "specs",
+    "stretches",
     "take_step",
+    "tensors",
 ]

@@ -7,8 +7,8 @@ All follows from the nesting of the modules and from one traced forward; no arch
 - What runs before the first block is the stem, depth 0, and so are arrays that no layer owns: position tables, tokens,
   relative biases. A lone number (a logit scale) counts with the head.
 - Between blocks, a layer (a downsampling) counts with the block that follows it, a norm with what precedes it.
-- After the last block each weight layer counts for itself; a norm there counts with the layer that follows, as in MAE
-  and BEiT. The last is the head.
+- After the last block each weight layer counts for itself, the norms after it with it; those right after the block
+  count with the layer that follows, as in MAE and BEiT. The last is the head.
 - A model without blocks has one depth per weight layer.
 - Two or more *towers* (text and image, encoder and decoder) each have their own depth, aligned at their last blocks.
 - Adapters (LoRA) lie in their host and have its depth; tied weights have that of their first use.
@@ -240,7 +240,7 @@ def _chain(units: Sequence[_Unit], top: Sequence[_Unit]) -> _Levels:
             levels.append([*waiting, unit])
             waiting = []
         else:
-            waiting.append(unit)
+            (levels[-1] if len(levels) > blocks else waiting).append(unit)
     if top:
         levels.append([*waiting, *top])
     else:

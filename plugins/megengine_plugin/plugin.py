@@ -15,6 +15,7 @@ from layerwise_lr import framework as core
 
 from . import layers, optimizers
 from .graph import Trainable
+from .native import MegEngineNative
 
 Group = dict[str, Any]
 
@@ -38,6 +39,11 @@ class MegEngineFramework(core.Framework):
     def cuda_devices() -> int:
         """Asked once (see _gpus)."""
         return _gpus()
+
+    @staticmethod
+    def native() -> type[core.Native]:
+        """Any Module."""
+        return MegEngineNative
 
     @staticmethod
     def version() -> str:

@@ -19,6 +19,7 @@ from layerwise_lr import framework as core
 
 from .layers import Network
 from .lending import Shelf
+from .native import MindSporeNative
 from .optimizers import Group, Natives, Optimizers
 from .steps import TrainStep
 
@@ -87,6 +88,11 @@ class MindSporeFramework(core.Framework):
             if ms.hal.is_available(_TARGETS[name]):
                 found += [f"{name}:{i}" for i in range(ms.hal.device_count(_TARGETS[name]))]
         return [*found, "cpu"]
+
+    @staticmethod
+    def native() -> type[core.Native]:
+        """Any Cell."""
+        return MindSporeNative
 
     @staticmethod
     def version() -> str:

@@ -11,6 +11,7 @@ from layerwise_lr import framework as core
 
 from . import graph, layers, optimizers
 from .layers import Model
+from .native import OneflowNative
 
 Group = dict[str, Any]
 Batch = tuple[Tensor, Tensor]
@@ -77,6 +78,11 @@ class OneflowFramework(core.Framework):
     def cuda_devices() -> int:
         """Counted first: asking OneFlow for a device that is not there aborts the process."""
         return int(flow.cuda.device_count()) if flow.cuda.is_available() else 0
+
+    @staticmethod
+    def native() -> type[core.Native]:
+        """Any nn.Module."""
+        return OneflowNative
 
     @staticmethod
     def version() -> str:

@@ -9,8 +9,6 @@ from torch.nn import functional
 
 from layerwise_lr import framework as core
 
-from .tracing import run
-
 Gradients = dict[str, torch.Tensor]
 
 
@@ -69,7 +67,7 @@ def loss_of(model: nn.Module, batch: Any) -> torch.Tensor | None:
             if loss is None:
                 raise core.UserError("the model's output has no loss: put labels into the batch, or give (x, y)")
             return loss
-        return _tensor(run(model, batch)).float().square().mean()
+        return _tensor(core.run(model, batch)).float().square().mean()
 
 
 def _moved(model: nn.Module, tensor: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """Any nn.Module: its parameters and its nesting, param_groups for any torch optimizer, and a scheduler of torch's own kind."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -11,7 +10,7 @@ from layerwise_lr import framework as core
 
 from . import finding
 from .scheduler import PlanScheduler
-from .tracing import called
+from .tracing import made_up, traced
 from .trial import TorchTrial
 from .zoo import Foreign
 
@@ -34,41 +33,15 @@ class TorchNative(core.Native):
     def describe(self, batch: Any = None, trace: bool = True) -> core.Description:
         """From named_modules; the trace is by forward hooks."""
         model = unwrapped(self.model)
-        calls, notes = called(model, batch) if trace else ({}, ())
-        exempt = _exempt(model)
-        rows: list[core.ParamInfo] = []
-        arrays: dict[str, list[tuple[str, tuple[int, ...]]]] = {}
-        users: dict[int, list[str]] = {}
-        paths = {core.bare_name(path): module for path, module in model.named_modules()}
-        for path, module in paths.items():
-            for tensor in module._parameters.values():
-                if tensor is not None:
-                    users.setdefault(id(tensor), []).append(path)
-        for name, tensor, trainable in _tensors(model):
-            path, _, key = name.rpartition(".")
-            owner = paths[path]
-            kind = "token" if name in exempt or _loose(key, owner) else layer_type(owner)
-            rows.append(core.ParamInfo(name, tuple(tensor.shape), kind, _role(key, kind, trainable), 0, trainable))
-            first = min(users.get(id(tensor), [path]), key=lambda p: calls.get(p, len(calls)))
-            arrays.setdefault(first, []).append((name, tuple(tensor.shape)))
-        modules = tuple(
-            core.Module(path, type(m).__name__, isinstance(m, SERIES), tuple(arrays.get(path, ())), calls.get(path))
-            for path, m in paths.items()
-        )
-        return core.Description(tuple(rows), modules, _heads(model), _matcher(model), notes)
+        modules = list(_modules(model))
+        given = made_up(model, modules)
+        calls, notes = core.first_calls(lambda made: traced(model, made), batch, given) if trace else ({}, ())
+        return core.describe(modules, calls, notes, _exempt(model), _heads(model), _matcher(model))
 
     def param_groups(self, plan: core.Plan) -> list[dict[str, Any]]:
         """Plain param_groups: params, lr, weight_decay, and a name."""
         tensors = {core.bare_name(name): tensor for name, tensor in self.model.named_parameters()}
-        return [
-            {
-                "params": [tensors[name] for name in group.params],
-                "lr": lr,
-                "weight_decay": group.weight_decay,
-                "name": group.name,
-            }
-            for group, lr in zip(plan.groups, plan.lrs(0), strict=True)
-        ]
+        return core.param_groups(plan, tensors)
 
     def scheduler(self, optimizer: torch.optim.Optimizer, plan: core.Plan, start: int) -> PlanScheduler:
         """A torch LRScheduler."""
@@ -95,35 +68,23 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def layer_type(module: nn.Module) -> str:
-    """In the words of ParamInfo; a layer of another kind by its class's name."""
-    known = (name for name, classes in LAYER_TYPES.items() if isinstance(module, classes))
-    named = type(module).__name__.lower()
-    return next(known, "layernorm" if named.endswith("norm") else "conv" if named.startswith("conv") else named)
+def _modules(model: nn.Module) -> Iterator[core.NativeModule]:
+    """Every module with its parameters, tied ones with each of their owners, and its buffers that are saved."""
+    for path, module in model.named_modules():
+        own = [_parameter(path, key, p) for key, p in module._parameters.items() if p is not None]
+        own += [
+            core.NativeTensor(key, buffer, tuple(buffer.shape), False, True)
+            for key, buffer in module._buffers.items()
+            if buffer is not None and key not in module._non_persistent_buffers_set and key != "num_batches_tracked"
+        ]
+        kind = core.layer_type(module, LAYER_TYPES)
+        yield core.NativeModule(path, type(module).__name__, kind, isinstance(module, SERIES), tuple(own))
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
-    """Parameters, then buffers that are saved, by bare name; tied ones once."""
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, nn.UninitializedParameter):
-            raise core.UserError(f"parameter {name} has no shape yet: run the model once on a batch, then plan")
-        yield core.bare_name(name), parameter, parameter.requires_grad
-    saved = model.state_dict(keep_vars=True)
-    for name, buffer in model.named_buffers():
-        if name in saved and not name.endswith("num_batches_tracked"):
-            yield core.bare_name(name), buffer, False
-
-
-def _role(key: str, kind: str, parameter: bool) -> str:
-    if kind.endswith("norm"):
-        return {"weight": "scale", "bias": "shift"}.get(key, "buffer")
-    return "bias" if key.endswith("bias") else "weight"
-
-
-def _loose(key: str, owner: nn.Module) -> bool:
-    """Whether an array is no layer's weight, but a token or a position table beside layers."""
-    beside = any(next(child.parameters(), None) is not None for child in owner.children())
-    return beside and not re.search("weight|bias", key)
+def _parameter(path: str, key: str, parameter: nn.Parameter) -> core.NativeTensor:
+    if isinstance(parameter, nn.UninitializedParameter):
+        raise core.UserError(f"parameter {path}.{key} has no shape yet: run the model once on a batch, then plan")
+    return core.NativeTensor(key, parameter, tuple(parameter.shape), parameter.requires_grad)
 
 
 def _exempt(model: nn.Module) -> set[str]:

@@ -1,7 +1,7 @@
 """One forward of any nn.Module: which module was called when; and inputs for it where nobody gives one."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,24 +10,9 @@ from torch import nn
 
 from layerwise_lr import framework as core
 
-SIZES = (224, 256, 299, 384, 64, 32, 28)
-"""Sides of pictures that are tried on a convolution, in this order."""
 
-
-def called(model: nn.Module, batch: Any) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Module paths in the order of first calls in one forward; notes where none succeeded."""
-    if batch is not None:
-        return _trace(model, batch), ()
-    failed = "it has no parameters"
-    for made in made_up(model):
-        try:
-            return _trace(model, made), ()
-        except Exception as error:  # whatever a foreign forward raises: the next guess may fit
-            failed = f"{type(error).__name__}: {error}".splitlines()[0][:120]
-    return {}, (f"no made-up input fits ({failed}): order of declaration; give batch=",)
-
-
-def _trace(model: nn.Module, batch: Any) -> dict[str, int]:
+def traced(model: nn.Module, batch: Any) -> dict[str, int]:
+    """Module paths in the order of first calls in one forward."""
     called: dict[str, int] = {}
 
     def hook(path: str) -> Callable[[nn.Module, Any], None]:
@@ -40,20 +25,11 @@ def _trace(model: nn.Module, batch: Any) -> dict[str, int]:
     handles = [module.register_forward_pre_hook(hook(path)) for path, module in paths]
     try:
         with as_it_was(model), torch.no_grad():
-            run(model.eval(), batch)
+            core.run(model.eval(), batch)
     finally:
         for handle in handles:
             handle.remove()
     return called
-
-
-def run(model: nn.Module, batch: Any) -> Any:
-    """The model's output on a batch: a tensor, a tuple of arguments, a mapping of keywords, or a function of it."""
-    if isinstance(batch, Mapping) or hasattr(batch, "keys"):
-        return model(**batch)
-    if isinstance(batch, tuple | list):
-        return model(*batch)
-    return batch(model) if callable(batch) else model(batch)
 
 
 @contextmanager
@@ -72,9 +48,8 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(held)
 
 
-def made_up(model: nn.Module) -> Iterator[Any]:
-    """Inputs that the model might take, the likeliest first: by timm's and transformers' own words, else by its first
-    layer."""
+def made_up(model: nn.Module, modules: Sequence[core.NativeModule]) -> Iterator[Any]:
+    """Inputs that the model might take, the likeliest first: by timm's and transformers' own words, else by its layers."""
     first = next((p for p in model.parameters() if p.is_floating_point()), None)
     if first is None:
         return
@@ -82,18 +57,8 @@ def made_up(model: nn.Module) -> Iterator[Any]:
         yield first.new_zeros(1, *size)
     if (config := getattr(model, "config", None)) is not None:
         yield from _of_config(model, config, first)
-    for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            yield first.new_ones(1, 8, dtype=torch.long)
-            return
-        if isinstance(module, nn.modules.conv._ConvNd):
-            for side in SIZES:
-                yield first.new_zeros(1, module.in_channels, *[side] * len(module.kernel_size))
-            return
-        if isinstance(module, nn.Linear):
-            yield first.new_zeros(1, module.in_features)
-            yield first.new_zeros(1, 8, module.in_features)
-            return
+    for array in core.likely_inputs(modules):
+        yield torch.from_numpy(array).to(first.device, first.dtype if array.dtype.kind == "f" else torch.long)
 
 
 def _of_config(model: nn.Module, config: Any, like: torch.Tensor) -> Iterator[Any]:

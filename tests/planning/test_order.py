@@ -98,6 +98,14 @@ def test_stages_of_blocks_are_opened_and_a_downsampling_counts_with_the_block_af
     assert (depths["stages.1.down"], depths["head"]) == (3, 5)
 
 
+def test_a_norm_after_a_layer_that_follows_the_blocks_counts_with_that_layer():
+    lines = [line for line in vit() if not line.startswith(("norm", "head"))]
+    depths = by_layer(execution_order(nest(*lines, linear("conv_head"), norm("bn2"), linear("head"))))
+    assert (depths["conv_head"], depths["bn2"], depths["head"]) == (4, 4, 5)
+    found = execution_order(nest(*lines, linear("conv_head"), norm("bn2"), linear("head")), ("head",))
+    assert by_layer(found) == depths
+
+
 def test_siblings_with_numbers_are_a_list():
     lines = [". Net", linear("conv1")]
     for i in (1, 2, 3):
