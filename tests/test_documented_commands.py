@@ -45,6 +45,9 @@ IDX = {
 }
 
 
+PACKAGES = ("model=timm", "model=torchvision", "model=transformers", "model=own")
+
+
 def as_plan(words: list[str]) -> list[str]:
     """The dry run of the same words: of a sweep, its first job."""
     overrides = [
@@ -97,6 +100,10 @@ def test_a_documented_command_can_be_planned(command: str, somewhere: Path) -> N
     words = shlex.split(command)
     if words[1] == "fetch":
         assert set(words[2:]) <= set(fetch.SOURCES) | {"NAME"}
+    elif {"--script", "--factory"} & set(words):
+        assert words[1] == "verify"
+    elif model := next((word for word in words if word.startswith(PACKAGES)), ""):
+        assert (ROOT / "conf" / f"{model.replace('=', '/')}.yaml").exists()  # planned in tests/zoo, where they are
     elif words[1] in ("train", "plan", "verify", "compare"):
         compares = "--compare" in words
         with pytest.raises(SystemExit) as ended:

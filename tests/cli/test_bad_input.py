@@ -50,11 +50,6 @@ def lenet_weights(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[], No
     return make
 
 
-HEADER = b'{"fc1.bias":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'
-BF16 = len(HEADER).to_bytes(8, "little") + HEADER + bytes(2)
-"""A .safetensors file of one bfloat16."""
-
-
 def one_nan(array: np.ndarray) -> np.ndarray:
     array.flat[7] = np.nan
     return array
@@ -615,9 +610,6 @@ CASES = {
         "train weights.path=w.npz",
         ("w.npz", "conv2.weight", "not of floating-point"),
         lenet_weights(lambda a: a.astype(str)),
-    ),
-    "weights in bfloat16": Case(
-        "train weights.path=w.safetensors", ("w.safetensors", "bfloat16", "float32"), write("w.safetensors", BF16)
     ),
     # sweeps
     "no values": Case("train -m 'seed=range(0,0)'", ("the sweep has no jobs",)),

@@ -2,8 +2,10 @@
 
 import copy
 import math
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -244,6 +246,7 @@ def test_what_is_no_model_is_refused():
 def test_the_library_needs_numpy_and_the_framework_alone():
     code = """
 import sys
+from pathlib import Path
 class Nothing:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in ("hydra", "omegaconf", "yaml", "matplotlib", "PIL", "safetensors", "scipy", "rich", "jinja2"):
@@ -266,3 +269,14 @@ def test_it_prints_as_a_table(net):
     assert max(map(len, text.splitlines())) <= 80
     assert "layer_4" in text
     assert "confidence 1.00" in text
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/library.md"])
+def test_the_page_s_own_lines_run(net, page):
+    text = (Path(__file__).parents[2] / page).read_text()
+    blocks = [b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "llr.plan(" in b]
+    assert blocks
+    for block in blocks:
+        there = {"model": net, "torch": torch, "batch": (torch.randn(4, 5), torch.arange(4)), "llr": llr}
+        exec(block, there)
+        assert there["scheduler"].get_last_lr() == there["plan"].lrs(0)

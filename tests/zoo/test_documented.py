@@ -1,0 +1,22 @@
+"""The documented commands about models of packages, which tests/test_documented_commands.py leaves to us."""
+
+import shlex
+import subprocess
+import sys
+
+import pytest
+from test_documented_commands import COMMANDS, PACKAGES, as_plan
+
+THEIRS = [c for c in COMMANDS if any(w.startswith(PACKAGES) for w in shlex.split(c)) and "model=own" not in c]
+
+
+def test_there_are_some():
+    assert THEIRS
+
+
+@pytest.mark.parametrize("command", THEIRS)
+def test_it_can_be_planned(command, tmp_path):
+    words = as_plan(shlex.split(command))
+    done = subprocess.run([sys.executable, "-m", "layerwise_lr", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.rglob("lr_heatmap.png"))
