@@ -29,6 +29,7 @@ TOLERANCE = 1e-3
 _ROUNDING = 1e-5  # what float32 may contribute to an lr measured by rehearsal
 _FINE, _ROUGH = 1e-4, 0.1  # resolutions that will do: of a group's finest step, of any other
 _HALF_ULP = 2.0**-24  # float32's relative rounding
+_LEAST = 2.0**-126  # its least normal number: smaller ones are rounded as that is
 _BLOCK = 2**16  # numbers measured at once
 _ROUNDINGS = 3  # of a weight in one update: the decay's, the step's, the copy's
 
@@ -290,7 +291,7 @@ def _sums(
         arrays = UNITS[spec.name](spec, w, g, group.weight_decay, own), after[part] - w, w
         unit, moved, weight = (array.ravel().astype(np.float64) for array in arrays)
         off = moved + lr * unit
-        total += -(moved @ unit), unit @ unit, off @ off, weight @ weight
+        total += -(moved @ unit), unit @ unit, off @ off, weight @ weight + weight.size * _LEAST**2
     return _Sums(*map(float, total))
 
 

@@ -158,6 +158,17 @@ def test_squares_that_float32_cannot_hold_are_summed_all_the_same(size, times):
         assert row.relative_error == pytest.approx(times - 1, rel=1e-2, abs=1e-5)
 
 
+def test_what_float32_rounds_below_its_normal_numbers_is_no_fault():
+    """Zero weights, movements of 1e-43: a few of the least numbers there are."""
+    plan = plan_of("lenet", "sgd", "constant", weight_decay=0.0, strategy="flat")
+    gradients = {n: np.full(a.shape, 3.3e-42, np.float32) for n, a in initial_weights(TREES["lenet"], 1).items()}
+    before = {n: np.zeros_like(g) for n, g in gradients.items()}
+    after = {n: (-0.1 * g.astype(np.float64)).astype(np.float32) for n, g in gradients.items()}
+    for row in proof.measure(plan, 3, before, after, gradients, {}):
+        assert row.relative_error <= proof.TOLERANCE
+        assert row.resolution > 1e-3
+
+
 class Counts(TorchFramework):
     """Tells how many native optimizers and steps it was asked for."""
 
