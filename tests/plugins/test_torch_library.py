@@ -274,9 +274,78 @@ def test_it_prints_as_a_table(net):
 @pytest.mark.parametrize("page", ["README.md", "docs/library.md"])
 def test_the_page_s_own_lines_run(net, page):
     text = (Path(__file__).parents[2] / page).read_text()
-    blocks = [b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "llr.plan(" in b]
+    blocks = [b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "scheduler = " in b]
     assert blocks
+    old = make(net, layer_decay=0.9)
+    checkpoint = {"plan": old.to_dict(), "step": 5, "optimizer": trained(net, old).state_dict()}
     for block in blocks:
-        there = {"model": net, "torch": torch, "batch": (torch.randn(4, 5), torch.arange(4)), "llr": llr}
+        batch = (torch.randn(4, 5), torch.arange(4))
+        there = {"model": net, "torch": torch, "batch": batch, "llr": llr, "plan": make(net), "checkpoint": checkpoint}
         exec(block, there)
-        assert there["scheduler"].get_last_lr() == there["plan"].lrs(0)
+        assert there["scheduler"].get_last_lr() == there["plan"].lrs(there["scheduler"].last_epoch)
+
+
+def trained(net, plan, steps=5):
+    torch.manual_seed(3)
+    native = torch.optim.AdamW(plan.param_groups(net), betas=(0.8, 0.9))
+    scheduler = plan.scheduler(native)
+    for _ in range(steps):
+        net(torch.randn(4, 5)).square().sum().backward()
+        native.step()
+        scheduler.step()
+        native.zero_grad()
+    return native
+
+
+def moments(net, native):
+    return {n: native.state[p]["exp_avg"].clone() for n, p in net.named_parameters() if p in native.state}
+
+
+@pytest.mark.parametrize("choice", ["adopt", "keep"])
+def test_another_plan_on_an_old_state(net, choice):
+    old = make(net)
+    native = trained(net, old)
+    state, before = copy.deepcopy(native.state_dict()), moments(net, native)
+    new = make(net, layer_decay=0.8, groups={"first": {"match": ["blocks.0.*"], "lr_scale": 2.0}}, weight_decay=0.2)
+    change = new.on(old.to_dict(), step=5)
+    assert {m.name for m in change.moved} == {n for n, _ in net.named_parameters() if not n.startswith(("head", "bn"))}
+    row = next(m for m in change.moved if m.name == "stem.weight")
+    assert (row.lr_before, row.lr_after) == pytest.approx((law(5, 0), law(5, 0, decay=0.8)))
+    assert "adopt() the new plan, or keep() the old" in str(change)
+    plan = getattr(change, choice)()
+    again = torch.optim.AdamW(plan.param_groups(net))
+    again.load_state_dict(change.state(state, plan))
+    after = moments(net, again)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[n], after[n]) for n in before)
+    plan.scheduler(again, start=5)
+    names = {id(p): n for n, p in net.named_parameters()}
+    lrs = {names[id(p)]: g["lr"] for g in again.param_groups for p in g["params"]}
+    decay, twice = (0.8, 2.0) if choice == "adopt" else (0.5, 1.0)
+    assert lrs["stem.weight"] == pytest.approx(law(5, 0, decay=decay))
+    assert lrs["blocks.0.fc1.weight"] == pytest.approx(twice * law(5, 1, decay=decay))
+    assert {g["betas"] for g in again.param_groups} == {(0.8, 0.9)}
+    assert {g["weight_decay"] for g in again.param_groups} == {0, 0.2 if choice == "adopt" else 0.01}
+    again.step()
+
+
+def test_equal_plans_are_told_and_new_parameters_begin_without_state(net):
+    old = make(net)
+    assert "the plans are equal" in str(make(net).on(old.plan, 3))
+    state = trained(net, old).state_dict()
+    torch.manual_seed(1)
+    grown = Net(blocks=4)
+    change = make(grown).on(old.to_dict(), 5)
+    with pytest.raises(llr.UserError, match=r"6 parameters are not in both plans \(blocks\.3"):
+        change.keep()
+    native = torch.optim.AdamW(change.adopt().param_groups(grown))
+    native.load_state_dict(change.state(state, change.adopt()))
+    fresh = {n for n, p in grown.named_parameters() if p not in native.state}
+    assert fresh == {n for n, _ in grown.named_parameters() if n.startswith("blocks.3")}
+
+
+def test_a_state_of_yet_another_plan_is_refused(net):
+    state = torch.optim.AdamW(net.parameters()).state_dict()
+    change = make(net, layer_decay=0.8).on(make(net).plan, 5)
+    with pytest.raises(llr.UserError, match="saved under another plan"):
+        change.state(state, change.adopt())

@@ -4,9 +4,10 @@
 `describing.Native`; which one is asked follows from the model's type.
 """
 
+from .changing import Change
 from .faults import Fault
 from .making import ModelPlan, placed, plan
 from .verdict import ModelLrMismatch, Report
 from .verifying import examine, verify
 
-__all__ = ["Fault", "ModelLrMismatch", "ModelPlan", "Report", "examine", "placed", "plan", "verify"]
+__all__ = ["Change", "Fault", "ModelLrMismatch", "ModelPlan", "Report", "examine", "placed", "plan", "verify"]

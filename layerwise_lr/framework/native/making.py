@@ -24,6 +24,7 @@ from ...planning import (
 )
 from .. import registry
 from ..describing import Description, Native
+from .changing import Change
 
 T = TypeVar("T")
 
@@ -91,6 +92,19 @@ class ModelPlan:
         """Writes the plan's lrs into the optimizer made of `param_groups`: now that of `start`, and at each `step()`
         that of the next optimizer step. It tells at once where somebody else has written another lr."""
         return self.native.scheduler(optimizer, self.plan, start)
+
+    def on(self, old: Plan | Mapping[str, Any], step: int) -> Change:
+        """This plan on an optimizer state that was trained under another: what is different, to adopt or to keep.
+
+        Args:
+            old: the other plan, or what its `to_dict()` gave.
+            step: the next optimizer step, counted from 0.
+        """
+        return Change(self, old if isinstance(old, Plan) else Plan.from_dict(old), step)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain data: what belongs into a checkpoint, for `on`."""
+        return self.plan.to_dict()
 
     def __str__(self) -> str:
         depth = {name: str(self.depths[group.params[0]]) for group in self.groups for name in [group.name]}
