@@ -153,6 +153,41 @@ def test_t5_has_two_towers_and_a_shared_embedding():
     assert found == {"emb": 0, "e0": 1, "e1": 2, "d1": 2}
 
 
+def test_detr_has_three_towers():
+    small = {"encoder_layers": 2, "decoder_layers": 3, "d_model": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    backbone = {
+        "backbone": "resnet18",
+        "use_timm_backbone": True,
+        "use_pretrained_backbone": False,
+        "backbone_config": None,
+    }
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_queries": 5}
+    model = transformers.DetrForObjectDetection(transformers.DetrConfig(**small, **backbone, **heads))
+    plan = llr.plan(model, lr=1.0, layer_decay=0.5, batch={"pixel_values": torch.zeros(1, 3, 64, 64)})
+    depths = plan.depths
+    last = ("model.backbone.model.layer4.1.conv1", "model.encoder.layers.1.fc1", "model.decoder.layers.2.fc1")
+    found = {depth for name, depth in depths.items() if name.startswith(last) and name.endswith("weight")}
+    assert found == {8}
+    assert depths["model.backbone.model.conv1.weight"] == 0
+    assert depths["class_labels_classifier.weight"] == depths["bbox_predictor.layers.0.weight"] == 9
+    assert any("3 towers" in reason for reason in plan.reasons)
+
+
+def test_a_language_model_behind_a_vision_tower():
+    vision = transformers.CLIPVisionConfig(**SMALL, image_size=32, patch_size=8)
+    text = transformers.LlamaConfig(**dict(SMALL, num_hidden_layers=2), vocab_size=100)
+    config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_id=99)
+    words = torch.tensor([[1, *[99] * 16, 2, 3]])
+    batch = {"pixel_values": torch.zeros(1, 3, 32, 32), "input_ids": words}
+    plan = llr.plan(transformers.LlavaForConditionalGeneration(config), lr=1.0, layer_decay=0.5, batch=batch)
+    depths = plan.depths
+    assert depths["model.vision_tower.encoder.layers.2.mlp.fc1.weight"] == 3
+    assert depths["model.language_model.layers.1.mlp.up_proj.weight"] == 3
+    assert (depths["model.vision_tower.embeddings.patch_embedding.weight"], depths["lm_head.weight"]) == (0, 4)
+    assert depths["model.language_model.embed_tokens.weight"] == 1
+    assert depths["model.multi_modal_projector.linear_1.weight"] == 4
+
+
 @pytest.mark.parametrize("targets", [["qkv"], ["qkv", "fc1", "proj"]])
 def test_adapters_have_their_hosts_depth(targets):
     model = timm.create_model("vit_tiny_patch16_224", depth=3)
