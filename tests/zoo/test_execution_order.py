@@ -6,6 +6,7 @@ import numpy as np
 import peft
 import pytest
 import timm
+import torch
 import transformers
 from timm.models._manipulate import group_parameters
 
