@@ -12,6 +12,13 @@ from mindspore.experimental import optim
 from native_law import PLAN, check_move, constants, depth, law, spared
 
 import layerwise_lr as llr
+from layerwise_lr.framework import registry
+
+
+@pytest.fixture(scope="module", autouse=True)
+def started():
+    """MindSpore takes device and threads before its first kernel only: other tests of this process want theirs."""
+    registry.load("mindspore")("cpu")
 
 
 class Block(nn.Cell):
