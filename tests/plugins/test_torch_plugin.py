@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from layerwise_lr.framework import begin, take_step
 from layerwise_lr.models.layers import KINDS, PLAIN_KINDS, Layer, Residual, Seq, Tree, initial_weights, param_table
+from layerwise_lr.models.reading import read
 from layerwise_lr.models.trees import make_tree
-from layerwise_lr.models.weights import read
 from layerwise_lr.planning.errors import UserError
 from layerwise_lr.planning.groups import GroupingSpec, GroupSpec
 from layerwise_lr.planning.plan import FreezeSpec, OptimizerSpec, make_plan
@@ -533,8 +533,8 @@ def test_ten_steps_are_five_a_checkpoint_and_five_bit_by_bit(torch_framework, tm
     arrays = torch_framework.get_weights(half.model), torch_framework.get_optimizer_state(half)
     RunFolder(tmp_path).save_checkpoint(5, *arrays, {}, 1)
     at = tmp_path / "checkpoints" / "step_5"
-    resumed = fresh(torch_framework, plan, 5, read(at / "model.safetensors"))
-    torch_framework.set_optimizer_state(resumed, read(at / "optim.safetensors"))
+    resumed = fresh(torch_framework, plan, 5, read(at / "model.safetensors").states[""])
+    torch_framework.set_optimizer_state(resumed, read(at / "optim.safetensors").states[""])
     assert train(torch_framework, resumed, plan, 5, 10) == losses[5:]
     one, two = torch_framework.get_weights(whole.model), torch_framework.get_weights(resumed.model)
     assert all(one[n].tobytes() == two[n].tobytes() for n in one)
