@@ -25,6 +25,7 @@ from .offers import STATE_KEYS, GroupScheduler, by_optimizer, central_axes, fold
 from .proof import TOLERANCE
 from .steps import begin, take_step
 from .trials import Known, Move, Subject, Trial
+from .zoos import arrays_once, check_name, first_that_fits, from_zoo, logits, renew_head
 
 __all__ = [
     "KINDS",
@@ -62,19 +63,24 @@ __all__ = [
     "UserError",
     "Weights",
     "ZooModel",
+    "arrays_once",
     "bare_name",
     "begin",
     "by_optimizer",
     "central_axes",
     "check_lrs",
+    "check_name",
     "check_state",
     "describe",
     "first_calls",
+    "first_that_fits",
     "fold",
+    "from_zoo",
     "in_plan_order",
     "join",
     "layer_type",
     "likely_inputs",
+    "logits",
     "lrs_at",
     "metrics",
     "native",
@@ -84,6 +90,7 @@ __all__ = [
     "plain",
     "proof",
     "registry",
+    "renew_head",
     "run",
     "specs",
     "stretches",
