@@ -20,6 +20,7 @@ from .following import (
     places,
     stretches,
 )
+from .keeping import Memento, refill
 from .nesting import NativeModule, NativeTensor, describe, first_calls, layer_type, likely_inputs, run, tensors
 from .offers import STATE_KEYS, GroupScheduler, by_optimizer, central_axes, fold, in_plan_order
 from .proof import TOLERANCE
@@ -41,6 +42,7 @@ __all__ = [
     "GroupScheduler",
     "Known",
     "Layer",
+    "Memento",
     "Module",
     "Move",
     "Native",
@@ -89,6 +91,7 @@ __all__ = [
     "places",
     "plain",
     "proof",
+    "refill",
     "registry",
     "renew_head",
     "run",
