@@ -20,11 +20,13 @@ from .following import (
     places,
     stretches,
 )
+from .keeping import Memento, refill
 from .nesting import NativeModule, NativeTensor, describe, first_calls, layer_type, likely_inputs, run, tensors
 from .offers import STATE_KEYS, GroupScheduler, by_optimizer, central_axes, fold, in_plan_order
 from .proof import TOLERANCE
 from .steps import begin, take_step
 from .trials import Known, Move, Subject, Trial
+from .zoos import arrays_once, check_name, first_that_fits, from_zoo, logits, renew_head
 
 __all__ = [
     "KINDS",
@@ -40,6 +42,7 @@ __all__ = [
     "GroupScheduler",
     "Known",
     "Layer",
+    "Memento",
     "Module",
     "Move",
     "Native",
@@ -62,19 +65,24 @@ __all__ = [
     "UserError",
     "Weights",
     "ZooModel",
+    "arrays_once",
     "bare_name",
     "begin",
     "by_optimizer",
     "central_axes",
     "check_lrs",
+    "check_name",
     "check_state",
     "describe",
     "first_calls",
+    "first_that_fits",
     "fold",
+    "from_zoo",
     "in_plan_order",
     "join",
     "layer_type",
     "likely_inputs",
+    "logits",
     "lrs_at",
     "metrics",
     "native",
@@ -83,7 +91,9 @@ __all__ = [
     "places",
     "plain",
     "proof",
+    "refill",
     "registry",
+    "renew_head",
     "run",
     "specs",
     "stretches",

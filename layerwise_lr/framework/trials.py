@@ -117,10 +117,12 @@ class Trial(ABC):
     def advance(self) -> bool:
         """The schedulers' next step; False where they have come to their end."""
 
-    @abstractmethod
     def known(self, group: int) -> Known | None:
-        """The group's update, where it is one of updates.py without any of what that leaves out."""
+        """The group's update, where it is one of updates.py without any of what that leaves out; None, the default: two
+        steps with known lrs tell."""
+        return None
 
-    @abstractmethod
     def before(self, name: str) -> tuple[np.ndarray, np.ndarray | None, Arrays]:
-        """float64: a parameter, its gradient before any hook (None: it has none), and its state under STATE_KEYS."""
+        """float64: a parameter, its gradient before any hook (None: it has none), and its state under STATE_KEYS; asked
+        for where the update is `known`."""
+        raise NotImplementedError

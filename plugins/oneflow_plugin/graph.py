@@ -47,7 +47,7 @@ class TrainGraph(nn.Graph):
 
     def __init__(
         self,
-        model: layers.Model,
+        model: layers.Whole,
         trained: Mapping[str, Tensor],
         frozen: frozenset[str],
         native: Sequence[tuple[optimizers.Optimizer, Any]] = (),

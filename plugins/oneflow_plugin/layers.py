@@ -1,7 +1,8 @@
 """Each kind of declared layer as a OneFlow module, every number explicit, and the model made of them."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import oneflow as flow
@@ -9,6 +10,8 @@ from oneflow import Tensor, nn
 from oneflow.nn import functional
 
 from layerwise_lr.framework import Layer, Tree, central_axes, fold, join
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Product(nn.Module):
@@ -161,31 +164,26 @@ class Sum(nn.Module):
         return self.body(x) + self.shortcut(x)
 
 
-class Model(nn.Module):
-    """A whole declared tree. Its Seqs and Residuals are modules too: a Graph puts proxies in the place of the modules
-    below the one that it is given, and warns of every layer that a Python function calls past them. They are numbered:
-    in native names OneFlow forbids dots and empty ones, and its Graph aborts on "/" and fails on ":".
+class Whole(nn.Module):
+    """A model as the verbs need it.
+
+    Args:
+        dropouts: in which a Graph puts masks, in execution order.
+        norms: batchnorm layers by canonical name.
+        draws: whether anything is drawn at random in a training step.
     """
 
-    def __init__(self, tree: Tree) -> None:
+    dropouts: Sequence[Dropout]
+    norms: Mapping[str, nn.Module]
+    draws: bool
+
+    def __init__(self) -> None:
         super().__init__()
-        self.named: list[tuple[str, nn.Module]] = []  # in execution order
-        self.function = fold(tree, self._layer, lambda parts: nn.Sequential(*parts), Sum)
-        self.dropouts = [layer for _, layer in self.named if isinstance(layer, Dropout)]
         self._central: dict[str, bool] = {}
-
-    def _layer(self, name: str, layer: Layer) -> nn.Module:
-        self.named.append((name, KINDS[layer.kind](**layer.options)))
-        return self.named[-1][1]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """float32 [B, C, H, W] or int64 [B, T] -> logits [B, classes]."""
-        return self.function(x)
 
     def arrays(self) -> dict[str, Tensor]:
         """Parameters and buffers by canonical name; the tensors themselves."""
-        held = ((name, layer.state_dict(keep_vars=True)) for name, layer in self.named)
-        return {join(name, local): tensor for name, own in held for local, tensor in own.items()}
+        raise NotImplementedError
 
     def paths(self) -> dict[str, str]:
         """Canonical name of a parameter -> OneFlow's, under which a Graph keeps its state."""
@@ -195,9 +193,8 @@ class Model(nn.Module):
     def rest(self, frozen: frozenset[str]) -> None:
         """Train, but these batchnorm layers on their running statistics."""
         self.train()
-        for name, layer in self.named:
-            if name in frozen and isinstance(layer, nn.BatchNorm2d):
-                layer.eval()
+        for name, norm in self.norms.items():
+            norm.train(name not in frozen)
 
     def centralize(self, names: Collection[str]) -> None:
         """Whose gradients a Graph that is built from now on shall centralize. A native one takes them from backward to
@@ -221,7 +218,35 @@ class Model(nn.Module):
         return logits
 
 
-def lower(model: Model) -> Model:
+class Model(Whole):
+    """A whole declared tree. Its Seqs and Residuals are modules too: a Graph puts proxies in the place of the modules
+    below the one that it is given, and warns of every layer that a Python function calls past them. They are numbered:
+    in native names OneFlow forbids dots and empty ones, and its Graph aborts on "/" and fails on ":".
+    """
+
+    def __init__(self, tree: Tree) -> None:
+        super().__init__()
+        self.named: list[tuple[str, nn.Module]] = []  # in execution order
+        self.function = fold(tree, self._layer, lambda parts: nn.Sequential(*parts), Sum)
+        self.dropouts = [layer for _, layer in self.named if isinstance(layer, Dropout)]
+        self.norms = {name: layer for name, layer in self.named if isinstance(layer, nn.BatchNorm2d)}
+        self.draws = bool(self.dropouts)
+
+    def _layer(self, name: str, layer: Layer) -> nn.Module:
+        self.named.append((name, KINDS[layer.kind](**layer.options)))
+        return self.named[-1][1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 [B, C, H, W] or int64 [B, T] -> logits [B, classes]."""
+        return self.function(x)
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Parameters and buffers by canonical name; the tensors themselves."""
+        held = ((name, layer.state_dict(keep_vars=True)) for name, layer in self.named)
+        return {join(name, local): tensor for name, own in held for local, tensor in own.items()}
+
+
+def lower(model: M) -> M:
     """Convolutions and matrix products in float16 by flow.autocast, each with a float32 result. Not the whole model
     in one: the pools, norms and sums between them are not in its lists of what float16 suits."""
     for module in model.modules():

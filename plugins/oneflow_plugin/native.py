@@ -10,6 +10,8 @@ from oneflow import nn
 
 from layerwise_lr import framework as core
 
+from .trial import OneflowTrial
+
 LAYER_TYPES: Mapping[str, tuple[type, ...]] = {
     "conv": tuple(getattr(nn, f"Conv{kind}{n}d") for kind in ("", "Transpose") for n in (1, 2, 3)),
     "batchnorm": (nn.BatchNorm1d.__base__, nn.FusedBatchNorm2d.__base__),
@@ -40,6 +42,10 @@ class OneflowNative(core.Native):
     def scheduler(self, optimizer: flow.optim.Optimizer, plan: core.Plan, start: int) -> "PlanScheduler":
         """For eager steps and for an nn.Graph that is given the optimizer afterwards."""
         return PlanScheduler(optimizer, plan, start)
+
+    def trial(self, optimizer: Any, schedulers: Sequence[Any], batch: Any) -> OneflowTrial:
+        """Of any eager optimizer; what an nn.Graph makes of one is its own."""
+        return OneflowTrial(self.model, optimizer, schedulers, batch)
 
     def _trace(self, batch: Any) -> dict[str, int]:
         calls: dict[str, int] = {}

@@ -1,20 +1,22 @@
 """OneFlow, eager and nn.Graph: the verbs in the contract's order."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import oneflow as flow
-from oneflow import Tensor
+from oneflow import Tensor, nn
 
 from layerwise_lr import framework as core
 
-from . import graph, layers, optimizers
-from .layers import Model
+from . import graph, layers, optimizers, zoo
+from .layers import Model, Whole
 from .native import OneflowNative
 
 Group = dict[str, Any]
 Batch = tuple[Tensor, Tensor]
+W = TypeVar("W", bound=Whole)
 Result = tuple[Tensor, dict[str, Tensor]]  # loss, gradients by canonical name
 
 
@@ -30,6 +32,7 @@ class OneflowFramework(core.Framework):
     optimizers: ClassVar[tuple[str, ...]] = core.OPTIMIZERS
     modes: ClassVar[tuple[str, ...]] = ("eager", "graph", "graph_native")
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
+    sources: ClassVar[tuple[str, ...]] = tuple(zoo.BUILDERS)
     fork_safe: ClassVar[bool] = False  # its threads start with the import
     retry_on_signal: ClassVar[tuple[str, ...]] = ("graph", "graph_native")
     """OneFlow 0.9 enters a Graph's job into a queue after it has started it; one that ends first finds the queue
@@ -91,20 +94,39 @@ class OneflowFramework(core.Framework):
 
     def make_model(self, tree: core.Tree) -> Model:
         """On the device, in training mode."""
-        model: Model = Model(tree).to(self.device).train()
+        return self._ready(Model(tree))
+
+    @classmethod
+    def build(cls, asked: core.ZooModel, seed: int | None, make: Callable[..., Any] | None = None) -> nn.Module:
+        """flowvision's, or who makes it. Without a seed it has numbers too (OneFlow 0.9 has no meta device), and is
+        tried on a picture."""
+        if seed is not None:
+            flow.manual_seed(seed)
+            return zoo.build(asked, make)
+        return zoo.tried(zoo.build(replace(asked, pretrained=False), make), asked)
+
+    def adopt(self, native: nn.Module) -> zoo.Foreign:
+        """Any nn.Module that gives logits."""
+        if self.mode != "eager":
+            zoo.check_graph(native, self.mode)
+        return self._ready(zoo.Foreign(native))
+
+    def _ready(self, model: W) -> W:
+        """On the device, in training mode."""
+        model = model.to(self.device).train()
         return layers.lower(model) if self.precision == "fp16" else model
 
-    def get_weights(self, model: Model) -> core.Weights:
+    def get_weights(self, model: Whole) -> core.Weights:
         """Copies by canonical name."""
         return {name: layers.copy(tensor) for name, tensor in model.arrays().items()}
 
     @flow.no_grad()
-    def set_weights(self, model: Model, weights: core.Weights) -> None:
+    def set_weights(self, model: Whole, weights: core.Weights) -> None:
         """In place: optimizers and compiled Graphs keep their parameters."""
         for name, tensor in model.arrays().items():
             tensor.copy_(self._tensor(weights[name]))
 
-    def make_groups(self, model: Model, plan: core.Plan) -> list[Group]:
+    def make_groups(self, model: Whole, plan: core.Plan) -> list[Group]:
         """OneFlow's param_groups: the lr resolved, or base lr and lr_scale for the Graph that multiplies them. Eager
         OneFlow ignores lr_scale, so there is none."""
         native, arrays = self.mode == "graph_native", model.arrays()
@@ -122,7 +144,7 @@ class OneflowFramework(core.Framework):
             for group in plan.groups
         ]
 
-    def make_optimizer(self, model: Model, groups: Sequence[Group], plan: core.Plan) -> list[flow.optim.Optimizer]:
+    def make_optimizer(self, model: Whole, groups: Sequence[Group], plan: core.Plan) -> list[flow.optim.Optimizer]:
         """One per group: OneFlow's Adam counts steps per optimizer, and a group that thaws late must count its own.
         In a native Graph, where all begin together, one per optimizer and schedule."""
         single = [[place] for place in range(len(groups))]
@@ -142,7 +164,7 @@ class OneflowFramework(core.Framework):
     def train_step(self, state: core.TrainState, x: np.ndarray, y: np.ndarray, step: core.Step) -> core.StepResult:
         """Forward, backward, and one step of the optimizer of every active group: without it weight decay, momentum
         and step count of the others stay as they are."""
-        if state.model.dropouts:  # nothing else draws, and kernels still in the queue do: let those finish first
+        if state.model.draws:  # kernels still in the queue draw too: let those finish first
             flow._oneflow_internal.eager.Sync()
             flow.manual_seed(step.seed)
         trained: dict[str, Tensor] = {}

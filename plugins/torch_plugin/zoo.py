@@ -23,22 +23,11 @@ class Foreign(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] -> [B, classes]."""
-        out = self.net(x)
-        out = getattr(out, "logits", out)
-        if isinstance(out, tuple | list):  # an auxiliary head beside the classifier: the classifier is first
-            out = out[0]
-        if not isinstance(out, torch.Tensor) or out.dim() != 2:
-            raise core.UserError(f"{type(self.net).__name__} gives {type(out).__name__}, no logits [B, classes]")
-        return out
+        return core.logits(self.net(x), torch.Tensor, self.net)
 
     def arrays(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers by bare name; the tensors themselves, tied ones once."""
-        seen, found = set[int](), {}
-        for name, tensor in self.net.state_dict(keep_vars=True).items():
-            if not name.endswith("num_batches_tracked") and id(tensor) not in seen:
-                seen.add(id(tensor))
-                found[core.bare_name(name)] = tensor
-        return found
+        return core.arrays_once(self.net.state_dict(keep_vars=True))
 
     def rest(self, frozen: frozenset[str]) -> None:
         """These batchnorm layers run on their running statistics in the next training step, the others train."""
@@ -47,29 +36,8 @@ class Foreign(nn.Module):
 
 
 def build(asked: core.ZooModel, make: Callable[..., Any] | None) -> nn.Module:
-    """The native model, as its zoo makes it, or `make`.
-
-    Raises:
-        UserError: the zoo is not installed, does not know the name, refuses an option or cannot fetch the weights.
-    """
-    try:
-        return BUILDERS[asked.source](asked) if make is None else _own(asked, make)
-    except ModuleNotFoundError as error:
-        if error.name != asked.source:
-            raise
-        raise core.UserError(
-            f"model={asked.source} needs {asked.source}, which is not installed: pip install {asked.source}"
-        ) from None
-    except core.UserError:
-        raise
-    except Exception as error:  # whatever a zoo raises: its own words, in one line
-        told = " ".join(str(error).split())[:200] or type(error).__name__
-        fetched = (
-            "; the weights are the zoo's to fetch: is there a network? weights=none begins without"
-            if asked.pretrained
-            else ""
-        )
-        raise core.UserError(f"{asked.source} cannot make model.name={asked.name}: {told}{fetched}") from None
+    """The native model, as its zoo makes it, or `make`."""
+    return core.from_zoo(asked, make, BUILDERS, nn.Module, "torch.nn.Module")
 
 
 def _timm(asked: core.ZooModel) -> nn.Module:
@@ -81,27 +49,24 @@ def _timm(asked: core.ZooModel) -> nn.Module:
         raise core.UserError(f"timm has no model {asked.name!r}; it has {', '.join(near)}, ... (timm.list_models())")
     given = {"pretrained": asked.pretrained, "num_classes": asked.num_classes, "in_chans": asked.in_channels}
     sized = {} if "img_size" in asked.options else {"img_size": asked.image_size}
-    return _first_that_fits(lambda **more: timm.create_model(asked.name, **given, **asked.options, **more), sized)
+    return core.first_that_fits(lambda **more: timm.create_model(asked.name, **given, **asked.options, **more), sized)
 
 
 def _torchvision(asked: core.ZooModel) -> nn.Module:
     from torchvision import models
 
-    if asked.name not in models.list_models():
-        near = core.near(asked.name, models.list_models())
-        raise core.UserError(f"torchvision has no model {asked.name!r}; it has {', '.join(near)}, ...")
+    core.check_name(asked, models.list_models())
     if asked.in_channels != 3:
         raise core.UserError(
             f"torchvision's models take 3 channels and the data have {asked.in_channels}: data.channels=3"
         )
     if not asked.pretrained:
         sized = {} if "image_size" in asked.options else {"image_size": asked.image_size}
-        return _first_that_fits(
+        return core.first_that_fits(
             lambda **more: models.get_model(asked.name, num_classes=asked.num_classes, **asked.options, **more), sized
         )
     net = models.get_model(asked.name, weights="DEFAULT", **asked.options)
-    _renew_head(net, asked.num_classes)
-    return net
+    return core.renew_head(net, asked.num_classes, nn)
 
 
 def _transformers(asked: core.ZooModel) -> nn.Module:
@@ -123,39 +88,8 @@ def _transformers(asked: core.ZooModel) -> nn.Module:
     return classifier.from_config(config)
 
 
-def _own(asked: core.ZooModel, make: Callable[..., Any]) -> nn.Module:
-    given = {name: getattr(asked, name) for name in ("num_classes", "in_channels", "image_size", "pretrained")}
-    net = make(**given, **asked.options)
-    if not isinstance(net, nn.Module):
-        raise core.UserError(f"model.name={asked.name} makes a {type(net).__name__}, no torch.nn.Module")
-    return net
-
-
 BUILDERS: Mapping[str, Callable[[core.ZooModel], nn.Module]] = {
     "timm": _timm,
     "torchvision": _torchvision,
     "transformers": _transformers,
 }
-
-
-def _first_that_fits(make: Callable[..., nn.Module], sized: Mapping[str, Any]) -> nn.Module:
-    """With the size of the pictures, or without where the model takes none."""
-    try:
-        return make(**sized)
-    except TypeError as error:
-        if not any(name in str(error) for name in sized):
-            raise
-        return make()
-
-
-def _renew_head(net: nn.Module, classes: int) -> None:
-    """torchvision's last Linear (or 1x1 convolution) for another number of classes."""
-    path, last = [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
-    size = last.out_features if isinstance(last, nn.Linear) else last.out_channels
-    if size == classes:
-        return
-    new = (
-        nn.Linear(last.in_features, classes) if isinstance(last, nn.Linear) else nn.Conv2d(last.in_channels, classes, 1)
-    )
-    parent, _, key = path.rpartition(".")
-    setattr(net.get_submodule(parent), key, new)

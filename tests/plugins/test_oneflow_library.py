@@ -1,7 +1,9 @@
 """layerwise_lr as a library on a plain OneFlow model, eager and in an nn.Graph, measured by what the weights do."""
 
+import contextlib
 import copy
 import os
+import random
 import subprocess
 import sys
 
@@ -259,6 +261,122 @@ def test_a_constant_plan_needs_no_number_of_steps(net):
     for _ in range(9):
         scheduler.step()
     assert max(scheduler.read()) == 0.1
+
+
+# --- verify ----------------------------------------------------------------------------------------------------------
+
+SCHEDULERS = {
+    "none": lambda optimizer: None,
+    "CosineDecayLR": lambda optimizer: flow.optim.lr_scheduler.CosineDecayLR(optimizer, 10),
+    "StepLR": lambda optimizer: flow.optim.lr_scheduler.StepLR(optimizer, 2),
+    "WarmUpLR": lambda optimizer: flow.optim.lr_scheduler.WarmUpLR(
+        flow.optim.lr_scheduler.StepLR(optimizer, 5), warmup_factor=0.1, warmup_iters=3, warmup_prefix=True
+    ),
+    "ReduceLROnPlateau": flow.optim.lr_scheduler.ReduceLROnPlateau,
+}
+OPTIMIZERS = {
+    "SGD": lambda groups: flow.optim.SGD(groups, lr=0.1),
+    "momentum": lambda groups: flow.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "Adam": flow.optim.Adam,
+    "AdamW": lambda groups: flow.optim.AdamW(groups, weight_decay=0.1),
+    "LAMB": flow.optim.LAMB,
+    "RMSprop": flow.optim.RMSprop,
+    "Adagrad": flow.optim.Adagrad,  # takes no float64
+}
+PAIRS = [*((name, "CosineDecayLR") for name in OPTIMIZERS), *(("AdamW", kind) for kind in SCHEDULERS)]
+
+
+def scaled(net, key):
+    """A group per parameter, 0.9 apart: in lr_scale, or in the lr itself."""
+    groups = [{"params": [p], "lr": 0.1} for p in net.parameters()]
+    for i, group in enumerate(groups):
+        group |= {"lr": 0.1 * 0.9**i} if key == "lr" else {"lr_scale": 0.9**i}
+    return groups
+
+
+def advanced(net, optimizer):
+    """After three steps, with gradients in place."""
+    for _ in range(3):
+        gradients(net, batch())
+        optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_lr_scale_that_eager_steps_and_stock_schedulers_do_not_read(net, name, kind):
+    optimizer = advanced(net, OPTIMIZERS[name](scaled(net, "lr_scale")))
+    with pytest.raises(llr.ModelLrMismatch) as caught:
+        llr.verify(net, optimizer, SCHEDULERS[kind](optimizer))
+    assert [fault.name for fault in caught.value.report.faults] == ["lr_scale that nobody reads"]
+
+
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_no_alarm_where_the_lrs_arrive(net, name, kind):
+    optimizer = advanced(net, OPTIMIZERS[name](scaled(net, "lr")))
+    report = llr.verify(net, optimizer, SCHEDULERS[kind](optimizer), steps=6)
+    held = np.array(report.measured.held)
+    assert len(held) == (1 if kind == "none" else 7)
+    np.testing.assert_allclose(report.measured.group_lr, held, rtol=5e-2 if name == "Adagrad" else 1e-5)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [None, batch(), (batch(), flow.zeros(32, dtype=flow.int64)), lambda net: net(batch()).square().mean()],
+    ids=["drawn", "inputs", "inputs and classes", "function"],
+)
+def test_the_plan_is_verified_and_another_is_not(net, given):
+    plan = make(net, weight_decay=0.1)
+    optimizer = flow.optim.AdamW(plan.param_groups(net))
+    scheduler = plan.scheduler(optimizer, start=7)
+    assert not llr.verify(net, optimizer, scheduler, plan, given).faults
+    with pytest.raises(llr.ModelLrMismatch, match="lr that is not the plan's"):
+        llr.verify(net, optimizer, scheduler, make(net, layer_decay=0.6), given)
+    flat = flow.optim.AdamW(net.parameters(), lr=0.1)
+    with pytest.raises(llr.ModelLrMismatch, match="no layer-wise lr at all"):
+        llr.verify(net, flat, plan, given)
+
+
+def everything(net, optimizer, scheduler):
+    """All that verify must leave as it was, by public state."""
+    held = [(id(p), own) for p, own in optimizer._state.items() if isinstance(own, dict)]
+    state = {p: {key: tensor.numpy().tobytes() for key, tensor in own.items()} for p, own in held}
+    return {
+        "arrays": {name: (t.numpy().tobytes(), t.dtype) for name, t in net.state_dict().items()},
+        "gradients": [None if p.grad is None else p.grad.numpy().tobytes() for p in net.parameters()],
+        "flags": [(p.requires_grad, p.is_leaf) for p in net.parameters()] + [m.training for m in net.modules()],
+        "state": (state, optimizer._state["step"]),
+        "groups": [(dict(g.options), list(map(id, g.parameters))) for g in optimizer.param_groups],
+        "scheduler": {k: list(v) if isinstance(v, list) else v for k, v in vars(scheduler).items()}
+        if scheduler
+        else None,
+        "steps": (optimizer.step, sorted(vars(optimizer))),
+        "chance": (flow.get_rng_state().numpy().tobytes(), str(np.random.get_state()), random.getstate()),
+        "dropout": net.drop.generator.get_state().numpy().tobytes(),
+    }
+
+
+@pytest.mark.parametrize(
+    "given", [None, lambda net: net(batch()).mean(), lambda net: 1 / 0], ids=["", "batch", "raises"]
+)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("momentum", "none"), ("AdamW", "CosineDecayLR"), ("Adagrad", "WarmUpLR"), ("AdamW", "ReduceLROnPlateau")],
+)
+def test_everything_is_as_it_was(net, name, kind, given):
+    net.drop.train()
+    net.stem.bias.requires_grad_(False)
+    optimizer = advanced(net, OPTIMIZERS[name](scaled(net, "lr")))
+    net.head.bias.grad = None
+    scheduler = SCHEDULERS[kind](optimizer)
+    before = everything(net, optimizer, scheduler)
+    with contextlib.suppress(ZeroDivisionError, llr.ModelLrMismatch):
+        llr.verify(net, optimizer, scheduler, given)
+    assert everything(net, optimizer, scheduler) == before
+
+
+def test_what_is_no_optimizer_is_said(net):
+    with pytest.raises(llr.UserError, match="object is no OneFlow optimizer"):
+        llr.verify(net, object())
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def verify(
     small for bfloat16. What the config meant is known to a plan alone: without one, equal lrs in all groups are no fault.
 
     Args:
-        model: a torch model, wrapped or not.
+        model: a torch model, wrapped or not, or one of OneFlow in eager mode.
         optimizer: any that holds its parameters, before or after some training; wrapped or not.
         given: scheduler, plan and batch in any order, recognised by what they are.
         scheduler: anything with step(); several that write the same optimizer as a list.
