@@ -62,7 +62,7 @@ build/installed-310: pyproject.toml .ci/constraints310.txt
 
 build/installed-ms: pyproject.toml .ci/constraints_mindspore.txt
 	$(BINMS)/python -c "" 2>/dev/null || $(PYTHON) -m venv "$$(readlink -f .venvms)"
-	$(BINMS)/python $(PIP) '.[torch,mindspore,dev]' --constraint .ci/constraints_mindspore.txt
+	$(BINMS)/python $(PIP) '.[torch,mindcv,dev]' --constraint .ci/constraints_mindspore.txt
 	mkdir -p build && touch $@
 
 build/installed-zoo: pyproject.toml .ci/constraints_zoo.txt

@@ -45,7 +45,7 @@ IDX = {
 }
 
 
-PACKAGES = ("model=timm", "model=torchvision", "model=transformers", "model=flowvision", "model=own")
+PACKAGES = ("model=timm", "model=torchvision", "model=transformers", "model=flowvision", "model=mindcv", "model=own")
 
 
 def as_plan(words: list[str]) -> list[str]:

@@ -26,7 +26,7 @@ from .offers import STATE_KEYS, GroupScheduler, by_optimizer, central_axes, fold
 from .proof import TOLERANCE
 from .steps import begin, take_step
 from .trials import Known, Move, Subject, Trial
-from .zoos import arrays_once, check_name, first_that_fits, from_zoo, logits, renew_head
+from .zoos import arrays_once, check_name, check_picture, first_that_fits, from_zoo, logits, renew_head
 
 __all__ = [
     "KINDS",
@@ -72,6 +72,7 @@ __all__ = [
     "central_axes",
     "check_lrs",
     "check_name",
+    "check_picture",
     "check_state",
     "describe",
     "first_calls",

@@ -122,6 +122,9 @@ class Framework(ABC):
     matrix products are 16 bits wide; weights, optimizer, loss and the gradients of a StepResult stay float32."""
     sources: ClassVar[tuple[str, ...]] = ()
     """Packages of models that it can load beside declared ones: `build` makes one, `adopt` puts it behind the verbs."""
+    starts_first: ClassVar[bool] = False
+    """Whether even a model that is only looked at runs its kernels, after which it takes no device and no threads: so one
+    is made, as the run will have it, before `build` is called."""
     fork_safe: ClassVar[bool] = False
     """Whether a process may import it, fork, and train in the children."""
     retry_on_signal: ClassVar[tuple[str, ...]] = ()

@@ -124,12 +124,12 @@ def _holds_layers(path: str, nested: Mapping[str, NativeModule]) -> bool:
     )
 
 
-def tensors(modules: Iterable[NativeModule]) -> dict[str, Any]:
-    """The native parameters by the names that `describe` gives them."""
+def tensors(modules: Iterable[NativeModule], buffers: bool = False) -> dict[str, Any]:
+    """The native parameters by the names that `describe` gives them, and the buffers if wanted."""
     found: dict[int, tuple[str, Any]] = {}
     for module in modules:
         for own in module.tensors:
-            if not own.buffer:
+            if buffers or not own.buffer:
                 found.setdefault(id(own.tensor), (_name(bare_name(module.path), own.key), own.tensor))
     return dict(found.values())
 

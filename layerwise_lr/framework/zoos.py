@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import reduce
 from typing import Any, TypeVar
 
-from ..planning import UserError, bare_name, near
+from ..planning import UserError, bare_name, near, plain
 from .describing import ZooModel
 
 T = TypeVar("T")
@@ -66,6 +66,29 @@ def check_name(asked: ZooModel, names: Collection[str]) -> None:
         raise UserError(
             f"{asked.source} has no model {asked.name!r}; it has {', '.join(near(asked.name, list(names)))}, ..."
         )
+
+
+def check_picture(asked: ZooModel, forward: Callable[[tuple[int, ...]], object]) -> None:
+    """The model takes the data's pictures: many take one size alone.
+
+    Args:
+        asked: with their sizes.
+        forward: logits of one of that shape; a UserError where there are none.
+
+    Raises:
+        UserError: it does not.
+    """
+    shape = (asked.in_channels, asked.image_size, asked.image_size)
+    try:
+        forward((1, *shape))
+    except UserError:
+        raise
+    except Exception as error:  # whatever a foreign forward raises
+        told = plain(error, 120)
+        raise UserError(
+            f"model.name={asked.name} takes no picture of {'x'.join(map(str, shape))} ({told}): data.channels=3 "
+            "data.image_size=224 is what most are made for"
+        ) from None
 
 
 def first_that_fits(make: Callable[..., T], sized: Mapping[str, Any]) -> T:

@@ -41,7 +41,7 @@ class ModelSpec:
     """A declared model, or one of a package; what is null is the model's own default, or comes from the data.
 
     Args:
-        source: declared, or who makes it: timm | torchvision | transformers | flowvision | own (an entry point).
+        source: declared, or who makes it: timm | torchvision | transformers | flowvision | mindcv | own (an entry point).
         name: a package's own name for it. Declared: lenet | mlp | resnet18 | resnet34 | resnet50 | mobilenet_v2 | vit_tiny | vit_small | vit_base.
         num_classes: null: the data's.
         in_channels: null: the data's.

@@ -116,6 +116,9 @@ def subject(config: Config) -> Subject:
     asked = ZooModel(spec.source, spec.name, *sizes, config.weights.name == "pretrained", dict(spec.options))
     key = json.dumps([asdict(asked), config.framework.name, config.grouping.convention], sort_keys=True)
     if key not in _sketched:
+        if framework.starts_first:
+            at = config.framework
+            framework(at.device, at.mode, at.precision, at.threads, at.deterministic)
         _sketched.clear()
         _sketched[key] = FromZoo(asked, framework, config.grouping.convention)
     return _sketched[key]

@@ -195,9 +195,35 @@ def lower(cell: nn.Cell, dtype: mstype.Type) -> nn.Cell:
     return Lowered(cell, dtype) if isinstance(cell, nn.Conv2d | nn.Dense) else cell
 
 
-class Network(nn.Cell):
-    """A whole declared tree, in training mode. Parts are joined by cells, not by Python's functions: graph mode
-    transforms source, and in a closure it finds none of the cells.
+class Whole(nn.Cell):
+    """A network with what the plugin keeps of it, in training mode.
+
+    Args:
+        seed: of the dropouts.
+    """
+
+    def __init__(self, seed: Parameter) -> None:
+        super().__init__()
+        self.seed, self.dropouts = seed, 0
+        self.named: dict[str, Parameter] = {}
+        self.norms: dict[str, nn.Cell] = {}
+        self.natives: Shelf[Natives] = Shelf()
+
+    def rest(self, frozen: frozenset[str]) -> None:
+        """These batchnorm layers run on their running statistics in the next training step, the others train."""
+        for name, norm in self.norms.items():
+            norm.set_train(name not in frozen)
+
+    def _made(self) -> None:
+        """All cells are in place, and each has put its own prefix before the names: now they are the canonical ones."""
+        for name, parameter in self.named.items():
+            parameter.name = name
+        self.set_train(True)
+
+
+class Network(Whole):
+    """A whole declared tree. Parts are joined by cells, not by Python's functions: graph mode transforms source, and in
+    a closure it finds none of the cells.
 
     Args:
         tree: declared.
@@ -206,24 +232,14 @@ class Network(nn.Cell):
     """
 
     def __init__(self, tree: Tree, seed: Parameter, dtype: mstype.Type) -> None:
-        super().__init__()
-        self.seed, self.dtype, self.dropouts = seed, dtype, 0
-        self.named: dict[str, Parameter] = {}
-        self.norms: dict[str, nn.Cell] = {}
-        self.natives: Shelf[Natives] = Shelf()
+        super().__init__(seed)
+        self.dtype = dtype
         self.whole = fold(tree, self._layer, nn.SequentialCell, Sum)
-        for name, parameter in self.named.items():  # last: every enclosing cell has put its own prefix before it
-            parameter.name = name
-        self.set_train(True)
+        self._made()
 
     def construct(self, x: Tensor) -> Tensor:
         """float32 [B, C, H, W] or int32 [B, T] -> logits [B, classes]."""
         return self.whole(x)
-
-    def rest(self, frozen: frozenset[str]) -> None:
-        """These batchnorm layers run on their running statistics in the next training step, the others train."""
-        for name, norm in self.norms.items():
-            norm.set_train(name not in frozen)
 
     def _layer(self, name: str, layer: Layer) -> nn.Cell:
         """One layer; its Parameters are noted."""

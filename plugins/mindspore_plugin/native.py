@@ -28,17 +28,17 @@ class MindSporeNative(core.Native):
 
     def describe(self, batch: Any = None, trace: bool = True) -> core.Description:
         """From cells_and_names; the trace is by forward pre-hooks, in PyNative whatever the mode."""
-        modules = list(_modules(self.model))
-        given = map(Tensor, core.likely_inputs(modules))
+        found = list(modules(self.model))
+        given = map(Tensor, core.likely_inputs(found))
         calls, notes = core.first_calls(self._trace, batch, given) if trace else ({}, ())
-        return core.describe(modules, calls, notes)
+        return core.describe(found, calls, notes)
 
     def param_groups(self, plan: core.Plan) -> list[dict[str, Any]]:
         """Groups of params, lr and weight_decay, which are all the keys that MindSpore takes, then `order_params`: an
         nn.Optimizer has its parameters, and wants their gradients, in the order of `trainable_params()` and not in that
         of the groups. mindspore.experimental.optim takes groups alone: give it all but the last, and it the gradients
         of `optimizer.parameters`."""
-        named = core.tensors(_modules(self.model))
+        named = core.tensors(modules(self.model))
         groups: list[dict[str, Any]] = [
             {"params": [named[name] for name in g.params], "lr": lr, "weight_decay": float(g.weight_decay)}
             for g, lr in zip(plan.groups, plan.lrs(0), strict=True)
@@ -48,12 +48,12 @@ class MindSporeNative(core.Native):
 
     def scheduler(self, optimizer: nn.Cell, plan: core.Plan, start: int) -> "PlanScheduler":
         """For PyNative and compiled steps alike."""
-        return PlanScheduler(optimizer, core.tensors(_modules(self.model)), plan, start)
+        return PlanScheduler(optimizer, core.tensors(modules(self.model)), plan, start)
 
     def _trace(self, batch: Any) -> dict[str, int]:
         calls: dict[str, int] = {}
         handles = []
-        with _as_it_was(self.model):
+        with as_it_was(self.model):
             try:
                 for path, cell in self.model.cells_and_names():
                     handles.append(cell.register_forward_pre_hook(_noting(path, calls)))
@@ -121,7 +121,8 @@ def _lrs(optimizer: nn.Cell, named: Mapping[str, Parameter], plan: core.Plan) ->
     return found
 
 
-def _modules(model: nn.Cell) -> Iterator[core.NativeModule]:
+def modules(model: nn.Cell) -> Iterator[core.NativeModule]:
+    """Every cell with its parameters, tied ones with each of their owners, and its buffers."""
     for path, cell in model.cells_and_names():
         kind = core.layer_type(cell, LAYER_TYPES)
         own = [_tensor(cell, key, p) for key, p in cell._params.items() if p is not None]
@@ -145,7 +146,7 @@ def _noting(path: str, calls: dict[str, int]) -> Callable[[nn.Cell, Any], None]:
 
 
 @contextmanager
-def _as_it_was(model: nn.Cell) -> Iterator[None]:
+def as_it_was(model: nn.Cell) -> Iterator[None]:
     """Mode, training flags, running statistics and the random state are afterwards what they were. Inside, what is
     decorated with ms.jit runs as Python, for a compiled cell calls no hooks."""
     mode, state, jit = ms.get_context("mode"), ms.get_rng_state(), os.environ.get("MS_JIT")

@@ -2,10 +2,11 @@
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -13,11 +14,12 @@ os.environ.setdefault("GLOG_v", "3")  # errors only; read once, at import
 os.environ.setdefault("MS_OM_PATH", str(Path(tempfile.gettempdir()) / "layerwise_lr_mindspore"))  # else ./rank_0
 
 import mindspore as ms
-from mindspore import Parameter, Tensor, ops
+from mindspore import Parameter, Tensor, nn, ops
 
 from layerwise_lr import framework as core
 
-from .layers import Network
+from . import zoo
+from .layers import Network, Whole
 from .lending import Shelf
 from .native import MindSporeNative
 from .optimizers import Group, Natives, Optimizers
@@ -30,7 +32,7 @@ _TARGETS = {"cuda": "GPU", "ascend": "Ascend", "cpu": "CPU"}
 class Model:
     """Who holds a network; nobody else has it meanwhile."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Whole) -> None:
         self.network = network
 
 
@@ -62,6 +64,8 @@ class MindSporeFramework(core.Framework):
     optimizers: ClassVar[tuple[str, ...]] = core.OPTIMIZERS
     modes: ClassVar[tuple[str, ...]] = ("pynative", "graph")
     precisions: ClassVar[tuple[str, ...]] = tuple(_DTYPES)
+    sources: ClassVar[tuple[str, ...]] = tuple(zoo.BUILDERS)
+    starts_first: ClassVar[bool] = True
     fork_safe: ClassVar[bool] = False  # its executor threads do not survive a fork
 
     def start(self) -> None:
@@ -103,14 +107,31 @@ class MindSporeFramework(core.Framework):
         """In training mode; of equal trees it may be a network whose run is over."""
         return self._networks.lend(tree, lambda: Network(tree, self._seed, _DTYPES[self.precision]), Model)
 
+    @classmethod
+    def build(cls, asked: core.ZooModel, seed: int | None, make: Callable[..., Any] | None = None) -> nn.Cell:
+        """mindcv's, or who makes it. Without a seed it has numbers too, and is tried on a picture."""
+        if seed is not None:
+            ms.set_seed(seed)
+            return zoo.build(asked, make)
+        return zoo.tried(zoo.build(replace(asked, pretrained=False), make), asked)
+
+    def adopt(self, native: nn.Cell) -> Model:
+        """Any Cell that gives logits, in fp32."""
+        if self.precision != "fp32":
+            raise core.UserError(
+                f"framework.precision={self.precision}: a {type(native).__name__} that is not declared trains in fp32 here: "
+                "framework.precision=fp32"
+            )
+        return Model(zoo.Foreign(native, self._seed))
+
     def get_weights(self, model: Model) -> core.Weights:
         """Copies by canonical name."""
-        return {name: np.array(p.asnumpy()) for name, p in model.network.named.items()}
+        return {name: np.array(p.asnumpy(), np.float32) for name, p in model.network.named.items()}
 
     def set_weights(self, model: Model, weights: core.Weights) -> None:
         """In place: optimizers and compiled steps keep their Parameters."""
         for name, parameter in model.network.named.items():
-            ops.assign(parameter, Tensor(np.ascontiguousarray(weights[name], np.float32)))
+            ops.assign(parameter, Tensor(np.ascontiguousarray(weights[name]), parameter.dtype))
 
     def make_groups(self, model: Model, plan: core.Plan) -> list[Group]:
         """MindSpore's group dicts; it takes no other keys than these, and no numpy floats. Gradients are centralized by
@@ -145,7 +166,8 @@ class MindSporeFramework(core.Framework):
         network.rest(step.frozen)
         if network.dropouts:
             ops.assign(self._seed, Tensor(np.array(step.seed % 2**32, np.uint32).view(np.int32)))
-        loss, gradients = train(_tensor(x), Tensor(y.astype(np.int32)))
+        with zoo.compiling(network, self.mode):
+            loss, gradients = train(_tensor(x), Tensor(y.astype(np.int32)))
         state.optimizer.begun.update(train.names)
         if not step.gradients:
             return core.StepResult(loss)

@@ -57,18 +57,8 @@ def tried(net: nn.Module, asked: core.ZooModel) -> nn.Module:
         UserError: it takes none of the data's, or gives no logits.
     """
     training = net.training
-    shape = (asked.in_channels, asked.image_size, asked.image_size)
-    try:
-        with flow.no_grad():
-            core.logits(net.eval()(flow.zeros(1, *shape)), Tensor, net)
-    except core.UserError:
-        raise
-    except Exception as error:  # whatever a foreign forward raises
-        told = core.plain(error, 120)
-        raise core.UserError(
-            f"model.name={asked.name} takes no picture of {'x'.join(map(str, shape))} ({told}): data.channels=3 "
-            "data.image_size=224 is what most are made for"
-        ) from None
+    with flow.no_grad():
+        core.check_picture(asked, lambda shape: core.logits(net.eval()(flow.zeros(*shape)), Tensor, net))
     return net.train(training)
 
 
