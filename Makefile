@@ -57,7 +57,7 @@ build/installed-core: pyproject.toml .ci/constraints.txt
 build/installed-310: pyproject.toml .ci/constraints310.txt
 	$(BIN310)/python -c "" 2>/dev/null || "$(PYTHON310)" -m venv "$$(readlink -f .venv310)"
 	PIP_CONSTRAINT=.ci/constraints310.txt PIP_BUILD_CONSTRAINT=.ci/constraints310.txt \
-	  $(BIN310)/python $(PIP) '.[all,flowvision,dev]'  # what builds flowvision needs an old setuptools too
+	  $(BIN310)/python $(PIP) '.[all,flowvision,mindcv,dev]'  # what builds flowvision needs an old setuptools too
 	mkdir -p build && touch $@
 
 build/installed-ms: pyproject.toml .ci/constraints_mindspore.txt

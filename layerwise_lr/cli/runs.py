@@ -55,7 +55,7 @@ def preflight(config: Config, device: bool) -> None:
     batches.load(config.data, page.seed_streams(config.seed)["subset"])
     if device:
         os.environ |= jobs.thread_environment(config.framework.threads)
-        page.make_framework(config)
+        model.check_with(page.make_framework(config))
 
 
 def _ask_cheaply(config: Config) -> page.Subject:

@@ -216,6 +216,13 @@ class Framework(ABC):
         """
         raise UserError(f"model={asked.source}: this framework takes declared models only")
 
+    def check_native(self, native: Any) -> None:  # noqa: B027 (nothing to refuse is a right answer)
+        """Asked of a sketch before the run's folder is claimed, and again by `adopt`; by default nothing is refused.
+
+        Raises:
+            UserError: this mode or precision cannot train it; says the way out.
+        """
+
     def adopt(self, native: Any) -> Any:
         """A native model, behind the verbs that declared ones have, on the device, with the weights that it holds."""
         raise UserError("this framework takes declared models only")

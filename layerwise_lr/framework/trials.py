@@ -5,7 +5,7 @@ What it measures are displacements in float64; what they mean is `native/`'s to 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -72,10 +72,17 @@ class Move(NamedTuple):
 
 
 class Known(NamedTuple):
-    """An update that updates.py predicts."""
+    """An update that updates.py predicts.
+
+    Args:
+        spec, weight_decay: of the group.
+        before: parameter -> in float64 itself, its gradient before any hook (None: it has none), its state under
+            STATE_KEYS.
+    """
 
     spec: OptimizerSpec
     weight_decay: float
+    before: Callable[[str], tuple[np.ndarray, np.ndarray | None, Arrays]]
 
 
 class Trial(ABC):
@@ -121,8 +128,3 @@ class Trial(ABC):
         """The group's update, where it is one of updates.py without any of what that leaves out; None, the default: two
         steps with known lrs tell."""
         return None
-
-    def before(self, name: str) -> tuple[np.ndarray, np.ndarray | None, Arrays]:
-        """float64: a parameter, its gradient before any hook (None: it has none), and its state under STATE_KEYS; asked
-        for where the update is `known`."""
-        raise NotImplementedError

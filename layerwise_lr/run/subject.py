@@ -37,6 +37,13 @@ class Subject(ABC):
             UserError: the framework has no such model, or the weights do not fit.
         """
 
+    def check_with(self, framework: Framework) -> None:  # noqa: B027 (a declared model's kinds are read off the class)
+        """What the framework itself refuses of the model, in this mode and precision.
+
+        Raises:
+            UserError: with the way out.
+        """
+
     @abstractmethod
     def start(self, framework: Framework, config: Config, seed: int) -> tuple[Any, Weights, list[str]]:
         """The native model under its start weights, these, and what to tell of them."""
@@ -82,6 +89,10 @@ class FromZoo(Subject):
     def check(self, config: Config) -> None:
         """The file fits."""
         foreign.for_table(self.table, self.name, config.weights)
+
+    def check_with(self, framework: Framework) -> None:
+        """Asked of a sketch."""
+        framework.check_native(self._native(type(framework)))
 
     def start(self, framework: Framework, config: Config, seed: int) -> tuple[Any, Weights, list[str]]:
         """As its package makes it, with a file's arrays over it where there is one."""

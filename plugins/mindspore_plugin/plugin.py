@@ -115,13 +115,17 @@ class MindSporeFramework(core.Framework):
             return zoo.build(asked, make)
         return zoo.tried(zoo.build(replace(asked, pretrained=False), make), asked)
 
-    def adopt(self, native: nn.Cell) -> Model:
-        """Any Cell that gives logits, in fp32."""
+    def check_native(self, native: nn.Cell) -> None:
+        """fp32 alone."""
         if self.precision != "fp32":
             raise core.UserError(
                 f"framework.precision={self.precision}: a {type(native).__name__} that is not declared trains in fp32 here: "
                 "framework.precision=fp32"
             )
+
+    def adopt(self, native: nn.Cell) -> Model:
+        """Any Cell that gives logits, in fp32."""
+        self.check_native(native)
         return Model(zoo.Foreign(native, self._seed))
 
     def get_weights(self, model: Model) -> core.Weights:

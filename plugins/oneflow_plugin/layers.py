@@ -1,5 +1,6 @@
 """Each kind of declared layer as a OneFlow module, every number explicit, and the model made of them."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
@@ -164,7 +165,7 @@ class Sum(nn.Module):
         return self.body(x) + self.shortcut(x)
 
 
-class Whole(nn.Module):
+class Whole(nn.Module, ABC):
     """A model as the verbs need it.
 
     Args:
@@ -181,9 +182,9 @@ class Whole(nn.Module):
         super().__init__()
         self._central: dict[str, bool] = {}
 
+    @abstractmethod
     def arrays(self) -> dict[str, Tensor]:
         """Parameters and buffers by canonical name; the tensors themselves."""
-        raise NotImplementedError
 
     def paths(self) -> dict[str, str]:
         """Canonical name of a parameter -> OneFlow's, under which a Graph keeps its state."""

@@ -105,10 +105,14 @@ class OneflowFramework(core.Framework):
             return zoo.build(asked, make)
         return zoo.tried(zoo.build(replace(asked, pretrained=False), make), asked)
 
-    def adopt(self, native: nn.Module) -> zoo.Foreign:
-        """Any nn.Module that gives logits."""
+    def check_native(self, native: nn.Module) -> None:
+        """A Graph must not draw by itself."""
         if self.mode != "eager":
             zoo.check_graph(native, self.mode)
+
+    def adopt(self, native: nn.Module) -> zoo.Foreign:
+        """Any nn.Module that gives logits."""
+        self.check_native(native)
         return self._ready(zoo.Foreign(native))
 
     def _ready(self, model: W) -> W:

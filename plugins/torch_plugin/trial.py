@@ -224,9 +224,9 @@ class TorchTrial(core.Trial):
             betas=[_number(b) for b in own.get("betas", (0.9, 0.999))],
             eps=own.get("eps", 0.0),
         )
-        return core.Known(spec, float(own["weight_decay"]))
+        return core.Known(spec, float(own["weight_decay"]), self._before)
 
-    def before(self, name: str) -> tuple[np.ndarray, np.ndarray | None, core.Weights]:
+    def _before(self, name: str) -> tuple[np.ndarray, np.ndarray | None, core.Weights]:
         """As NumPy sees them."""
         p, gradient = self.named[name], self.raw.get(name, self.stale.get(name))
         state = {k: _array(torch.as_tensor(v)) for k, v in self.inner.state.get(p, {}).items() if v is not None}

@@ -1,12 +1,8 @@
 """mindcv's models, and one's own, in MindSpore: planned, trained from the command line and proved in both modes."""
 
-import csv
 import json
 import os
 import shlex
-import subprocess
-import sys
-from importlib.util import find_spec
 
 os.environ.setdefault("GLOG_v", "3")  # errors only; read once, at import
 
@@ -14,47 +10,13 @@ import mindspore as ms
 import numpy as np
 import pytest
 from layerwise_lr.plugins.mindspore_plugin.plugin import MindSporeFramework
-from safetensors.numpy import load_file
+from runs_of_zoos import call, failed, kept, package, scales, told, trained
 from test_documented_commands import COMMANDS, as_plan
 
 from layerwise_lr.framework import UserError, ZooModel
 
-if not find_spec("mindcv"):
-    pytest.skip("NOT RUN: mindcv (not installed): make test with a Python of 3.11 or 3.12", allow_module_level=True)
-
-SHORT = ("steps=4", "eval_every=2", "batch_size=8", "data.train_size=64", "data.val_size=16", "data.test_size=16")
 RESNET = ("model=mindcv", "model.name=resnet18", "data.image_size=32", "data.channels=3", "weights=none")
 MODES = ("mindspore", "mindspore_graph")
-
-
-def call(cwd, *words, **more):
-    command = [sys.executable, "-m", "layerwise_lr", *words]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **more})
-
-
-def trained(cwd, *words, **more):
-    """The run folder of a `train` that must end well, and what it said."""
-    folder = cwd / f"run{len(list(cwd.glob('run*')))}"
-    done = call(cwd, "train", *SHORT, f"hydra.run.dir={folder.name}", *words, **more)
-    assert done.returncode == 0, done.stderr + done.stdout
-    return folder, done.stdout
-
-
-def told(cwd, *words, **more):
-    """The one line of a `train` that must be refused."""
-    done = call(cwd, "train", *SHORT, "hydra.run.dir=refused", *words, **more)
-    assert done.returncode == 2, done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
-    return done.stderr.strip().splitlines()[-1]
-
-
-def kept(folder):
-    return load_file(next(folder.glob("checkpoints/*/model.safetensors")))
-
-
-def scales(folder):
-    with (folder / "params.csv").open() as rows:
-        return {row["name"]: float(row["lr_scale"]) for row in csv.DictReader(rows) if row["lr_scale"]}
 
 
 def asked(name, image_size=32, in_channels=3, **more):
@@ -122,13 +84,7 @@ def uncompiled(num_classes, in_channels, image_size, pretrained):
 @pytest.fixture
 def own(tmp_path):
     """A package with models of its own, and the words that train them."""
-    site = tmp_path / "site"
-    (site / "mine-1.dist-info").mkdir(parents=True)
-    (site / "mine.py").write_text(OWN)
-    (site / "mine-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
-    entries = "[layerwise_lr.models]\ntiny = mine:net\nuncompiled = mine:uncompiled\n"
-    (site / "mine-1.dist-info" / "entry_points.txt").write_text(entries)
-    path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
+    path = package(tmp_path, OWN, tiny="net", uncompiled="uncompiled")
     return ("model=own", "weights=none", "data.image_size=8", "optimizer=momentum"), {"PYTHONPATH": path}
 
 
@@ -146,7 +102,7 @@ def test_dropouts_of_ones_own_model_follow_the_seed_in_both_modes(tmp_path, own)
 def test_what_cannot_be_compiled_is_said_with_the_way_out(tmp_path, own):
     words, more = own
     trained(tmp_path, *words, "model.name=uncompiled", "framework=mindspore", **more)
-    said = told(tmp_path, *words, "model.name=uncompiled", "framework=mindspore_graph", **more)
+    said = failed(tmp_path, *words, "model.name=uncompiled", "framework=mindspore_graph", **more)
     assert "MindSpore cannot compile Uncompiled" in said
     assert "take framework=mindspore" in said
 

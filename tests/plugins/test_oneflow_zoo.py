@@ -1,11 +1,6 @@
 """flowvision's models, and one's own, in OneFlow: planned, trained from the command line and proved in every mode."""
 
-import csv
 import json
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -16,35 +11,9 @@ from layerwise_lr.framework import UserError, ZooModel
 # isort: split
 import oneflow as flow
 from layerwise_lr.plugins.oneflow_plugin.plugin import OneflowFramework
-from safetensors.numpy import load_file
+from runs_of_zoos import call, kept, package, scales, told, trained
 
-if not find_spec("flowvision"):
-    pytest.skip("NOT RUN: flowvision (not installed): make test in an environment made anew", allow_module_level=True)
-
-SHORT = ("steps=4", "eval_every=2", "batch_size=8", "data.train_size=64", "data.val_size=16", "data.test_size=16")
 RESNET = ("model=flowvision", "model.name=resnet18", "data.image_size=32", "data.channels=3", "weights=none")
-
-
-def call(cwd, *words, **more):
-    command = [sys.executable, "-m", "layerwise_lr", *words]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **more})
-
-
-def trained(cwd, *words, **more):
-    """The run folder of a `train` that must end well, and what it said."""
-    folder = cwd / f"run{len(list(cwd.glob('run*')))}"
-    done = call(cwd, "train", *SHORT, f"hydra.run.dir={folder.name}", *words, **more)
-    assert done.returncode == 0, done.stderr + done.stdout
-    return folder, done.stdout
-
-
-def kept(folder):
-    return load_file(next(folder.glob("checkpoints/*/model.safetensors")))
-
-
-def scales(folder):
-    with (folder / "params.csv").open() as rows:
-        return {row["name"]: float(row["lr_scale"]) for row in csv.DictReader(rows) if row["lr_scale"]}
 
 
 def asked(name, image_size=32, in_channels=3, **more):
@@ -95,14 +64,9 @@ def net(num_classes, in_channels, image_size, pretrained):
 
 
 def test_dropouts_of_ones_own_model_follow_the_seed_in_every_mode(tmp_path):
-    site = tmp_path / "site"
-    (site / "mine-1.dist-info").mkdir(parents=True)
-    (site / "mine.py").write_text(OWN)
-    (site / "mine-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
-    (site / "mine-1.dist-info" / "entry_points.txt").write_text("[layerwise_lr.models]\ntiny = mine:net\n")
-    path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
+    path = package(tmp_path, OWN, tiny="net")
 
-    def weights(framework, **more):
+    def weights(framework):
         words = ("model=own", "model.name=tiny", "weights=none", "data.image_size=8", "optimizer=momentum")
         return kept(trained(tmp_path, *words, f"framework={framework}", PYTHONPATH=path)[0])["5.weight"]
 
@@ -152,3 +116,9 @@ def test_what_a_graph_would_draw_by_itself_is_refused_there():
         OneflowFramework("cpu", "graph").adopt(net)
     OneflowFramework("cpu", "eager").adopt(net)
     OneflowFramework("cpu", "graph").adopt(OneflowFramework.build(asked("vit_tiny_patch16_224", 224), 0))
+
+
+def test_and_so_before_the_run_s_folder_is_claimed(tmp_path):
+    words = ("model=flowvision", "model.name=swin_tiny_patch4_window7_224", "weights=none", "data.channels=3")
+    said = told(tmp_path, *words, "data.image_size=224", "framework=oneflow_graph", "batch_size=2")
+    assert "DropPath" in said

@@ -335,8 +335,6 @@ def held(tmp_path, monkeypatch):
 @pytest.mark.parametrize("option", options.DATA)
 @pytest.mark.parametrize("key", DRAWN)
 def test_of_every_data_set(option, key, held):
-    if option == "mnist" and key != "data.flip":
-        pytest.skip("70000 pictures; as elpv otherwise, with a test part as idx has")
     base = held[0](option)
     assert isinstance(told(arrays, base), list)
     assert told(arrays, base) != told(arrays, {**base, key: DRAWN[key]})

@@ -1,9 +1,6 @@
 """Models of the zoos, fine-tuned from the command line: proved, kept under their own names, started from files."""
 
-import csv
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,31 +8,8 @@ import timm
 import torch
 import torchvision
 import transformers
-from safetensors.numpy import load_file
+from runs_of_zoos import SHORT, call, kept, package, scales, told, trained
 from safetensors.torch import save_file
-
-SHORT = ("steps=4", "eval_every=2", "batch_size=8", "data.train_size=64", "data.val_size=16", "data.test_size=16")
-
-
-def call(cwd, *words):
-    return subprocess.run([sys.executable, "-m", "layerwise_lr", *words], cwd=cwd, capture_output=True, text=True)
-
-
-def trained(cwd, *words):
-    """The run folder of a `train` that must end well."""
-    done = call(cwd, "train", *SHORT, "hydra.run.dir=run", *words)
-    assert done.returncode == 0, done.stderr + done.stdout
-    return cwd / "run", done.stdout
-
-
-def told(cwd, *words):
-    """The one line of a `train` that must be refused."""
-    done = call(cwd, "train", *SHORT, "hydra.run.dir=run", *words)
-    assert done.returncode == 2, done.stderr + done.stdout
-    assert not (cwd / "run").exists()
-    assert "Traceback" not in done.stderr
-    return done.stderr.strip().splitlines()[-1]
-
 
 TIMM_VIT = (
     "model=timm",
@@ -44,11 +18,6 @@ TIMM_VIT = (
     "data.image_size=32",
     "data.channels=3",
 )
-
-
-def scales(folder):
-    with (folder / "params.csv").open() as rows:
-        return {row["name"]: float(row["lr_scale"]) for row in csv.DictReader(rows) if row["lr_scale"]}
 
 
 @pytest.mark.parametrize(
@@ -74,7 +43,7 @@ def test_a_model_is_fine_tuned_and_proved(tmp_path, words, stem, head):
     found = scales(folder)
     depth = {"patch_embed.proj.weight": 3, "conv1.weight": 9, "vit.embeddings.patch_embeddings.projection.weight": 3}
     assert (found[stem], found[head]) == (0.5 ** depth[stem], 1.0)
-    held = load_file(next(folder.glob("checkpoints/*/model.safetensors")))
+    held = kept(folder)
     assert set(found) <= set(held)
     assert all(np.isfinite(array).all() for array in held.values())
 
@@ -83,7 +52,7 @@ def test_what_is_kept_loads_strictly_into_the_real_model(tmp_path):
     folder, _ = trained(
         tmp_path, "model=torchvision", "model.name=resnet18", "data.image_size=32", "data.channels=3", "weights=none"
     )
-    held = {n: torch.from_numpy(a) for n, a in load_file(next(folder.glob("checkpoints/*/model.safetensors"))).items()}
+    held = {n: torch.from_numpy(a) for n, a in kept(folder).items()}
     missing, unexpected = torchvision.models.resnet18(num_classes=10).load_state_dict(held, strict=False)
     assert not unexpected
     assert all(name.endswith("num_batches_tracked") for name in missing)
@@ -91,13 +60,11 @@ def test_what_is_kept_loads_strictly_into_the_real_model(tmp_path):
 
 def test_equal_seeds_start_equal_and_others_do_not(tmp_path):
     def start(seed):
-        trained(tmp_path, *TIMM_VIT, "weights=none", f"seed={seed}", f"hydra.run.dir=run{seed}", "optimizer.lr=1e-12")
-        return load_file(next((tmp_path / f"run{seed}").glob("checkpoints/*/model.safetensors")))["head.weight"]
+        return kept(trained(tmp_path, *TIMM_VIT, "weights=none", f"seed={seed}", "optimizer.lr=1e-12")[0])[
+            "head.weight"
+        ]
 
-    (tmp_path / "run").mkdir()
-    first, again, other = start(1), None, start(2)
-    (tmp_path / "run1").rename(tmp_path / "kept")
-    again = start(1)
+    first, again, other = start(1), start(1), start(2)
     assert np.array_equal(first, again)
     assert not np.allclose(first, other, rtol=0, atol=1e-6)
 
@@ -116,7 +83,7 @@ def test_a_package_s_own_weights(tmp_path):
         "data.channels=3",
     )
     folder, said = trained(tmp_path, *words, "optimizer.lr=1e-12", "optimizer.weight_decay=0")
-    held = load_file(next(folder.glob("checkpoints/*/model.safetensors")))
+    held = kept(folder)
     name = "vit.layers.1.mlp.fc1.weight"
     assert np.allclose(held[name], net.state_dict()[name].numpy(), rtol=0, atol=1e-9)
     assert held["classifier.weight"].shape == (10, 32)
@@ -130,7 +97,7 @@ def test_a_file_of_weights_with_another_head(tmp_path):
     folder, said = trained(
         tmp_path, *TIMM_VIT, "weights.path=w.safetensors", "optimizer.lr=1e-12", "optimizer.weight_decay=0"
     )
-    held = load_file(next(folder.glob("checkpoints/*/model.safetensors")))
+    held = kept(folder)
     assert np.allclose(
         held["blocks.1.mlp.fc1.weight"], net.blocks[1].mlp.fc1.weight.detach().numpy(), rtol=0, atol=1e-9
     )
@@ -142,7 +109,7 @@ def test_a_file_of_weights_with_another_head(tmp_path):
 def test_batchnorms_of_a_frozen_backbone_rest(tmp_path):
     words = ("model=torchvision", "model.name=resnet18", "data.image_size=32", "data.channels=3", "weights=none")
     folder, _ = trained(tmp_path, *words, "freeze=only", "freeze.match=[fc]")
-    held = load_file(next(folder.glob("checkpoints/*/model.safetensors")))
+    held = kept(folder)
     means = [array for name, array in held.items() if name.endswith("running_mean")]
     assert len(means) == 20
     assert not any(array.any() for array in means)
@@ -164,20 +131,12 @@ def net(num_classes, in_channels, image_size, pretrained, width=8):
 """
 
 
-def test_a_model_of_ones_own_by_entry_point(tmp_path, monkeypatch):
-    site = tmp_path / "site"
-    (site / "mine-1.dist-info").mkdir(parents=True)
-    (site / "mine.py").write_text(OWN)
-    (site / "mine-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
-    (site / "mine-1.dist-info" / "entry_points.txt").write_text("[layerwise_lr.models]\ntiny = mine:net\n")
-    monkeypatch.setenv("PYTHONPATH", str(site))
-    folder, _ = trained(
-        tmp_path, "model=own", "model.name=tiny", "weights=none", "+model.options.width=5", "data.image_size=8"
-    )
-    held = load_file(next(folder.glob("checkpoints/*/model.safetensors")))
-    assert held["1.weight"].shape == (5, 64)
-    (tmp_path / "run").rename(tmp_path / "done")
-    assert "did you mean 'tiny'" in told(tmp_path, "model=own", "model.name=tinny", "weights=none")
+def test_a_model_of_ones_own_by_entry_point(tmp_path):
+    more = {"PYTHONPATH": package(tmp_path, OWN, tiny="net")}
+    words = ("model=own", "weights=none", "data.image_size=8")
+    folder, _ = trained(tmp_path, *words, "model.name=tiny", "+model.options.width=5", **more)
+    assert kept(folder)["1.weight"].shape == (5, 64)
+    assert "did you mean 'tiny'" in told(tmp_path, *words, "model.name=tinny", **more)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...planning import UserError
-from ..trials import Move, Subject, Trial
+from ..trials import Known, Move, Subject, Trial
 from ..updates import UNITS
 
 SCALE = re.compile(r"^(lr|learning_rate)_(scale|scaling|mult|mul|multi|multiplier|ratio|factor|coef)$")
@@ -176,7 +176,7 @@ def _units(trial: Trial, measured: Measured, lrs: Sequence[float]) -> Units:
     high = max((lr for lr in lrs if np.isfinite(lr) and lr > 0), default=1e-3)
     pairs = [(name, int(group)) for name, group in zip(measured.names, measured.of, strict=True)]
     if measured.by == FORMULA:
-        found = {name: (_formula(trial, name, group), np.zeros(1)) for name, group in pairs}
+        found = {name: (_formula(trial.known(group), name), np.zeros(1)) for name, group in pairs}
     else:
         one, two = (trial.move(lr, times=measured.times).moved for lr in (high, high / 2))
         found = {}
@@ -191,10 +191,13 @@ def _units(trial: Trial, measured: Measured, lrs: Sequence[float]) -> Units:
     return {name: (unit, constant, float(unit @ unit)) for name, (unit, constant) in found.items()}
 
 
-def _formula(trial: Trial, name: str, group: int) -> np.ndarray:
-    known, (weight, gradient, held) = trial.known(group), trial.before(name)
-    if known is None or gradient is None:
-        return np.zeros(weight.size)
+def _formula(known: Known | None, name: str) -> np.ndarray:
+    """Movement by lr; nothing where there is no gradient, or a scheduler has put the group beyond any formula."""
+    if known is None:
+        return np.zeros(0)
+    weight, gradient, held = known.before(name)
+    if gradient is None:
+        return np.zeros(0)
     return UNITS[known.spec.name](known.spec, weight, gradient, known.weight_decay, held).ravel()
 
 

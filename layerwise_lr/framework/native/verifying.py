@@ -56,17 +56,9 @@ def verify(
     return report
 
 
-def examine(
-    model: Any,
-    optimizer: Any,
-    *given: Any,
-    scheduler: Any = None,
-    plan: ModelPlan | Plan | None = None,
-    batch: Any = None,
-    steps: int | None = None,
-) -> Report:
+def examine(model: Any, optimizer: Any, *given: Any, steps: int | None = None, **named: Any) -> Report:
     """As `verify`, without raising where something is wrong."""
-    asked = {"scheduler": scheduler, "plan": plan, "batch": batch}
+    asked: dict[str, Any] = {"scheduler": None, "plan": None, "batch": None, **named}
     for one in given:
         kind = _kind(one)
         if one is not None and asked[kind] is not None:
