@@ -10,7 +10,7 @@ import numpy as np
 from layerwise_lr.plugins.reference_plugin import layers, optimizers, plugin
 from layerwise_lr.plugins.reference_plugin.plugin import Group, Model, ReferenceFramework, ReferenceScheduler
 
-from layerwise_lr.framework import Plan, Step, StepResult, TrainState, Tree, Weights
+from layerwise_lr.framework import Clip, Plan, Step, StepResult, TrainState, Tree, Weights
 
 SABOTEURS: list[tuple[str, type[ReferenceFramework]]] = []
 
@@ -86,6 +86,93 @@ class SumLoss(ReferenceFramework):
     def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
         result = super().train_step(state, x, y, step)
         return result._replace(loss=result.loss * len(y))
+
+
+@caught_by("soft_targets")
+class HardTargets(ReferenceFramework):
+    """Takes the likeliest class of a soft target."""
+
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        return super().train_step(state, x, y if y.ndim == 1 else y.argmax(axis=1), step)
+
+
+@caught_by("soft_targets")
+class NormalisedTargets(ReferenceFramework):
+    """Makes the rows of soft targets sum to one: class weights are gone."""
+
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        return super().train_step(state, x, y if y.ndim == 1 else y / y.sum(axis=1, keepdims=True), step)
+
+
+@caught_by("accumulate")
+class WholeBatch(ReferenceFramework):
+    """Cuts nothing: right but for memory and batchnorm."""
+
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        return super().train_step(state, x, y, replace(step, accumulate=1))
+
+
+@caught_by("accumulate", "accumulate_is_the_large_batch", "clip_parts")
+class LastPartAlone(ReferenceFramework):
+    """Clears the gradients between the parts."""
+
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        x, y = (np.split(a, step.accumulate)[-1] for a in (x, y))
+        return super().train_step(state, x, y, replace(step, accumulate=1))
+
+
+@caught_by("clip_norm", "clip_value", "clip_parts")
+class NeverClips(ReferenceFramework):
+    """Takes the bound and ignores it."""
+
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        return super().train_step(state, x, y, replace(step, clip=Clip()))
+
+
+@caught_by("clip_norm")
+class ValueForNorm(ReferenceFramework):
+    """Bounds each number where the norm was asked for."""
+
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        return super().train_step(state, x, y, replace(step, clip=Clip(value=step.clip.norm)))
+
+
+class _Clips(ReferenceFramework):
+    """Clips otherwise."""
+
+    clips: ClassVar[Any]
+
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        before, plugin._clipped = plugin._clipped, type(self).clips
+        try:
+            return super().train_step(state, x, y, step)
+        finally:
+            plugin._clipped = before
+
+
+@caught_by("clip_norm")
+class ClipsEachParameter(_Clips):
+    """Each gradient by its own norm."""
+
+    clips = staticmethod(lambda gs, c: {n: g * min(1, (c.norm or 1e9) / np.sqrt((g**2).sum())) for n, g in gs.items()})
+
+
+@caught_by("clip_norm")
+class AlwaysScales(_Clips):
+    """Scales up, too, what is below the norm."""
+
+    clips = staticmethod(
+        lambda gs, c: {n: g * ((c.norm or 1) / np.sqrt(sum((h**2).sum() for h in gs.values()))) for n, g in gs.items()}
+    )
+
+
+@caught_by("clip_norm", "clip_value", "clip_parts")
+class GivesClipped(ReferenceFramework):
+    """Gives the gradients after clipping, so that the proof would take its word for it."""
+
+    def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
+        result = super().train_step(state, x, y, step)
+        return result._replace(gradients=dict(plugin._clipped(result.gradients or {}, step.clip)))
 
 
 @caught_by("gradients")
@@ -293,6 +380,59 @@ class NoBiasCorrection(_Rules):
         return p * (1 - lr * wd) - lr * state["exp_avg"] / (np.sqrt(state["exp_avg_sq"]) + s.eps)
 
 
+@caught_by("optimizer_nadam", "effective_lr_others")
+class NadamWithoutItsSchedule(_Rules):
+    """Adam with Nesterov's look ahead, at full momentum from the first step on."""
+
+    nadam = staticmethod(lambda s, p, g, st, lr, wd: optimizers.nadam(replace(s, momentum_decay=1e6), p, g, st, lr, wd))
+
+
+@caught_by("optimizer_nadam")
+class NadamDecoupled(_Rules):
+    """Decays apart from the gradient."""
+
+    nadam = staticmethod(lambda s, p, g, state, lr, wd: optimizers.nadam(s, p * (1 - lr * wd), g, state, lr, 0.0))
+
+
+@caught_by("optimizer_rmsprop", "effective_lr_others")
+class RmspropEpsInside(_Rules):
+    """eps inside the root (TensorFlow's, mindspore.nn.RMSProp)."""
+
+    @staticmethod
+    def rmsprop(s, p, g, state, lr, wd):  # type: ignore[no-untyped-def]
+        g = g + wd * p
+        state["step"] = state.get("step", np.zeros(())) + 1
+        state["square_avg"] = s.alpha * state.get("square_avg", 0 * p) + (1 - s.alpha) * g * g
+        quotient = g / np.sqrt(state["square_avg"] + s.eps)
+        if s.momentum:
+            quotient = state["momentum_buffer"] = s.momentum * state.get("momentum_buffer", 0 * p) + quotient
+        return p - lr * quotient
+
+
+@caught_by("optimizer_rmsprop")
+class RmspropWithoutMomentum(_Rules):
+    """Takes momentum and ignores it."""
+
+    rmsprop = staticmethod(lambda s, p, g, st, lr, wd: optimizers.rmsprop(replace(s, momentum=0.0), p, g, st, lr, wd))
+
+
+@caught_by("optimizer_lion")
+class LionLooksAtTheNextMean(_Rules):
+    """Takes the sign of the mean that it keeps, not of the one between."""
+
+    @staticmethod
+    def lion(s, p, g, state, lr, wd):  # type: ignore[no-untyped-def]
+        optimizers.lion(s, p, g, state, lr, wd)
+        return p * (1 - lr * wd) - lr * np.sign(state["exp_avg"] - 1e-3 * g)
+
+
+@caught_by("optimizer_lion", "effective_lr_others")
+class LionDecaysInTheGradient(_Rules):
+    """L2, which the sign swallows."""
+
+    lion = staticmethod(lambda s, p, g, state, lr, wd: optimizers.lion(s, p, g + wd * p, state, lr, 0.0))
+
+
 @caught_by("optimizer_layer_adaptive", "effective_lr_layer_adaptive")
 class LayerAdaptiveWithoutDecay(_Rules):
     """Takes weight_decay and ignores it (seed document 002's LayerAdaptiveLR)."""
@@ -476,7 +616,7 @@ class GlobalStep(_Rules):
         return optimizers.adamw(s, p, g, state, lr, wd)
 
 
-@caught_by("resume_is_seamless", "resume_layer_adaptive")
+@caught_by("resume_is_seamless", "resume_layer_adaptive", "resume_others")
 class FreshOptimizer(ReferenceFramework):
     """Starts again with an empty optimizer."""
 
@@ -484,7 +624,7 @@ class FreshOptimizer(ReferenceFramework):
         pass
 
 
-@caught_by("reset_optimizer_state", "reset_layer_adaptive")
+@caught_by("reset_optimizer_state", "reset_layer_adaptive", "reset_others")
 class KeepsWhatHasNoEntry(ReferenceFramework):
     """Writes what it is given and leaves the rest as it was (load_state_dict of a part)."""
 
@@ -492,7 +632,7 @@ class KeepsWhatHasNoEntry(ReferenceFramework):
         super().set_optimizer_state(state, {**self.get_optimizer_state(state), **arrays})
 
 
-@caught_by("optimizer_state", "resume_layer_adaptive")
+@caught_by("optimizer_state", "resume_layer_adaptive", "resume_others")
 class OwnKeys(ReferenceFramework):
     """Calls the moments m and v."""
 

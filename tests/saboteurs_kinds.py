@@ -619,6 +619,42 @@ class _ScalesInEvaluation(layers.Dropout):
 plant("dropout", "p", "drops in evaluation", _DropsInEvaluation)
 plant("dropout", "p", "scales in evaluation", _ScalesInEvaluation)
 
+# --- drop_path
+
+
+def _drop_path(name: str, mask: Callable[[Any, Array, float, Any], Array]) -> None:
+    """mask(layer, x, share kept, rng), drawn in training."""
+
+    def forward(self: Any, x: Array, train: bool, rng: Any) -> Array:
+        self.kept = mask(self, x, 1 - self.options["p"], rng) if train else np.ones(())
+        return x * self.kept
+
+    plant("drop_path", "p", name, _based("drop_path", forward=forward))
+
+
+def _per_sample(x: Array) -> tuple[int, ...]:
+    return (len(x), *(1,) * (x.ndim - 1))
+
+
+_drop_path("single numbers", lambda op, x, keep, rng: (rng.random(x.shape) < keep) / keep)
+_drop_path("the whole batch", lambda op, x, keep, rng: np.full(_per_sample(x), float(rng.random() < keep) / keep))
+_drop_path("not scaled", lambda op, x, keep, rng: (rng.random(_per_sample(x)) < keep) * 1.0)
+_drop_path("keeps p", lambda op, x, keep, rng: (rng.random(_per_sample(x)) < 1 - keep) / max(1 - keep, 1e-3))
+_drop_path("none", lambda op, x, keep, rng: np.ones(_per_sample(x)))
+_drop_path(
+    "the same whatever the seed",
+    lambda op, x, keep, rng: (np.random.default_rng(1).random(_per_sample(x)) < keep) / keep,
+)
+gradient("drop_path", "p", "gradient past the mask", lambda op, dy, dx: dy)
+
+
+class _DropsPathsInEvaluation(layers.DropPath):
+    def forward(self, x: Array, train: bool, rng: Any) -> Array:
+        return super().forward(x, True, rng)
+
+
+plant("drop_path", "p", "drops in evaluation", _DropsPathsInEvaluation)
+
 # --- Residual
 
 

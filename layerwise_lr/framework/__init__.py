@@ -6,7 +6,19 @@ Uses planning and models. `registry` finds plugins by name, `proof` measures tha
 """
 
 from ..models import KINDS, PLAIN_KINDS, Layer, Node, Residual, Seq, Tree, Weights, join, specs
-from ..planning import OPTIMIZERS, Group, Module, OptimizerSpec, ParamInfo, Plan, UserError, bare_name, near, plain
+from ..planning import (
+    OPTIMIZERS,
+    Clip,
+    Group,
+    Module,
+    OptimizerSpec,
+    ParamInfo,
+    Plan,
+    UserError,
+    bare_name,
+    near,
+    plain,
+)
 from . import metrics, native, proof, registry
 from .contract import LOSS_SCALE, Framework, Scheduler, Step, StepResult, TrainState
 from .describing import Description, Native, ZooModel
@@ -35,6 +47,7 @@ __all__ = [
     "PLAIN_KINDS",
     "STATE_KEYS",
     "TOLERANCE",
+    "Clip",
     "Description",
     "Framework",
     "Group",

@@ -25,6 +25,13 @@ frameworks are known to differ:
   decoupled, p * (1 - lr * weight_decay); both correct the bias by steps counted per parameter, eps outside the root.
 - layer_adaptive: Adam's moments of g + weight_decay * p, no bias correction, and one step size per parameter,
   p - lr * mean(|m| / (sqrt(v) + eps)) * m (seed document 002).
+- nadam: torch.optim.NAdam's, L2 in the gradient. rmsprop: torch.optim.RMSprop's, not centered, eps outside the root,
+  momentum over what is divided. lion (Chen et al. 2023): p * (1 - lr * weight_decay) - lr * sign(b1 * m + (1 - b1) * g),
+  then m = b2 * m + (1 - b2) * g.
+- soft targets: loss = -mean over pictures of sum over classes of y * log_softmax(logits); rows of y need not sum to 1.
+- accumulate: the pictures are cut into this many equal parts, in order; each goes forward and backward by itself
+  (batchnorm layers see the part), and loss and gradients are the parts' means.
+- clip, of the gradients of the groups that train, before centralization: `Clip` says how.
 - grad_centralization (Yong et al. 2020): g loses its mean over `central_axes(shape)`, before weight decay of any kind.
 """
 
@@ -36,7 +43,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 
 from ..models import Tree, Weights
-from ..planning import Plan, UserError
+from ..planning import NO_CLIP, Clip, Plan, UserError
 from .describing import Native, ZooModel
 
 LOSS_SCALE = 2.0**7
@@ -56,6 +63,8 @@ class Step:
         frozen: canonical names of the batchnorm layers that run on their running statistics and keep them.
         seed: what is drawn at random in this step (dropout) follows from it alone, in every mode.
         gradients: whether the caller wants them.
+        clip: what bounds them; the same in every step of a run.
+        accumulate: how many parts the pictures are cut into; likewise.
     """
 
     index: int
@@ -63,15 +72,17 @@ class Step:
     frozen: frozenset[str]
     seed: int
     gradients: bool = False
+    clip: Clip = NO_CLIP
+    accumulate: int = 1
 
 
 class StepResult(NamedTuple):
     """What a step gave.
 
     Args:
-        loss: mean cross-entropy before the update, a native scalar: nothing waits for the device.
+        loss: mean cross-entropy of all pictures before the update, a native scalar: nothing waits for the device.
         gradients: float32 by canonical name, where `Step.gradients` asked for them: of the parameters that trained, as
-            the loss gave them, before weight decay and centralization, so that the proof need not take the plugin's
+            the loss gave them, before clipping, weight decay and centralization, so that the proof need not take the plugin's
             word for those. (A graph that cannot tell them apart gives them centralized.)
     """
 
@@ -259,8 +270,8 @@ class Framework(ABC):
         Args:
             state: as made; the lrs of this step are written already.
             x: float32 [B, C, H, W] or int64 [B, T].
-            y: int64 [B].
-            step: which groups train, which batchnorm layers rest, the seed, whether gradients are wanted.
+            y: int64 [B], or float32 [B, classes]: soft targets; one of the two throughout a run.
+            step: which groups train, which batchnorm layers rest, the seed, whether gradients are wanted, clipping.
         """
 
     @abstractmethod

@@ -13,9 +13,13 @@ STATE_KEYS: Mapping[str, tuple[str, ...]] = {
     "momentum": ("momentum_buffer",),
     "adam": ("exp_avg", "exp_avg_sq", "step"),
     "adamw": ("exp_avg", "exp_avg_sq", "step"),
+    "nadam": ("exp_avg", "exp_avg_sq", "mu_product", "step"),
+    "rmsprop": ("momentum_buffer", "square_avg", "step"),
+    "lion": ("exp_avg",),
     "layer_adaptive": ("exp_avg", "exp_avg_sq"),
 }
-"""torch's keys of what each optimizer keeps for a parameter; `step` is a scalar, the others have its shape."""
+"""torch's keys of what each optimizer keeps for a parameter (rmsprop its momentum_buffer only where its momentum is
+above 0); `step` and `mu_product` are scalars, the others have its shape."""
 
 
 def in_order(parts: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any]:

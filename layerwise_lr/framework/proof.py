@@ -11,7 +11,7 @@ until rounding is far below the tolerance; afterwards nothing of it is left). An
 steps of the run itself, from what the run holds: rounding of the weights is allowed for.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import ceil, isfinite, log2, sqrt
@@ -34,6 +34,7 @@ _BLOCK = 2**16  # numbers measured at once
 _ROUNDINGS = 3  # of a weight in one update: the decay's, the step's, the copy's
 
 Batch = tuple[np.ndarray, np.ndarray]
+Clipped = Callable[[np.ndarray], np.ndarray]
 
 
 class Measurement(NamedTuple):
@@ -202,7 +203,7 @@ def measure(
         plan: that step's.
         step: counted from 0.
         before, after: all weights and buffers around it.
-        gradients: of the step, before weight decay and centralization.
+        gradients: of the step, before clipping, weight decay and centralization.
         state: the optimizer's before it, "parameter/key" -> array.
         begun: the step before which it was empty.
     """
@@ -210,8 +211,9 @@ def measure(
     for key, array in state.items():
         name, _, part = key.rpartition("/")
         held.setdefault(name, {})[part] = array
+    clipped = _clipping(plan, gradients)
     rows = [
-        _moving(plan, group, step, before, after, gradients, held, step - max(begun, group.active[0]))
+        _moving(plan, group, step, before, after, gradients, clipped, held, step - max(begun, group.active[0]))
         if plan.lr(step, group)
         else _resting(group.name, group.params, step, before, after)
         for group in plan.groups
@@ -219,6 +221,17 @@ def measure(
     known = {name for group in plan.groups for name in group.params}
     rest = [name for name in before if name not in known and name.rpartition(".")[0] in plan.frozen(step)]
     return [*rows, _resting("batchnorm statistics", rest, step, before, after)] if rest else rows
+
+
+def _clipping(plan: Plan, gradients: Weights) -> Clipped:
+    """What the plan's clipping makes of a part of these gradients, all that the step has."""
+    if (bound := plan.clip.value) is not None:
+        return lambda g: np.clip(g, -bound, bound)
+    if plan.clip.norm is None:
+        return lambda g: g
+    norm = sqrt(sum(float(np.square(g, dtype=np.float64).sum()) for g in gradients.values()))
+    scale = np.float32(min(1.0, plan.clip.norm / (norm + 1e-6)))
+    return lambda g: g * scale
 
 
 def _resting(group: str, names: Sequence[str], step: int, before: Weights, after: Weights) -> Measurement:
@@ -235,6 +248,7 @@ def _moving(
     before: Weights,
     after: Weights,
     gradients: Weights,
+    clipped: Clipped,
     held: Mapping[str, Mapping[str, np.ndarray]],
     trained: int,
 ) -> Measurement:
@@ -250,7 +264,7 @@ def _moving(
         own = held.get(name, {})
         if counts:
             errors[f"{name}/step"] = abs(float(own.get("step", 0)) - trained) / max(trained, 1)
-        sums = _sums(plan, group, planned, before[name], after[name], gradients[name], own)
+        sums = _sums(plan, group, planned, before[name], after[name], gradients[name], clipped, own)
         dot, square = dot + sums.dot, square + sums.unit
         errors[name], hidden = _error(sums, planned)
         resolution = max(resolution, hidden)
@@ -276,6 +290,7 @@ def _sums(
     before: np.ndarray,
     after: np.ndarray,
     gradient: np.ndarray,
+    clipped: Clipped,
     held: Mapping[str, np.ndarray],
 ) -> _Sums:
     """In float32 as the framework computes, summed in float64; in blocks of rows that stay in the cache: several times
@@ -284,12 +299,14 @@ def _sums(
     rows = len(before) if spec.name in WHOLE else max(1, _BLOCK * len(before) // before.size)
     for begins in range(0, len(before), rows):
         part = slice(begins, begins + rows)
-        g, w = gradient[part], before[part]
+        g, w = clipped(gradient[part]), before[part]
         if group.grad_centralization and (axes := central_axes(g.shape)):
             g = g - g.mean(axes, keepdims=True)
         own = {k: a[part] if a.shape == before.shape else a for k, a in held.items()}
         arrays = UNITS[spec.name](spec, w, g, group.weight_decay, own), after[part] - w, w
         unit, moved, weight = (array.ravel().astype(np.float64) for array in arrays)
+        unknown = np.isnan(unit) & np.isfinite(moved)
+        unit[unknown] = moved[unknown] = 0
         off = moved + lr * unit
         total += -(moved @ unit), unit @ unit, off @ off, weight @ weight + weight.size * _LEAST**2
     return _Sums(*map(float, total))

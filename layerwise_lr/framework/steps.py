@@ -24,6 +24,7 @@ def take_step(
     seed: int,
     gradients: bool = False,
 ) -> StepResult:
-    """Step `index` of the plan on `batch`: (x float32 [B, C, H, W], y int64 [B])."""
+    """Step `index` of the plan on `batch`: (x float32 [B, C, H, W], y int64 [B] or float32 [B, classes])."""
     state.scheduler.apply(index)
-    return framework.train_step(state, *batch, Step(index, plan.active(index), plan.frozen(index), seed, gradients))
+    step = Step(index, plan.active(index), plan.frozen(index), seed, gradients, plan.clip, plan.accumulate)
+    return framework.train_step(state, *batch, step)

@@ -1,7 +1,7 @@
 """What each optimizer subtracts from a parameter per unit of lr, in NumPy: torch's formulas, from the state before.
 
 w, g: the parameter and its gradient (before weight decay), one shape. held: the state under STATE_KEYS, {} for a
-parameter that has not trained yet. The plugin's arithmetic is measured against these; the reference plugin has its own.
+parameter that has not trained yet. NaN: cannot be told. The plugin's arithmetic is measured against these; the reference plugin has its own.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,6 +11,8 @@ import numpy as np
 from ..planning import OptimizerSpec
 
 Held = Mapping[str, np.ndarray]
+CANCELLED = 1e-5
+"""A sum smaller than this, in its terms, has a sign that rounding and the norm of a clipping may turn."""
 Unit = Callable[[OptimizerSpec, np.ndarray, np.ndarray, float, Held], np.ndarray]
 
 
@@ -36,6 +38,27 @@ def _adam(spec: OptimizerSpec, g: np.ndarray, held: Held) -> np.ndarray:
     return average / (1 - spec.betas[0] ** step) / (np.sqrt(corrected) + spec.eps)
 
 
+def _nadam(spec: OptimizerSpec, g: np.ndarray, held: Held) -> np.ndarray:
+    average, square = _moments(spec, g, held)
+    step = float(held.get("step", 0.0)) + 1
+    mu, following = (spec.betas[0] * (1 - 0.5 * 0.96 ** (at * spec.momentum_decay)) for at in (step, step + 1))
+    product = float(held.get("mu_product", 1.0)) * mu
+    mixed = (1 - mu) / (1 - product) * g + following / (1 - product * following) * average
+    return mixed / (np.sqrt(square / (1 - spec.betas[1] ** step)) + spec.eps)
+
+
+def _rmsprop(spec: OptimizerSpec, g: np.ndarray, held: Held) -> np.ndarray:
+    square = spec.alpha * held.get("square_avg", 0.0) + (1 - spec.alpha) * g * g
+    return spec.momentum * held.get("momentum_buffer", 0.0) + g / (np.sqrt(square) + spec.eps)
+
+
+def _lion(spec: OptimizerSpec, g: np.ndarray, held: Held) -> np.ndarray:
+    """NaN where the two terms cancel to less than rounding: the sign cannot be told."""
+    kept, new = spec.betas[0] * held.get("exp_avg", np.zeros_like(g)), (1 - spec.betas[0]) * g
+    size = np.abs(kept) + np.abs(new)
+    return np.where((np.abs(kept + new) > CANCELLED * size) | (size == 0), np.sign(kept + new), np.nan)
+
+
 def _layer_adaptive(spec: OptimizerSpec, g: np.ndarray, held: Held) -> np.ndarray:
     average, square = _moments(spec, g, held)
     return (np.abs(average) / (np.sqrt(square) + spec.eps)).mean() * average
@@ -46,6 +69,9 @@ UNITS: Mapping[str, Unit] = {
     "momentum": _momentum,
     "adam": lambda spec, w, g, weight_decay, held: _adam(spec, g + weight_decay * w, held),
     "adamw": lambda spec, w, g, weight_decay, held: _adam(spec, g, held) + weight_decay * w,
+    "nadam": lambda spec, w, g, weight_decay, held: _nadam(spec, g + weight_decay * w, held),
+    "rmsprop": lambda spec, w, g, weight_decay, held: _rmsprop(spec, g + weight_decay * w, held),
+    "lion": lambda spec, w, g, weight_decay, held: _lion(spec, g, held) + weight_decay * w,
     "layer_adaptive": lambda spec, w, g, weight_decay, held: _layer_adaptive(spec, g + weight_decay * w, held),
 }
 

@@ -173,6 +173,7 @@ PLAIN_KINDS: Mapping[str, tuple[str, ...]] = {
     "globalpool": (),  # [B, C, H, W] -> [B, C]
     "flatten": (),
     "dropout": ("p",),
+    "drop_path": ("p",),  # stochastic depth (Huang et al. 2016): a sample's whole input is dropped, the kept scaled up
     "to_tokens": (),  # [B, D, H, W] -> [B, H * W, D]
     "first_token": (),  # [B, T, D] -> [B, D]
     "mean_tokens": (),  # mean over all but the class token

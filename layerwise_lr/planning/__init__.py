@@ -13,15 +13,17 @@ from .groups import FOREVER, Group, GroupingSpec, GroupSpec
 from .names import bare_name
 from .order import Module, Order, execution_order
 from .params import ParamInfo, ParamTable
-from .plan import OPTIMIZERS, OptimizerSpec, Phase, Plan, UpdateRule, make_plan
+from .plan import NO_CLIP, OPTIMIZERS, Clip, OptimizerSpec, Phase, Plan, UpdateRule, make_plan
 from .schedules import Duration, Schedule, ScheduleSpec
 from .timm_groups import timm_depths
 
 __all__ = [
     "CONVENTIONS",
     "FOREVER",
+    "NO_CLIP",
     "OPTIMIZERS",
     "Absent",
+    "Clip",
     "Difference",
     "Duration",
     "FreezeSpec",

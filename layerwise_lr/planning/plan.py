@@ -31,13 +31,15 @@ class OptimizerSpec:
     """One optimizer as data; formulas are torch's, layer_adaptive's is in the reference plugin's optimizers.py.
 
     Args:
-        name: sgd | momentum | adam | adamw | layer_adaptive.
+        name: sgd | momentum | adam | adamw | nadam | rmsprop | lion | layer_adaptive.
         lr: the base lr, per step; groups scale it.
-        weight_decay: decoupled for adamw, L2 for all others.
-        momentum: of momentum.
+        weight_decay: decoupled for adamw and lion, L2 for all others.
+        momentum: of momentum and rmsprop.
         nesterov: of momentum.
-        betas: of adam, adamw, layer_adaptive.
-        eps: of adam, adamw, layer_adaptive.
+        betas: of adam, adamw, nadam, lion, layer_adaptive.
+        eps: of adam, adamw, nadam, rmsprop, layer_adaptive.
+        alpha: of rmsprop: what the mean of squares keeps at each step.
+        momentum_decay: of nadam: how fast its momentum grows to betas[0].
     """
 
     name: str = "adamw"
@@ -47,10 +49,29 @@ class OptimizerSpec:
     nesterov: bool = False
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
+    alpha: float = 0.99
+    momentum_decay: float = 4e-3
 
     def __hash__(self) -> int:
         """By its values: not frozen only because OmegaConf makes frozen ones read-only; nobody changes it."""
-        return hash((self.name, self.lr, self.weight_decay, self.momentum, self.nesterov, tuple(self.betas), self.eps))
+        return hash(tuple(tuple(v) if isinstance(v, list) else v for v in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class Clip:
+    """How gradients are bounded before any optimizer sees them: at most one of the two, as torch.nn.utils does it.
+
+    Args:
+        norm: all gradients of a step are scaled down together until their common L2 norm is at most this:
+            times min(1, norm / (their norm + 1e-6)).
+        value: each number of a gradient is brought into -value to value.
+    """
+
+    norm: float | None = None
+    value: float | None = None
+
+
+NO_CLIP = Clip()
 
 
 HIGHEST = 1e6
@@ -61,7 +82,7 @@ REMEDIES = {
     "lr is above": "lower scheduler.gamma",
 }
 """What to do, by a part of the fault."""
-OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "layer_adaptive")
+OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "nadam", "rmsprop", "lion", "layer_adaptive")
 
 
 class Phase(NamedTuple):
@@ -97,6 +118,8 @@ class Plan:
         optimizers: by name; "default" is the run's.
         total_steps: length of the run.
         batchnorms: layer -> its own parameters, of the batchnorm layers that rest while none of those trains.
+        clip: of the gradients.
+        accumulate: parts that a step's pictures are cut into; their gradients' mean is the step's.
     """
 
     groups: tuple[Group, ...]
@@ -105,6 +128,8 @@ class Plan:
     optimizers: Mapping[str, OptimizerSpec]
     total_steps: int
     batchnorms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    clip: Clip = NO_CLIP
+    accumulate: int = 1
 
     @cached_property
     def _functions(self) -> dict[str, Schedule]:
@@ -221,7 +246,8 @@ class Plan:
         named = {n: ScheduleSpec(**s) for n, s in data["schedules"].items()}
         optimizers = {n: OptimizerSpec(**o) for n, o in data["optimizers"].items()}
         batchnorms = {layer: tuple(own) for layer, own in data["batchnorms"].items()}
-        return cls(groups, data["base_lr"], named, optimizers, data["total_steps"], batchnorms)
+        clip, parts = Clip(**data["clip"]), data["accumulate"]
+        return cls(groups, data["base_lr"], named, optimizers, data["total_steps"], batchnorms, clip, parts)
 
     @cached_property
     def sha256(self) -> str:

@@ -101,6 +101,8 @@ RULES = (
         lambda betas, _: len(betas) == 2 and all(0 <= b < 1 for b in betas),
         "two numbers from 0 to below 1",
     ),
+    Rule(OptimizerSpec, "alpha", lambda a, _: 0 <= a < 1, "from 0 to below 1"),
+    Rule(OptimizerSpec, "momentum_decay", lambda d, _: 0 <= d <= 1e6, "from 0 to 1e6"),
     Rule(OptimizerSpec, "eps", lambda eps, _: 1e-30 <= eps <= 1, "from 1e-30 to 1: float32 holds no less"),
 )
 """Of the specs that a plan is made of."""

@@ -34,6 +34,9 @@ OPTIMIZER: Table = {
     "momentum": ("momentum", "nesterov"),
     "adam": ("betas", "eps"),
     "adamw": ("betas", "eps"),
+    "nadam": ("betas", "eps", "momentum_decay"),
+    "rmsprop": ("alpha", "eps", "momentum"),
+    "lion": ("betas",),
     "layer_adaptive": ("betas", "eps"),
 }
 GROUPING: Table = {

@@ -61,7 +61,7 @@ class MindSporeFramework(core.Framework):
     """
 
     kinds: ClassVar[tuple[str, ...]] = (*core.KINDS, *core.PLAIN_KINDS)
-    optimizers: ClassVar[tuple[str, ...]] = core.OPTIMIZERS
+    optimizers: ClassVar[tuple[str, ...]] = ("sgd", "momentum", "adam", "adamw", "layer_adaptive")
     modes: ClassVar[tuple[str, ...]] = ("pynative", "graph")
     precisions: ClassVar[tuple[str, ...]] = tuple(_DTYPES)
     sources: ClassVar[tuple[str, ...]] = tuple(zoo.BUILDERS)

@@ -29,7 +29,7 @@ class OneflowFramework(core.Framework):
     """
 
     kinds: ClassVar[tuple[str, ...]] = (*core.KINDS, *core.PLAIN_KINDS)
-    optimizers: ClassVar[tuple[str, ...]] = core.OPTIMIZERS
+    optimizers: ClassVar[tuple[str, ...]] = ("sgd", "momentum", "adam", "adamw", "layer_adaptive")
     modes: ClassVar[tuple[str, ...]] = ("eager", "graph", "graph_native")
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
     sources: ClassVar[tuple[str, ...]] = tuple(zoo.BUILDERS)

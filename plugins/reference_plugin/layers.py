@@ -270,11 +270,22 @@ class Dropout(Base):
 
     def forward(self, x: Array, train: bool, rng: np.random.Generator) -> Array:
         keep = 1 - self.options["p"]
-        self.kept = (rng.random(x.shape) < keep) / keep if train else np.ones(())
+        self.kept = (rng.random(self.shape(x)) < keep) / keep if train else np.ones(())
         return x * self.kept
 
     def backward(self, dy: Array) -> Array:
         return dy * self.kept
+
+    def shape(self, x: Array) -> tuple[int, ...]:
+        """Of the mask."""
+        return x.shape
+
+
+class DropPath(Dropout):
+    """Likewise, whole samples."""
+
+    def shape(self, x: Array) -> tuple[int, ...]:
+        return (len(x), *(1,) * (x.ndim - 1))
 
 
 class Pointwise(Base):
@@ -362,6 +373,7 @@ KINDS: Mapping[str, Callable[[Layer], Op]] = {
     "maxpool": MaxPool,
     "avgpool": AvgPool,
     "dropout": Dropout,
+    "drop_path": DropPath,
     **dict.fromkeys(Reshape.FORWARD, Reshape),
 }
 
@@ -417,10 +429,9 @@ class Model:
 
 
 def loss(logits: Array, y: Array) -> tuple[float, Array]:
-    """(mean cross-entropy, its gradient by the logits)."""
+    """(mean cross-entropy, its gradient by the logits); y: int64 [B], or soft targets [B, classes]."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    rows = np.arange(len(y))
-    gradient = np.exp(log_p)
-    gradient[rows, y] -= 1
-    return float(-log_p[rows, y].mean()), gradient / len(y)
+    soft = np.eye(logits.shape[1])[y] if y.ndim == 1 else y.astype(np.float64)
+    gradient = np.exp(log_p) * soft.sum(axis=1, keepdims=True) - soft
+    return float(-(soft * log_p).sum() / len(y)), gradient / len(y)

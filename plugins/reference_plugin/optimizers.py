@@ -37,6 +37,39 @@ def adamw(spec: OptimizerSpec, p: Array, g: Array, state: State, lr: float, weig
     return _adam_step(spec, p * (1 - lr * weight_decay), g, state, lr)
 
 
+def nadam(spec: OptimizerSpec, p: Array, g: Array, state: State, lr: float, weight_decay: float) -> Array:
+    """Dozat 2016 as torch.optim.NAdam has it: Adam whose momentum grows to betas[0] and looks one step ahead."""
+    g, step = g + weight_decay * p, float(state.get("step", np.zeros(()))) + 1
+    mu = spec.betas[0] * (1 - 0.5 * 0.96 ** (step * spec.momentum_decay))
+    following = spec.betas[0] * (1 - 0.5 * 0.96 ** ((step + 1) * spec.momentum_decay))
+    product = float(state.get("mu_product", np.ones(()))) * mu
+    state["step"], state["mu_product"] = np.array(step), np.array(product)
+    _moments(spec, g, state)
+    denominator = np.sqrt(state["exp_avg_sq"] / (1 - spec.betas[1] ** step)) + spec.eps
+    p = p - lr * (1 - mu) / (1 - product) * g / denominator
+    return p - lr * following / (1 - product * following) * state["exp_avg"] / denominator
+
+
+def rmsprop(spec: OptimizerSpec, p: Array, g: Array, state: State, lr: float, weight_decay: float) -> Array:
+    """Hinton's, as torch.optim.RMSprop has it, not centered: v = alpha v + (1 - alpha) g g; p - lr g / (sqrt(v) + eps),
+    with momentum over the quotient."""
+    g = g + weight_decay * p
+    state["step"] = state.get("step", np.zeros(())) + 1
+    state["square_avg"] = spec.alpha * state.get("square_avg", np.zeros_like(p)) + (1 - spec.alpha) * g * g
+    quotient = g / (np.sqrt(state["square_avg"]) + spec.eps)
+    if spec.momentum:
+        quotient = spec.momentum * state.get("momentum_buffer", np.zeros_like(p)) + quotient
+        state["momentum_buffer"] = quotient
+    return p - lr * quotient
+
+
+def lion(spec: OptimizerSpec, p: Array, g: Array, state: State, lr: float, weight_decay: float) -> Array:
+    """Chen et al. 2023: p (1 - lr wd) - lr sign(b1 m + (1 - b1) g), then m = b2 m + (1 - b2) g."""
+    (beta1, beta2), m = spec.betas, state.get("exp_avg", np.zeros_like(p))
+    state["exp_avg"] = beta2 * m + (1 - beta2) * g
+    return p * (1 - lr * weight_decay) - lr * np.sign(beta1 * m + (1 - beta1) * g)
+
+
 def layer_adaptive(spec: OptimizerSpec, p: Array, g: Array, state: State, lr: float, weight_decay: float) -> Array:
     """p - s m with one step size per parameter, s = lr * mean(|m| / (sqrt(v) + eps)); m, v are Adam's moments.
 
@@ -46,10 +79,7 @@ def layer_adaptive(spec: OptimizerSpec, p: Array, g: Array, state: State, lr: fl
     by memory address (a checkpoint's groups come back in another order), waits for the device once per parameter and
     step (.item()), writes through p.data, and calls a closure with gradients on or off as the caller left them.
     """
-    beta1, beta2 = spec.betas
-    g = g + weight_decay * p
-    state["exp_avg"] = beta1 * state.get("exp_avg", np.zeros_like(p)) + (1 - beta1) * g
-    state["exp_avg_sq"] = beta2 * state.get("exp_avg_sq", np.zeros_like(p)) + (1 - beta2) * g * g
+    _moments(spec, g + weight_decay * p, state)
     ratio = np.abs(state["exp_avg"]) / (np.sqrt(state["exp_avg_sq"]) + spec.eps)
     return p - lr * ratio.mean() * state["exp_avg"]
 
@@ -58,10 +88,16 @@ def _adam_step(spec: OptimizerSpec, p: Array, g: Array, state: State, lr: float)
     beta1, beta2 = spec.betas
     step = float(state.get("step", np.zeros(()))) + 1
     state["step"] = np.array(step)
-    state["exp_avg"] = beta1 * state.get("exp_avg", np.zeros_like(p)) + (1 - beta1) * g
-    state["exp_avg_sq"] = beta2 * state.get("exp_avg_sq", np.zeros_like(p)) + (1 - beta2) * g * g
+    _moments(spec, g, state)
     denominator = np.sqrt(state["exp_avg_sq"] / (1 - beta2**step)) + spec.eps
     return p - lr * (state["exp_avg"] / (1 - beta1**step)) / denominator
+
+
+def _moments(spec: OptimizerSpec, g: Array, state: State) -> None:
+    """Adam's, after this gradient."""
+    beta1, beta2 = spec.betas
+    state["exp_avg"] = beta1 * state.get("exp_avg", np.zeros_like(g)) + (1 - beta1) * g
+    state["exp_avg_sq"] = beta2 * state.get("exp_avg_sq", np.zeros_like(g)) + (1 - beta2) * g * g
 
 
 UPDATES: Mapping[str, Update] = {
@@ -69,5 +105,8 @@ UPDATES: Mapping[str, Update] = {
     "momentum": momentum,
     "adam": adam,
     "adamw": adamw,
+    "nadam": nadam,
+    "rmsprop": rmsprop,
+    "lion": lion,
     "layer_adaptive": layer_adaptive,
 }

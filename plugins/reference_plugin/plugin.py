@@ -1,6 +1,6 @@
 """NumPy in float64 over float32 weights: the verbs in the contract's order. Slow, and meant to be read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -90,18 +90,22 @@ class ReferenceFramework(core.Framework):
         for name, op in state.model.ops:
             if isinstance(op, layers.BatchNorm):
                 op.frozen = name in step.frozen
-        logits = state.model.chain.forward(_wide(x), True, np.random.default_rng(step.seed))
-        loss, gradient = layers.loss(logits, y)
-        state.model.chain.backward(gradient)
         active = [group for group, on in zip(state.optimizer, step.active, strict=True) if on]
-        gradients = {
-            name: op.grads[local].astype(np.float32)
-            for group in active
-            for name, (op, local) in zip(group.names, group.places, strict=True)
-        }
+        draw, losses, sums = np.random.default_rng(step.seed), [], dict[str, Any]()
+        for pictures, targets in zip(np.split(x, step.accumulate), np.split(y, step.accumulate), strict=True):
+            logits = state.model.chain.forward(_wide(pictures), True, draw)
+            loss, gradient = layers.loss(logits, targets)
+            state.model.chain.backward(gradient)
+            losses.append(loss)
+            for name, (op, local) in _places(active):
+                sums[name] = sums.get(name, 0.0) + op.grads[local] / step.accumulate
+        gradients = {name: gradient.astype(np.float32) for name, gradient in sums.items()}
+        clipped = _clipped(sums, step.clip)
+        for name, (op, local) in _places(active):
+            op.grads[local] = clipped[name]
         for group in active:
             _update(group)
-        return core.StepResult(loss, gradients if step.gradients else None)
+        return core.StepResult(float(np.mean(losses)), gradients if step.gradients else None)
 
     def predict(self, state: core.TrainState, x: np.ndarray) -> np.ndarray:
         """Logits in evaluation mode."""
@@ -129,6 +133,19 @@ class ReferenceFramework(core.Framework):
 
 def _wide(x: np.ndarray) -> np.ndarray:
     return x.astype(np.float64) if x.dtype.kind == "f" else x
+
+
+def _places(groups: Sequence[Group]) -> Iterator[tuple[str, tuple[layers.Op, str]]]:
+    return ((n, place) for g in groups for n, place in zip(g.names, g.places, strict=True))
+
+
+def _clipped(gradients: Mapping[str, Any], clip: core.Clip) -> Mapping[str, Any]:
+    if clip.value is not None:
+        return {name: np.clip(g, -clip.value, clip.value) for name, g in gradients.items()}
+    if clip.norm is not None:
+        norm = np.sqrt(sum((g**2).sum() for g in gradients.values()))
+        return {name: g * min(1.0, clip.norm / (norm + 1e-6)) for name, g in gradients.items()}
+    return gradients
 
 
 def _gradient(group: Group, place: tuple[layers.Op, str]) -> Any:

@@ -37,6 +37,19 @@ class Tokens(nn.Module):
         return torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
 
 
+class DropPath(nn.Module):
+    """Drop whole samples with probability p in training, scale the others up."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape that begins with B."""
+        kept = torch.ones((len(x), *(1,) * (x.ndim - 1)), dtype=x.dtype, device=x.device)
+        return x * nn.functional.dropout(kept, self.p, self.training)
+
+
 class LayerScale(nn.Module):
     """x * gamma; the declared `init` concerns the initial value only."""
 
@@ -78,6 +91,7 @@ KINDS: Mapping[str, Callable[..., Callable[[Tensor], Tensor]]] = {
     "globalpool": lambda: lambda x: x.mean((2, 3)),
     "flatten": nn.Flatten,
     "dropout": lambda p: nn.Dropout(p),
+    "drop_path": DropPath,
     "to_tokens": lambda: lambda x: x.flatten(2).transpose(1, 2),
     "first_token": lambda: lambda x: x[:, 0],
     "mean_tokens": lambda: lambda x: x[:, 1:].mean(1),

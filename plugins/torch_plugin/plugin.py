@@ -126,19 +126,23 @@ class TorchFramework(core.Framework):
                 param.requires_grad_(on)
         state.model.rest(step.frozen)
         state.model.zero_grad(set_to_none=True)
-        loss = functional.cross_entropy(self._forward(state.model, x), self._tensor(y))
-        if loss.requires_grad:  # else no group trains at this step
-            (loss * self.loss_scale).backward()
+        losses = []
+        for pictures, targets in zip(np.split(x, step.accumulate), np.split(y, step.accumulate), strict=True):
+            loss = functional.cross_entropy(self._forward(state.model, pictures), self._tensor(targets))
+            losses.append(loss.detach())
+            if loss.requires_grad:  # else no group trains at this step
+                (loss * (self.loss_scale / step.accumulate)).backward()
         if self.loss_scale != 1:
             for _, gradient, _ in _trained(state):
                 gradient /= self.loss_scale
         gradients = {name: _copy(gradient.float()) for name, gradient, _ in _trained(state)} if step.gradients else None
+        _clip(state, step.clip)
         for _, gradient, group in _trained(state):
             if group["grad_centralization"] and (axes := core.central_axes(gradient.shape)):
                 gradient -= gradient.mean(axes, keepdim=True)
         for optimizer in state.optimizer:
             optimizer.step()
-        return core.StepResult(loss.detach(), gradients)
+        return core.StepResult(losses[0] if len(losses) == 1 else torch.stack(losses).mean(), gradients)
 
     @torch.no_grad()
     def predict(self, state: core.TrainState, x: np.ndarray) -> np.ndarray:
@@ -184,6 +188,15 @@ def _like(param: torch.Tensor, array: np.ndarray) -> torch.Tensor:
     """State as torch lays it out: in the parameter's memory format; a step count stays as it is."""
     tensor = torch.from_numpy(np.array(array)).to(param.device)
     return torch.empty_like(param).copy_(tensor) if tensor.shape == param.shape else tensor
+
+
+def _clip(state: core.TrainState, clip: core.Clip) -> None:
+    """torch's own clipping, over all groups that train."""
+    params = [p for group in state.groups for p in group["params"] if p.grad is not None]
+    if clip.norm is not None:
+        nn.utils.clip_grad_norm_(params, clip.norm)
+    if clip.value is not None:
+        nn.utils.clip_grad_value_(params, clip.value)
 
 
 def _trained(state: core.TrainState) -> Iterator[tuple[str, torch.Tensor, Group]]:

@@ -22,7 +22,9 @@ def options(kind: str) -> set[str]:
 
 def values(kind: str) -> dict[str, set[object]]:
     """Option -> what the nets have of it."""
-    trees = [net.tree for each in nets.NETS.values() for net in each] + [tree for tree, _, _ in dropout.NETS]
+    trees = [net.tree for each in nets.NETS.values() for net in each] + [
+        tree for tree, _, _ in (*dropout.NETS, *dropout.PATHS)
+    ]
     found: dict[str, set[object]] = {}
     for tree in trees:
         for _, layer, _ in walk(tree.root):

@@ -27,6 +27,10 @@ OPTIMIZERS = {
     "nesterov": OptimizerSpec("momentum", lr=0.1, momentum=0.7, nesterov=True),
     "adam": OptimizerSpec("adam", lr=1e-3),
     "adamw": OptimizerSpec("adamw", lr=1e-3, betas=[0.8, 0.95], eps=1e-6),
+    "nadam": OptimizerSpec("nadam", lr=1e-3),
+    "rmsprop": OptimizerSpec("rmsprop", lr=1e-3, momentum=0.0),
+    "rmsprop, momentum": OptimizerSpec("rmsprop", lr=1e-3, alpha=0.9, momentum=0.7),
+    "lion": OptimizerSpec("lion", lr=1e-4, betas=[0.8, 0.95]),
     "layer_adaptive": OptimizerSpec("layer_adaptive", lr=0.1),
     "layer_adaptive, large eps": OptimizerSpec("layer_adaptive", lr=0.1, betas=[0.8, 0.95], eps=1e-3),
 }

@@ -36,6 +36,7 @@ CASES: Mapping[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "globalpool": (IMAGE, {}),
     "flatten": (IMAGE, {}),
     "dropout": (SEQUENCE, {"p": 0.0}),
+    "drop_path": (SEQUENCE, {"p": 0.0}),
     "to_tokens": (IMAGE, {}),
     "first_token": (SEQUENCE, {}),
     "mean_tokens": (SEQUENCE, {}),

@@ -37,7 +37,14 @@ OTHER = {  # another valid value of a key
         "parts": ["b", "a"],
         "starts": [20],
     },
-    "optimizer": {"momentum": 0.5, "nesterov": True, "betas": [0.5, 0.9], "eps": 0.1},
+    "optimizer": {
+        "momentum": 0.5,
+        "nesterov": True,
+        "betas": [0.5, 0.9],
+        "eps": 0.1,
+        "alpha": 0.5,
+        "momentum_decay": 0.5,
+    },
     "grouping": {
         "layer_decay": 0.5,
         "stem_scale": 0.3,
@@ -63,7 +70,13 @@ def effect(given):
     lrs = {name: [plan.lr(step, group) for step in range(plan.total_steps)] for name, group in plan.group_of().items()}
     rng = np.random.default_rng(0)
     w, g = rng.standard_normal((2, 5))
-    held = {"momentum_buffer": g[::-1], "exp_avg": g[::-1], "exp_avg_sq": g * g, "step": np.array(3.0)}
+    held = {
+        "momentum_buffer": g[::-1],
+        "exp_avg": g[::-1],
+        "exp_avg_sq": g * g,
+        "square_avg": g * g,
+        "step": np.array(3.0),
+    }
     unit = UNITS[plan.optimizers["default"].name](plan.optimizers["default"], w, g, 0.1, held)
     return lrs, {n: group.active for n, group in plan.group_of().items()}, unit.tolist()
 

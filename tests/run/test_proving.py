@@ -16,7 +16,10 @@ from layerwise_lr.framework.conformance.kit import (
     ADAMW,
     COSINE,
     LAYER_ADAPTIVE,
+    LION,
     MOMENTUM,
+    NADAM,
+    RMSPROP,
     SGD,
     Session,
     batch,
@@ -38,6 +41,9 @@ OPTIMIZERS = {
     "nesterov": replace(MOMENTUM, nesterov=True),
     "adam": replace(ADAMW, name="adam"),
     "adamw": ADAMW,
+    "nadam": NADAM,
+    "rmsprop": RMSPROP,
+    "lion": LION,
     "layer_adaptive": LAYER_ADAPTIVE,
 }
 

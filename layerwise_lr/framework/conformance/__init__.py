@@ -9,12 +9,12 @@ the check, the group or parameter, the step, what was wanted and what was measur
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from . import dropout, freezing, kinds, learning_rates, optimizers, precisions, runs, values
+from . import dropout, freezing, gradients, kinds, learning_rates, optimizers, precisions, runs, values
 from .kit import TREES, Failure, Kit, NotApplicable
 
 CHECKS: Mapping[str, Callable[[Kit], None]] = {
     name.removeprefix("check_"): function
-    for room in (values, kinds, dropout, learning_rates, optimizers, freezing, runs, precisions)
+    for room in (values, gradients, kinds, dropout, learning_rates, optimizers, freezing, runs, precisions)
     for name, function in vars(room).items()
     if name.startswith("check_")
 }

@@ -2,6 +2,7 @@
 gradient tells every element that the layer let through, and by how much it was scaled.
 """
 
+from collections.abc import Sequence
 from math import prod, sqrt
 
 import numpy as np
@@ -28,7 +29,12 @@ def _dropout(p: float) -> Layer:
     return Layer("dropout", "", {"p": p})
 
 
-NETS: tuple[tuple[Tree, tuple[float, ...], tuple[int, ...]], ...] = (
+def _dropped(p: float) -> Layer:
+    return Layer("drop_path", "", {"p": p})
+
+
+Net = tuple[Tree, tuple[float, ...], tuple[int, ...]]
+NETS: tuple[Net, ...] = (
     (_tree(6, _dropout(0.3)), (0.3,), (6, 3, 5)),
     (
         _tree(6, Layer("to_tokens"), _dropout(0.7), Layer("flatten"), _dropout(0.0), _dropout(0.4)),
@@ -38,6 +44,12 @@ NETS: tuple[tuple[Tree, tuple[float, ...], tuple[int, ...]], ...] = (
 )
 """(tree, p of each of its dropouts, shape of one sample where they are): pictures; tokens, then vectors."""
 
+PATHS: tuple[Net, ...] = (
+    (_tree(6, _dropped(0.3)), (0.3,), ()),
+    (_tree(6, Layer("to_tokens"), _dropped(0.4), Layer("flatten"), _dropped(0.0), _dropped(0.2)), (0.4, 0.0, 0.2), ()),
+)
+"""Likewise of drop_path, which draws once a sample."""
+
 
 def _ones(tree: Tree, step: int) -> tuple[np.ndarray, np.ndarray]:
     """Each sample in a class of its own; the last class has none."""
@@ -46,23 +58,32 @@ def _ones(tree: Tree, step: int) -> tuple[np.ndarray, np.ndarray]:
 
 def check_kind_dropout(kit: Kit) -> None:
     """dropout lets each element through by itself with probability 1 - p, divided by that; in evaluation, as it is."""
-    listed(kit, "dropout")
-    for tree, ps, shape in NETS:
+    _check(kit, "dropout", NETS, SEEDS)
+
+
+def check_kind_drop_path(kit: Kit) -> None:
+    """drop_path lets each sample through whole with probability 1 - p, divided by that; in evaluation, as it is."""
+    _check(kit, "drop_path", PATHS, range(3, 43))
+
+
+def _check(kit: Kit, kind: str, nets: Sequence[Net], seeds: Sequence[int]) -> None:
+    listed(kit, kind)
+    for tree, ps, shape in nets:
         weights = loud(tree)
         session = kit.session(tree, plan_for(tree, kit.optimizers(*ANY_OPTIMIZER)[0]), weights=weights, data=_ones)
         where, keep = f"p={ps}", prod(1 - p for p in ps)
         drawn = []
-        for seed in SEEDS:
+        for seed in seeds:
             seen = _let_through(session, weights, seed)
             mask = seen > 0.5
             close(f"{where}, seed {seed}", {"elements": seen}, {"elements": mask / keep}, 1e-4)
             _trains_behind(f"{where}, seed {seed}", session, weights, seen, seed)
-            drawn.append(mask.reshape(SAMPLES, *shape))
+            drawn.append(_of_samples(where, mask) if kind == "drop_path" else mask.reshape(SAMPLES, *shape))
         _is_random(where, np.stack(drawn), keep)
-        again = _let_through(session, weights, SEEDS[0]) > 0.5
+        again = _let_through(session, weights, seeds[0]) > 0.5
         need(
-            np.array_equal(again, drawn[0].reshape(again.shape)),
-            f"{where}: mask of seed {SEEDS[0]}",
+            np.array_equal(again, np.broadcast_to(drawn[0].reshape(SAMPLES, -1), again.shape)),
+            f"{where}: mask of seed {seeds[0]}",
             "again",
             "another",
         )
@@ -70,6 +91,13 @@ def check_kind_dropout(kit: Kit) -> None:
         got = {"logits": session.framework.predict(session.state, _ones(tree, 0)[0])}
         whole = {"logits": _logits(weights, np.ones((SAMPLES, weights["head.weight"].shape[1])))}
         close(f"{where}, evaluation", got, whole, 2e-5)
+
+
+def _of_samples(where: str, mask: np.ndarray) -> np.ndarray:
+    """[SAMPLES, 1] of a mask [SAMPLES, elements] that is the same throughout a sample."""
+    parts = int((mask != mask[:, :1]).any(axis=1).sum())
+    need(parts == 0, f"{where}: samples of which a part is let through", 0, parts)
+    return mask[:, :1]
 
 
 def _let_through(session: Session, weights: Weights, seed: int) -> np.ndarray:

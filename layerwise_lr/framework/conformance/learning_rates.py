@@ -13,7 +13,10 @@ from .kit import (
     CONSTANT,
     COSINE,
     LAYER_ADAPTIVE,
+    LION,
     MOMENTUM,
+    NADAM,
+    RMSPROP,
     SGD,
     TREES,
     Failure,
@@ -45,6 +48,11 @@ def check_effective_lr(kit: Kit) -> None:
 def check_effective_lr_layer_adaptive(kit: Kit) -> None:
     """The same under layer_adaptive."""
     _effective_lr(kit, (LAYER_ADAPTIVE,))
+
+
+def check_effective_lr_others(kit: Kit) -> None:
+    """The same under nadam, rmsprop (with and without momentum) and lion."""
+    _effective_lr(kit, (NADAM, RMSPROP, replace(RMSPROP, momentum=0.0), LION))
 
 
 def _effective_lr(kit: Kit, optimizers: Sequence[OptimizerSpec]) -> None:

@@ -5,12 +5,16 @@ from dataclasses import replace
 
 from ...models import Weights
 from ...planning import GroupingSpec, GroupSpec, OptimizerSpec
+from ..offers import STATE_KEYS
 from .kit import (
     ADAMW,
     COSINE,
     DECAY,
     LAYER_ADAPTIVE,
+    LION,
     MOMENTUM,
+    NADAM,
+    RMSPROP,
     SGD,
     TREES,
     Kit,
@@ -52,6 +56,9 @@ check_optimizer_momentum = _optimizer_check("momentum", MOMENTUM)
 check_optimizer_nesterov = _optimizer_check("nesterov", replace(MOMENTUM, nesterov=True))
 check_optimizer_adam = _optimizer_check("adam", replace(ADAMW, name="adam", eps=1e-4))
 check_optimizer_adamw = _optimizer_check("adamw", replace(ADAMW, eps=1e-4))
+check_optimizer_nadam = _optimizer_check("nadam", NADAM)
+check_optimizer_rmsprop = _optimizer_check("rmsprop", RMSPROP)
+check_optimizer_lion = _optimizer_check("lion", LION)
 check_optimizer_layer_adaptive = _optimizer_check(  # several parameters in a group: each has a step size of its own
     "layer_adaptive", replace(LAYER_ADAPTIVE, eps=1e-4), GroupingSpec("backbone_head", backbone_scale=0.5)
 )
@@ -94,6 +101,11 @@ def check_reset_optimizer_state(kit: Kit) -> None:
     _reset(kit, (MOMENTUM, ADAMW))
 
 
+def check_reset_others(kit: Kit) -> None:
+    """The same under nadam, rmsprop and lion."""
+    _reset(kit, (NADAM, RMSPROP, LION))
+
+
 def check_reset_layer_adaptive(kit: Kit) -> None:
     """The same under layer_adaptive."""
     _reset(kit, (LAYER_ADAPTIVE,))
@@ -111,6 +123,14 @@ def _reset(kit: Kit, optimizers: Sequence[OptimizerSpec]) -> None:
         curve(optimizer.name, again.losses, fresh.losses, 1e-6)
         close(optimizer.name, again.weights, fresh.weights, 1e-5)
         close(f"{optimizer.name}, state", again.state, fresh.state, 1e-5)
+
+
+def check_resume_others(kit: Kit) -> None:
+    """The same under nadam, rmsprop (with and without momentum) and lion, whose state comes under torch's keys."""
+    for optimizer in kit.optimizers(NADAM, RMSPROP, replace(RMSPROP, momentum=0.0), LION):
+        wanted = set(STATE_KEYS[optimizer.name]) - (set() if optimizer.momentum else {"momentum_buffer"})
+        keys = {key.rpartition("/")[2] for key in _resume(kit, (optimizer,))}
+        need(keys == wanted, f"keys of the state of {optimizer.name}", sorted(wanted), sorted(keys))
 
 
 def check_resume_layer_adaptive(kit: Kit) -> None:
