@@ -86,6 +86,13 @@ def mlp(num_classes: int, in_channels: int, image_size: int, width: int = 256, d
     return Tree("mlp", root, "classifier", (in_channels, image_size, image_size), num_classes)
 
 
+def _dropped(rate: float, index: int, blocks: int) -> tuple[Node, ...]:
+    """Stochastic depth at the end of a branch of block `index`: linear from 0 in the first block to `rate` in the last
+    (Huang et al. 2016)."""
+    p = rate * index / max(blocks - 1, 1)
+    return (Layer("drop_path", "", {"p": p}),) if p else ()
+
+
 def _basic_block(i: int, o: int, stride: int) -> tuple[Node, ...]:
     return (
         conv("conv1", i, o, 3, stride),
@@ -119,9 +126,10 @@ def resnet(
     block: Callable[[int, int, int], tuple[Node, ...]] = _basic_block,
     expansion: int = 1,
     width: int = 64,
+    drop_path: float = 0.0,
 ) -> Tree:
     """ResNet (He et al. 2016) with torchvision's names: conv1 bn1 layer1..4 fc; one depth per block. The published ones
-    are 64 channels wide at the stem."""
+    are 64 channels wide at the stem. `drop_path` as in timm: before the sum, from 0 in the first block on."""
     nodes: list[Node] = [
         Seq("", (conv("conv1", in_channels, width, 7, 2), batchnorm("bn1", width)), depth=0),
         Layer("relu"),
@@ -136,7 +144,7 @@ def resnet(
             if stride != 1 or channels != out:
                 down = (Seq("downsample", (conv("0", channels, out, 1, stride), batchnorm("1", out))),)
             depth += 1
-            body = Residual("", block(channels, out, stride), down)
+            body = Residual("", (*block(channels, out, stride), *_dropped(drop_path, depth - 1, sum(blocks))), down)
             children.append(Seq(str(index), (body, Layer("relu")), depth=depth))
             channels = out
         nodes.append(Seq(f"layer{stage + 1}", tuple(children)))
@@ -187,12 +195,15 @@ def vit(
     layer_scale: float | None = None,
     pool: str = "token",
     pre_norm: bool = False,
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
 ) -> Tree:
     """ViT (Dosovitskiy et al. 2021) with timm's names; `layer_scale` is its initial value (DINOv2: 1e-5).
 
     Depth as in MAE, BEiT and seed document 001: tokens and patch embedding 0, block i at i + 1, the final norm
     with the head at depth + 1. `pool="avg"` averages the patch tokens and norms after that (timm's fc_norm).
     `pre_norm` norms the tokens before the first block and leaves the patches' bias out (CLIP's towers, eps 1e-5).
+    `dropout` is before the head (timm's drop_rate), `drop_path` in both branches of a block (its drop_path_rate).
     """
     if image_size % patch_size:
         fits = -(-image_size // patch_size) * patch_size
@@ -222,8 +233,10 @@ def vit(
         return Seq(
             str(index),
             (
-                Residual("", (norm("norm1"), attention, *scale("ls1"))),
-                Residual("", (norm("norm2"), Seq("mlp", mlp_layers), *scale("ls2"))),
+                Residual("", (norm("norm1"), attention, *scale("ls1"), *_dropped(drop_path, index, depth))),
+                Residual(
+                    "", (norm("norm2"), Seq("mlp", mlp_layers), *scale("ls2"), *_dropped(drop_path, index, depth))
+                ),
             ),
             depth=index + 1,
         )
@@ -241,6 +254,7 @@ def vit(
         *((norm("norm_pre", 0),) if pre_norm else ()),
         Seq("blocks", tuple(block(i) for i in range(depth))),
         *tail,
+        *((Layer("dropout", "", {"p": dropout}),) if dropout else ()),
         linear("head", embed_dim, num_classes, 0.02, depth=last),
     )
     return Tree(name, Seq("", nodes), "head", (in_channels, image_size, image_size), num_classes)

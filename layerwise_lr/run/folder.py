@@ -12,14 +12,14 @@ import os
 import shutil
 import socket
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from ..planning import UserError
 
@@ -147,22 +147,42 @@ class RunFolder:
         weights: Mapping[str, np.ndarray],
         optimizer: Mapping[str, np.ndarray] | None,
         facts: Mapping[str, Any],
-        keep: int,
+        average: Mapping[str, np.ndarray] | None,
     ) -> None:
-        """checkpoints/step_N: model and optimizer as safetensors, state.json; older ones beyond `keep` go."""
+        """checkpoints/step_N: the model, the average of its weights and the optimizer as safetensors, and state.json."""
         root = self.path / "checkpoints"
         part, final = root / f".step_{step}.part", root / f"step_{step}"
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         _save(part / "model.safetensors", weights)
+        if average is not None:
+            _save(part / "ema.safetensors", average)
         if optimizer is not None:
             _save(part / "optim.safetensors", optimizer)
         (part / "state.json").write_text(json.dumps({"step": step, **facts}, allow_nan=False))
         shutil.rmtree(final, ignore_errors=True)
         part.replace(final)
-        self.write_text("checkpoints/latest", final.name + "\n")
-        for old in sorted(root.glob("step_*"), key=lambda p: int(p.name[5:]))[:-keep]:
-            shutil.rmtree(old)
+
+    def keep_checkpoints(self, latest: Sequence[int], best: Sequence[tuple[int, str]]) -> None:
+        """The checkpoints of these steps stay, the others go.
+
+        Args:
+            latest: the last of them is what checkpoints/latest names ("step_N").
+            best: (step, "model" or "ema"), the best first: checkpoints/best names its file ("step_N/model.safetensors").
+        """
+        root = self.path / "checkpoints"
+        if latest:
+            self.write_text("checkpoints/latest", f"step_{latest[-1]}\n")
+        if best:
+            self.write_text("checkpoints/best", "step_{}/{}.safetensors\n".format(*best[0]))
+        stay = {f"step_{step}" for step in (*latest, *(step for step, _ in best))}
+        for old in root.glob("step_*"):
+            if old.name not in stay:
+                shutil.rmtree(old)
+
+    def checkpoint(self, step: int, weights: str) -> dict[str, np.ndarray]:
+        """What `save_checkpoint` wrote: "model" or "ema"."""
+        return load_file(str(self.path / "checkpoints" / f"step_{step}" / f"{weights}.safetensors"))
 
     def _status(self, state: str, **more: Any) -> dict[str, Any]:
         return {"state": state, "pid": os.getpid(), "host": socket.gethostname(), "updated": _now(), **more}

@@ -9,6 +9,7 @@ import numpy as np
 from ..data import batches
 from ..framework import Framework, TrainState, Weights, metrics, proof, take_step
 from ..planning import Group, Plan, UserError
+from .best import Best, Ema
 from .folder import Lines, RunFolder
 from .proving import Prover
 from .schema import Config
@@ -39,29 +40,56 @@ class Loop:
         self.state, self.start, self.folder, self.streams, self.say = state, start, folder, streams, say
         self.prover = prover
         self.train_seconds = 0.0
+        self.best = Best(config.metric, config.checkpoint.keep_best, config.early_stop)
+        self.ema = None if config.ema.decay is None else Ema(config.ema, start)
+        self.last: dict[str, Any] = {}
+        self._written: list[int] = []
 
-    def train(self, track: Track) -> dict[str, Any]:
-        """All steps; returns the last evaluation."""
+    def train(self, track: Track) -> None:
+        """All steps, or until it is no use; `last` is the last evaluation."""
         log, total = self.folder.metrics(), self.plan.total_steps
-        last: dict[str, Any] = {}
         for step in track(range(total), total):
             due = (step + 1) % self.config.eval_every == 0 or step + 1 == total
             proved = self.prover.due(step, due)
             before = self.prover.hold(self.state) if proved else self._weights() if due else {}
             loss, gradients = self._step(step, log, due or proved)
-            now = self._weights() if due or proved else {}
+            now = self._weights() if due or proved or self.ema else {}
+            if self.ema:
+                self.ema.update(step, now)
             if proved:
                 self.prover.compare(step, now, gradients)
             if due:
-                last = self._evaluate(step + 1, before, now, gradients, log)
-                shown = " ".join(f"{k} {v:.4f}" for k, v in last["val"].items())
+                self._evaluate(step + 1, before, now, gradients, log)
+                shown = " ".join(f"{k} {v:.4f}" for k, v in self.last["val"].items())
                 self.say(f"step {step + 1}/{total}  training loss {loss:.4f}  validation {shown}")
-            self._checkpoint(step + 1)
+            self._checkpoint(step + 1, due)
+            if due and self.best.stalled:
+                break
         log.close()
-        return last
+
+    def result(self) -> dict[str, Any]:
+        """Of the weights that are kept: which, and their metrics on validation and test."""
+        if not self.best.kept:
+            return {
+                "kept": {"step": self.last["step"], "weights": "model"},
+                "val": self.last["val"],
+                "test": self.last["test"],
+            }
+        kept = self.best.kept[0]
+        if (kept.step, kept.weights) == (self.last["step"], "model"):
+            test = self.last["test"]
+        else:
+            test = self._with(self.folder.checkpoint(kept.step, kept.weights), self.dataset.test)
+            metric = self.config.metric
+            self.say(
+                f"kept: {'the average at ' if kept.weights == 'ema' else ''}step {kept.step}, validation {metric} "
+                f"{kept.val[metric]:.4f}, test {test[metric]:.4f}; the last step, {self.last['step']}, has "
+                f"{self.last['val'][metric]:.4f} and {self.last['test'][metric]:.4f}"
+            )
+        return {"kept": {"step": kept.step, "weights": kept.weights}, "val": dict(kept.val), "test": test}
 
     def _step(self, step: int, log: Lines, due: bool) -> tuple[float, Weights]:
-        batch = self.dataset.batch(step, self.config.batch_size, self.streams["order"])
+        batch = self.dataset.batch(step, self.config.pictures_a_step(), self.streams["order"])
         began = time.perf_counter()
         seed = (self.streams["dropout"] + step) % 2**32
         result = take_step(self.framework, self.state, self.plan, step, batch, seed, gradients=due)
@@ -75,9 +103,13 @@ class Loop:
             self._check(f"the gradient of group {group.name}", norm, step, moved=step > 0)
         return loss, gradients
 
-    def _evaluate(self, step: int, before: Weights, now: Weights, gradients: Weights, log: Lines) -> dict[str, Any]:
+    def _evaluate(self, step: int, before: Weights, now: Weights, gradients: Weights, log: Lines) -> None:
         record: dict[str, Any] = {"step": step, "val": self._measure(self.dataset.val)}
-        if step == self.plan.total_steps:
+        found = {"model": record["val"]}
+        if self.ema:
+            record["val_ema"] = found["ema"] = self._with(self.ema.weights, self.dataset.val)
+        record["best"] = self.best.offer(step, found)
+        if step == self.plan.total_steps or self.best.stalled:
             record["test"] = self._measure(self.dataset.test)
         record["groups"] = {
             g.name: {
@@ -91,14 +123,14 @@ class Loop:
             self._check(f"the distance that group {group} has moved", numbers["distance"], step - 1)
         self._check("the validation loss", record["val"].get("loss", 0.0), step - 1)
         log.write(record)
-        return record
+        self.last = record
 
     def _check(self, what: str, number: float, step: int, moved: bool = True) -> None:
         """A number of the run that is none, with the cause that was measured; `moved`: the weights had by then."""
         if np.isfinite(number):
             return
         precision = self.config.framework.precision
-        x, _ = self.dataset.batch(0, self.config.batch_size, self.streams["order"])
+        x, _ = self.dataset.batch(0, self.config.pictures_a_step(), self.streams["order"])
         if not moved:
             raise UserError(proof.not_a_number(what, number, x, self.start, precision))
         if max(np.abs(a).max(initial=0) for a in (x, *self.start.values())) > ORDINARY:
@@ -127,16 +159,31 @@ class Loop:
             logits.append(self.framework.predict(self.state, full)[: len(x)])
         return metrics.measure(np.concatenate(logits), split.y) if logits else {}
 
+    def _with(self, weights: Weights, split: batches.Split) -> dict[str, float]:
+        """Every metric over a split, of other weights; the model's come back."""
+        own = self._weights()
+        self.framework.set_weights(self.state.model, weights)
+        found = self._measure(split)
+        self.framework.set_weights(self.state.model, own)
+        return found
+
     def _weights(self) -> Weights:
         return self.framework.get_weights(self.state.model)
 
-    def _checkpoint(self, done: int) -> None:
+    def _checkpoint(self, done: int, evaluated: bool) -> None:
+        """Where one is due, and where the weights are among the best so far; others go."""
         spec = self.config.checkpoint
-        if done == self.plan.total_steps or (spec.every and done % spec.every == 0):
-            optimizer = self.framework.get_optimizer_state(self.state) if spec.optimizer else None
-            facts = {"plan_sha256": self.plan.sha256, "framework": self.config.framework.name}
-            weights_now = self._weights()
-            self.folder.save_checkpoint(done, weights_now, optimizer, facts, spec.keep)
+        ends = done == self.plan.total_steps or (evaluated and self.best.stalled)
+        due = ends or bool(spec.every and done % spec.every == 0)
+        if not due and not (evaluated and self.last["best"]):
+            return
+        self._written = [*self._written, done][-spec.keep :] if due else self._written
+        optimizer = self.framework.get_optimizer_state(self.state) if due and spec.optimizer else None
+        facts = {"plan_sha256": self.plan.sha256, "framework": self.config.framework.name}
+        average = self.ema.weights if self.ema else None
+        self.folder.save_checkpoint(done, self._weights(), optimizer, facts, average)
+        best = [(kept.step, kept.weights) for kept in self.best.kept]
+        self.folder.keep_checkpoints(self._written, best)
 
 
 def _gradient_norm(group: Group, gradients: Weights) -> float:

@@ -70,7 +70,18 @@ WEIGHTS: Table = {
     "file": ("path", "key", "resize_pos_embed", "renew_head"),
     "pretrained": (),
 }
-DECLARED = ("width", "depth", "dropout", "patch_size", "embed_dim", "num_heads", "layer_scale", "pool", "pre_norm")
+DECLARED = (
+    "width",
+    "depth",
+    "dropout",
+    "drop_path",
+    "patch_size",
+    "embed_dim",
+    "num_heads",
+    "layer_scale",
+    "pool",
+    "pre_norm",
+)
 """Keys that declared models read, each its own (models/trees.py)."""
 
 
@@ -156,6 +167,10 @@ def _by_value(config: Config) -> Iterator[tuple[str, str]]:
         yield "weights.resize_pos_embed", f"model {config.model.name} has no position embedding"
     if config.checkpoint.every is None:
         yield "checkpoint.keep", "it is read where checkpoint.every is given: else there is one checkpoint"
+    if config.ema.decay is None:
+        yield "ema.warmup", "it is read where ema.decay is given"
+    if config.early_stop.patience is None:
+        yield "early_stop.min_delta", "it is read where early_stop.patience is given"
     if not config.verify.training:
         yield "verify.every", "it is read where verify.training is true"
     if not (config.verify.start or config.verify.training):

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..data import batches, facts
 from ..framework import Framework, begin, registry
-from ..planning import ParamTable, Plan, UserError, make_plan
+from ..planning import Clip, ParamTable, Plan, UserError, make_plan
 from . import provenance, reading
 from .folder import CONFIG, RunFolder
 from .loop import Loop, Say, Track
@@ -61,13 +61,13 @@ def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps)
         for note in notes:
             say(note)
         prover = Prover(config.verify, folder, framework, plan, say)
-        first = dataset.batch(0, config.batch_size, streams["order"])
+        first = dataset.batch(0, config.pictures_a_step(), streams["order"])
         prover.rehearse(model, start, first, streams["dropout"])
 
         state = begin(framework, model, plan)
         loop = Loop(config, plan, dataset, framework, state, start, folder, streams, prover, say)
-        last = loop.train(track)
-        summary = summarise(config, plan, last, loop, time.perf_counter() - began, notes)
+        loop.train(track)
+        summary = summarise(config, plan, loop, time.perf_counter() - began, notes)
         folder.write_json("summary.json", summary)
     return summary
 
@@ -82,7 +82,7 @@ def plan_of(config: Config) -> tuple[Subject, ParamTable, Plan]:
     """The model, its table and the checked plan: no data, no weights, and for a declared model no framework."""
     assert config.steps is not None
     model = subject(config)
-    table, plan = make_plan(
+    table, made = make_plan(
         model.table,
         replace(config.grouping, convention=model.convention),
         config.optimizers_by_name(),
@@ -90,6 +90,8 @@ def plan_of(config: Config) -> tuple[Subject, ParamTable, Plan]:
         config.freeze,
         config.steps,
     )
+    clip = Clip(config.clip_grad_norm, config.clip_grad_value)
+    plan = replace(made, clip=clip, accumulate=config.accumulate)
     if config.batch_size == 1 and set(plan.batchnorms) - frozenset.intersection(
         *(plan.frozen(p.start) for p in plan.phases())
     ):
@@ -143,6 +145,11 @@ def make_framework(config: Config) -> Framework:
     """The plugin, on its device; what the run needs is checked against what the class says it has."""
     spec = config.framework
     names = dict.fromkeys(optimizer.name for optimizer in config.optimizers_by_name().values())
+    if config.ema.decay is not None and spec.precision == "fp64":
+        raise UserError(
+            f"ema.decay={config.ema.decay}: weights leave a framework in 32 bits, and framework.precision=fp64 has 64 "
+            "that would be lost when the average has been evaluated: framework.precision=fp32"
+        )
     registry.check_abilities(spec.name, spec.mode, spec.precision, subject(config).kinds, names)
     return registry.load(spec.name)(spec.device, spec.mode, spec.precision, spec.threads, spec.deterministic)
 
@@ -152,16 +159,15 @@ def may_crash(config: Config) -> bool:
     return config.framework.mode in registry.load(config.framework.name).retry_on_signal
 
 
-def summarise(
-    config: Config, plan: Plan, last: dict[str, Any], loop: Loop, seconds: float, notes: list[str]
-) -> dict[str, Any]:
-    """summary.json: what a table needs of a finished run."""
+def summarise(config: Config, plan: Plan, loop: Loop, seconds: float, notes: list[str]) -> dict[str, Any]:
+    """summary.json: what a table needs of a finished run; "val" and "test" are those of the weights that are kept."""
     return {
         "name": config.name,
         "seed": config.seed,
-        "steps": plan.total_steps,
-        "val": last["val"],
-        "test": last["test"],
+        "steps": loop.last["step"],
+        "stopped_early": loop.last["step"] < plan.total_steps,
+        **loop.result(),
+        "last": {key: loop.last[key] for key in ("step", "val", "test")},
         "metric": config.metric,
         "train_seconds": loop.train_seconds,
         "seconds": seconds,

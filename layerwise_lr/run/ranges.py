@@ -11,7 +11,7 @@ from typing import Any
 from ..data import READERS, DataSpec
 from ..planning import UserError
 from ..planning import ranges as planned
-from .schema import CheckpointSpec, Config, FrameworkSpec, ModelSpec, VerifySpec
+from .schema import CheckpointSpec, Config, EarlyStopSpec, EmaSpec, FrameworkSpec, ModelSpec, VerifySpec
 
 MOST_STEPS = 10**6
 """Of a run, however it is said: lrs.csv has a row for each."""
@@ -32,6 +32,16 @@ RULES = (
     planned.Rule(
         Config, "metric", lambda m, _: m in ("accuracy", "balanced_accuracy"), "accuracy or balanced_accuracy"
     ),
+    planned.within(Config, "accumulate", 1, 10**4),
+    planned.Rule(Config, "clip_grad_norm", lambda norm, _: 1e-12 <= norm <= 1e12, "from 1e-12 to 1e12"),
+    planned.Rule(Config, "clip_grad_value", lambda bound, _: 1e-12 <= bound <= 1e12, "from 1e-12 to 1e12"),
+    planned.Rule(
+        Config, "clip_grad_value", lambda _, config: config.clip_grad_norm is None, "null where clip_grad_norm is given"
+    ),
+    planned.Rule(EmaSpec, "decay", lambda decay, _: 0 <= decay < 1, "from 0 to below 1"),
+    planned.least(EarlyStopSpec, "patience", 1),
+    planned.Rule(EarlyStopSpec, "min_delta", lambda delta, _: 0 <= delta <= 1, "from 0 to 1"),
+    planned.least(CheckpointSpec, "keep_best", 0),
     planned.within(FrameworkSpec, "threads", 1, 1024),
     planned.within(ModelSpec, "width", 1, 10**6),
     planned.within(ModelSpec, "depth", 1, 1000),
@@ -40,6 +50,7 @@ RULES = (
     planned.within(ModelSpec, "num_heads", 1, 10**5),
     planned.Rule(ModelSpec, "layer_scale", lambda scale, _: abs(scale) <= 1e6, "within 1e6"),
     planned.Rule(ModelSpec, "dropout", lambda p, _: 0 <= p < 1, "from 0 to below 1"),
+    planned.Rule(ModelSpec, "drop_path", lambda p, _: 0 <= p < 1, "from 0 to below 1"),
     planned.within(DataSpec, "image_size", 4, 4096),
     planned.least(DataSpec, "train_size", 1),
     planned.least(DataSpec, "val_size", 1),

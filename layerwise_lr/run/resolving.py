@@ -23,9 +23,12 @@ def resolve(config: Config) -> Config:
     ranges.check(config)
     config = replace(config, data=available(config.data))
     model = _fill(config, facts(config.data).classes)
-    per_epoch = train_count(config.data) // config.batch_size
+    per_epoch = train_count(config.data) // config.pictures_a_step()
     if per_epoch == 0:
-        raise UserError(f"batch_size={config.batch_size} is more than the {train_count(config.data)} training pictures")
+        asked = f"batch_size={config.batch_size}" + (
+            f" times accumulate={config.accumulate}" if config.accumulate > 1 else ""
+        )
+        raise UserError(f"{asked} is more than the {train_count(config.data)} training pictures")
     total = config.steps if config.steps is not None else config.epochs * per_epoch
     if total > ranges.MOST_STEPS:
         raise UserError(

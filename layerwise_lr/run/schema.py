@@ -48,7 +48,9 @@ class ModelSpec:
         image_size: null: the data's.
         width: units of a hidden layer (mlp), channels of the stem (resnet).
         depth: hidden layers (mlp), blocks (vit).
-        dropout: before the classifier (mobilenet_v2).
+        dropout: before the classifier (mobilenet_v2, vit).
+        drop_path: stochastic depth: the last block's branches are left out with this probability, the first's never
+            (vit, resnet).
         patch_size: pixels a side (vit).
         embed_dim: width of a token (vit).
         num_heads: of the attention (vit).
@@ -66,6 +68,7 @@ class ModelSpec:
     width: Optional[int] = None  # noqa: UP045
     depth: Optional[int] = None  # noqa: UP045
     dropout: Optional[float] = None  # noqa: UP045
+    drop_path: Optional[float] = None  # noqa: UP045
     patch_size: Optional[int] = None  # noqa: UP045
     embed_dim: Optional[int] = None  # noqa: UP045
     num_heads: Optional[int] = None  # noqa: UP045
@@ -82,12 +85,40 @@ class CheckpointSpec:
     Args:
         every: how often one is written; null: at the end.
         keep: how many of them stay.
+        keep_best: how many stay that were best by `metric` on validation; the best is the run's result. 0: its end is.
         optimizer: with the optimizer's state.
     """
 
     every: Duration = None
     keep: int = 1
+    keep_best: int = 1
     optimizer: bool = True
+
+
+@dataclass
+class EarlyStopSpec:
+    """When a run ends before its time.
+
+    Args:
+        patience: evaluations in a row without a better `metric` on validation; null: never.
+        min_delta: what counts as better: more than this (a share, 0.01 is one point).
+    """
+
+    patience: Optional[int] = None  # noqa: UP045
+    min_delta: float = 0.0
+
+
+@dataclass
+class EmaSpec:
+    """An exponential moving average of weights and buffers, evaluated and kept beside them; the same in all frameworks.
+
+    Args:
+        decay: what it keeps of itself at each step, 0.999 or so; null: none.
+        warmup: keep less at first, (1 + step) / (10 + step), as TensorFlow does.
+    """
+
+    decay: Optional[float] = None  # noqa: UP045
+    warmup: bool = True
 
 
 @dataclass
@@ -116,7 +147,10 @@ class Config:
         seed: of weights, choice and order of pictures, dropout.
         schedules: more schedules by name, for groups: +schedules.NAME={name: linear}.
         optimizers: more optimizers by name, for groups: +optimizers.NAME={name: sgd, lr: 0.1}.
-        batch_size: pictures a step.
+        batch_size: pictures that go through the model at once.
+        accumulate: batches whose mean gradient is one step's: a step takes batch_size * accumulate pictures.
+        clip_grad_norm: bound on the norm of all gradients together; null: none.
+        clip_grad_value: bound on each number of a gradient; null: none.
         epochs: passes over the training pictures.
         steps: instead of epochs.
         eval_every: how often validation is measured.
@@ -137,12 +171,21 @@ class Config:
     optimizers: dict[str, OptimizerSpec] = field(default_factory=dict)
     freeze: FreezeSpec = field(default_factory=FreezeSpec)
     batch_size: int = 32
+    accumulate: int = 1
+    clip_grad_norm: Optional[float] = None  # noqa: UP045
+    clip_grad_value: Optional[float] = None  # noqa: UP045
+    ema: EmaSpec = field(default_factory=EmaSpec)
     epochs: int = 4
     steps: Optional[int] = None  # noqa: UP045
     eval_every: Duration = "1 epoch"
     metric: str = "accuracy"
     verify: VerifySpec = field(default_factory=VerifySpec)
     checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
+    early_stop: EarlyStopSpec = field(default_factory=EarlyStopSpec)
+
+    def pictures_a_step(self) -> int:
+        """Of all batches that a step takes."""
+        return self.batch_size * self.accumulate
 
     def schedules_by_name(self) -> dict[str, ScheduleSpec]:
         """The run's own under "default", then the named ones."""

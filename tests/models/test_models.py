@@ -132,7 +132,7 @@ def test_layer_scale_and_average_pooling_add_timm_s_names():
         ("lenet", 28, {"width": 3}, "lenet takes no width; it takes: no options"),
         ("resnet18", 32, {"blocks": (1,)}, "takes no blocks"),
         ("resnet18", 32, {"depth": 1}, "takes no depth"),
-        ("vit_tiny", 32, {"dropout": 0.1}, r"takes no dropout; it takes: depth, .*pool"),
+        ("vit_tiny", 32, {"width": 9}, r"takes no width; it takes: depth, .*pool"),
         ("mobilenet_v2", 32, {"depth": 1, "width": 2}, "takes no depth, width; it takes: dropout"),
         ("lenet", 11, {}, "image_size=11 is too small"),
         ("vit_tiny", 30, {}, "image_size=30 is no multiple of patch_size=16"),

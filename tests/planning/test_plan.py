@@ -9,7 +9,7 @@ from layerwise_lr.models.layers import param_table
 from layerwise_lr.models.trees import make_tree
 from layerwise_lr.planning.errors import UserError
 from layerwise_lr.planning.groups import FOREVER, Group, GroupingSpec, GroupSpec
-from layerwise_lr.planning.plan import FreezeSpec, OptimizerSpec, Plan, make_plan
+from layerwise_lr.planning.plan import Clip, FreezeSpec, OptimizerSpec, Plan, make_plan
 from layerwise_lr.planning.schedules import ScheduleSpec
 
 LENET = param_table(make_tree("lenet", 10, 1, 28))
@@ -179,6 +179,8 @@ def other_value(value):
         return value + 1
     if isinstance(value, str):
         return value + "x"
+    if isinstance(value, Clip):
+        return Clip(norm=2.0)
     if isinstance(value, dict):
         return {**value, "extra": next(iter(value.values()))}
     return (*value, value[-1]) if isinstance(value, tuple) and value else [*value, 1]

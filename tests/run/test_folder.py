@@ -198,7 +198,10 @@ def test_a_run_of_another_machine_is_believed(tmp_path):
 
 
 def save(folder, step, keep, optimizer=None, value=0.0):
-    folder.save_checkpoint(step, {"w": np.full(2, value, np.float32)}, optimizer, {"plan_sha256": "abc"}, keep)
+    """As the run does: `keep` of the checkpoints so far stay."""
+    folder.save_checkpoint(step, {"w": np.full(2, value, np.float32)}, optimizer, {"plan_sha256": "abc"}, None)
+    there = sorted(int(p.name[5:]) for p in (folder.path / "checkpoints").glob("step_*"))
+    folder.keep_checkpoints(there[-keep:], [])
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
@@ -222,6 +225,17 @@ def test_the_optimizer_is_optional(tmp_path):
     assert (tmp_path / "checkpoints" / "step_1" / "optim.safetensors").exists()
 
 
+def test_the_best_stay_beside_the_last_and_are_named(tmp_path):
+    folder = RunFolder(tmp_path)
+    for step in (1, 2, 3, 4):
+        save(folder, step, 9, value=step)
+    folder.keep_checkpoints([4], [(2, "model"), (3, "ema")])
+    assert {p.name for p in (tmp_path / "checkpoints").glob("step_*")} == {"step_2", "step_3", "step_4"}
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step_4\n"
+    assert (tmp_path / "checkpoints" / "best").read_text() == "step_2/model.safetensors\n"
+    assert folder.checkpoint(2, "model")["w"].tolist() == [2, 2]
+
+
 def test_strange_memory_layouts_and_scalars_survive(tmp_path):
     base = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     arrays = {
@@ -234,8 +248,8 @@ def test_strange_memory_layouts_and_scalars_survive(tmp_path):
         "int": np.arange(3),
         "double": np.arange(3) / 7,
     }
-    RunFolder(tmp_path).save_checkpoint(1, arrays, arrays, {}, 1)
-    for file in ("model", "optim"):
+    RunFolder(tmp_path).save_checkpoint(1, arrays, arrays, {}, arrays)
+    for file in ("model", "ema", "optim"):
         held = load_file(tmp_path / "checkpoints" / "step_1" / f"{file}.safetensors")
         assert set(held) == set(arrays)
         for name, array in arrays.items():

@@ -54,6 +54,7 @@ def moves(given):
         ],
         [plan.lrs(step) for step in range(plan.total_steps)],
         [plan.frozen(step) for step in range(plan.total_steps)],
+        (plan.clip, plan.accumulate),
     )
 
 
@@ -99,6 +100,9 @@ PLANNED = {
     "scheduler.interval": (3, {**LENET, "scheduler.warmup": 7}),
     "optimizer.lr": (0.5, LENET),
     "optimizer.weight_decay": (0.5, LENET),
+    "clip_grad_norm": (0.5, LENET),
+    "clip_grad_value": (0.5, LENET),
+    "accumulate": (2, LENET),
     "grouping.convention": ("order", {**RESNET, "grouping.strategy": "layer_decay"}),
     "grouping.depths": ({"conv1": 0, "": 3}, {**LENET, "grouping.strategy": "layer_decay"}),
     "grouping.stages": (2, {**LENET, "grouping.strategy": "layer_decay"}),
@@ -140,12 +144,18 @@ RUN = {
     "checkpoint.every": (2, {**TINY, "checkpoint.keep": 9}),
     "checkpoint.keep": (2, OFTEN),
     "checkpoint.optimizer": (False, TINY),
+    "checkpoint.keep_best": (0, OFTEN),
+    "ema.decay": (0.9, TINY),
+    "ema.warmup": (False, {**TINY, "ema.decay": 0.9}),
+    "early_stop.patience": (1, {**TINY, "eval_every": 1, "steps": 9, "optimizer.lr": 1e-9}),
+    "early_stop.min_delta": (0.9, {**TINY, "eval_every": 1, "steps": 9, "early_stop.patience": 4, "model.width": 64}),
 }
 FRAMEWORK = {"device": "cuda:1", "mode": "graph", "precision": "fp64", "threads": 3, "deterministic": True}
 MODEL = {
     "width": 7,
     "depth": 1,
     "dropout": 0.5,
+    "drop_path": 0.5,
     "patch_size": 4,
     "embed_dim": 96,
     "num_heads": 2,
@@ -153,9 +163,9 @@ MODEL = {
     "pool": "avg",
     "pre_norm": True,
 }
-VIT = {"depth", "patch_size", "embed_dim", "num_heads", "layer_scale", "pool", "pre_norm"}
+VIT = {"depth", "dropout", "drop_path", "patch_size", "embed_dim", "num_heads", "layer_scale", "pool", "pre_norm"}
 TAKES = {"mlp": {"width", "depth"}, "mobilenet_v2": {"dropout"}, "vit_tiny": VIT, "vit_small": VIT, "vit_base": VIT}
-TAKES |= {f"resnet{depth}": {"width"} for depth in (18, 34, 50)}
+TAKES |= {f"resnet{depth}": {"width", "drop_path"} for depth in (18, 34, 50)}
 ELSEWHERE = {"data.stands_for", "model.source", "model.options"}
 """The first is refused: test_bad_input; the others: tests/zoo/test_runs.py."""
 SIZES = {"model.num_classes": 3, "model.in_channels": 3, "model.image_size": 30}

@@ -7,7 +7,7 @@ from layerwise_lr.data import DataSpec
 from layerwise_lr.planning import FreezeSpec, GroupingSpec, GroupSpec, OptimizerSpec, ScheduleSpec, UserError
 from layerwise_lr.run import Config, FrameworkSpec, ranges, resolve
 from layerwise_lr.run.reading import from_data
-from layerwise_lr.run.schema import CheckpointSpec, ModelSpec, VerifySpec
+from layerwise_lr.run.schema import CheckpointSpec, EarlyStopSpec, EmaSpec, ModelSpec, VerifySpec
 
 REFUSED = (
     (Config(seed=-1), "seed=-1 must be at least 0"),
@@ -21,6 +21,14 @@ REFUSED = (
     (FreezeSpec(batchnorm="off"), "batchnorm=off must be eval or train"),
     (VerifySpec(on_mismatch="go"), "on_mismatch=go must be stop or warn"),
     (Config(metric="f1"), "metric=f1 must be accuracy or balanced_accuracy"),
+    (Config(accumulate=0), "accumulate=0 must be from 1 to 10,000"),
+    (Config(clip_grad_norm=0.0), "clip_grad_norm=0.0 must be from 1e-12 to 1e12"),
+    (Config(clip_grad_value=0.0), "clip_grad_value=0.0 must be from 1e-12 to 1e12"),
+    (Config(clip_grad_norm=1.0, clip_grad_value=1.0), "clip_grad_value=1.0 must be null where clip_grad_norm is given"),
+    (EmaSpec(decay=1.0), "decay=1.0 must be from 0 to below 1"),
+    (EarlyStopSpec(patience=0), "patience=0 must be at least 1"),
+    (EarlyStopSpec(min_delta=1.5), "min_delta=1.5 must be from 0 to 1"),
+    (CheckpointSpec(keep_best=-1), "keep_best=-1 must be at least 0"),
     (FrameworkSpec(threads=10**6), "threads=1000000 must be from 1 to 1,024"),
     (ModelSpec(width=0), "width=0 must be from 1 to 1,000,000"),
     (ModelSpec(depth=0), "depth=0 must be from 1 to 1,000"),
@@ -29,6 +37,7 @@ REFUSED = (
     (ModelSpec(num_heads=0), "num_heads=0 must be from 1 to 100,000"),
     (ModelSpec(layer_scale=1e300), "layer_scale=1e+300 must be within 1e6"),
     (ModelSpec(dropout=1.0), "dropout=1.0 must be from 0 to below 1"),
+    (ModelSpec(drop_path=1.0), "drop_path=1.0 must be from 0 to below 1"),
     (DataSpec(image_size=3), "image_size=3 must be from 4 to 4,096"),
     (DataSpec(train_size=0), "train_size=0 must be at least 1"),
     (DataSpec(val_size=0), "val_size=0 must be at least 1"),
@@ -66,6 +75,8 @@ REFUSED = (
     (OptimizerSpec(momentum=1.0), "momentum=1.0 must be from 0 to below 1"),
     (OptimizerSpec("momentum", momentum=0.0, nesterov=True), "nesterov=True must be false where momentum is 0"),
     (OptimizerSpec(betas=[0.9]), "betas=[0.9] must be two numbers from 0 to below 1"),
+    (OptimizerSpec(alpha=1.0), "alpha=1.0 must be from 0 to below 1"),
+    (OptimizerSpec(momentum_decay=-1.0), "momentum_decay=-1.0 must be from 0 to 1e6"),
     (OptimizerSpec(eps=0.0), "eps=0.0 must be from 1e-30 to 1: float32 holds no less"),
     (CheckpointSpec(keep=0), "keep=0 must be at least 1"),
 )
