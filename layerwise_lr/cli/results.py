@@ -96,7 +96,7 @@ def _show_study(study: Study) -> None:
     console.say("")
     console.text(
         f"{HOW} 'to flat' is in {metric}. The interval covers {study.covers()}; "
-        "the test pictures are the same in every run."
+        "the test pictures are the same in every run." + (f" {study.kept()}" if study.kept() else "")
     )
     for sentence in study.verdicts():
         console.say("")

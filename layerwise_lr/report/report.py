@@ -163,6 +163,7 @@ def _section(study: Study, key: str) -> dict[str, Any]:
         "verdict": first,
         "more": more,
         "covers": study.covers(),
+        "kept": study.kept(),
         "notes": notes(study),
         "answers": answers(study),
         "table": table(study),

@@ -70,6 +70,24 @@ class Study:
             return ["No run with one flat learning rate is here: nothing to compare with, no claim."]
         return ["Only flat runs are here: nothing to compare them with, no claim."]
 
+    def kept(self) -> str:
+        """Which step's weights the numbers are of, and what the last step had: a sentence, or none."""
+        runs = [run.summary for run in self.runs if run.config.checkpoint.keep_best and "kept" in run.summary]
+        if not runs:
+            return ""
+        metric, steps = self.metric, [run["kept"]["step"] for run in runs]
+        gained = [run["test"][metric] - run["last"]["test"][metric] for run in runs]
+        low, high, mean = min(steps), max(steps), 100 * sum(gained) / len(gained)
+        at = f"step {low}" if low == high else f"steps {low} to {high}"
+        averages = sum(run["kept"]["weights"] == "ema" for run in runs)
+        stopped = sum(run["stopped_early"] for run in runs)
+        return (
+            f"Each run's numbers are of the step that was best on validation ({at} of {self.runs[0].config.steps}"
+            + (f"; {averages} times the average of the weights" if averages else "")
+            + f"); {'stopping early ended ' + str(stopped) + ' of them; ' if stopped else ''}on test it is "
+            f"{mean:+.1f} points of {metric.replace('_', ' ')} to the last step's, in the mean over {len(runs)} runs."
+        )
+
     def covers(self) -> str:
         """What differs between two seeds, and so what the intervals cover."""
         run = self.runs[0]

@@ -87,6 +87,17 @@ def test_every_setting_is_a_row_of_its_own_with_the_right_numbers(folder):
         assert row.test == mean_and_half([s["test"]["accuracy"] for s in runs.values()])
 
 
+def test_the_page_says_which_steps_are_kept_and_what_the_last_ones_had(folder):
+    (study,) = report.Report.read([folder], None).studies
+    runs = [summary for runs in by_hand(folder).values() for summary in runs.values()]
+    gained = statistics.fmean(s["test"]["accuracy"] - s["last"]["test"]["accuracy"] for s in runs)
+    steps = sorted({s["kept"]["step"] for s in runs})
+    said = study.kept()
+    assert (f"(steps {steps[0]} to {steps[-1]} of " if len(steps) > 1 else f"(step {steps[0]} of ") in said
+    assert f"on test it is {100 * gained:+.1f} points of accuracy to the last step's" in said
+    assert f"in the mean over {len(runs)} runs" in said
+
+
 @pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy"])
 def test_the_best_is_chosen_on_validation_and_its_difference_is_paired_by_seed(folder, metric):
     (study,) = report.Report.read([folder], metric).studies
