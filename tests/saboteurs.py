@@ -433,6 +433,23 @@ class LionDecaysInTheGradient(_Rules):
     lion = staticmethod(lambda s, p, g, state, lr, wd: optimizers.lion(s, p, g + wd * p, state, lr, 0.0))
 
 
+@caught_by("optimizer_muon", "effective_lr_others")
+class MuonOfItsOwnSize(_Rules):
+    """Leaves out what brings the update to AdamW's size (the first Muon)."""
+
+    @staticmethod
+    def muon(s, p, g, state, lr, wd):  # type: ignore[no-untyped-def]
+        new = optimizers.muon(s, p, g, state, lr, wd)
+        return p * (1 - lr * wd) + (new - p * (1 - lr * wd)) / (0.2 * np.sqrt(max(p.shape)))
+
+
+@caught_by("optimizer_muon")
+class MuonWithoutNesterov(_Rules):
+    """Orthogonalizes the buffer alone."""
+
+    muon = staticmethod(lambda s, p, g, st, lr, wd: optimizers.muon(replace(s, nesterov=False), p, g, st, lr, wd))
+
+
 @caught_by("optimizer_layer_adaptive", "effective_lr_layer_adaptive")
 class LayerAdaptiveWithoutDecay(_Rules):
     """Takes weight_decay and ignores it (seed document 002's LayerAdaptiveLR)."""

@@ -28,6 +28,10 @@ frameworks are known to differ:
 - nadam: torch.optim.NAdam's, L2 in the gradient. rmsprop: torch.optim.RMSprop's, not centered, eps outside the root,
   momentum over what is divided. lion (Chen et al. 2023): p * (1 - lr * weight_decay) - lr * sign(b1 * m + (1 - b1) * g),
   then m = b2 * m + (1 - b2) * g.
+- muon (Jordan 2024, for hidden matrices alone, see planning/optimizers.py): torch.optim.Muon's with
+  adjust_lr_fn="match_rms_adamw", but in float32: m = lerp(g, buffer, momentum) with nesterov, else the buffer, over its
+  Frobenius norm (at least 1e-7), five Newton-Schulz steps of (3.4445, -4.7750, 2.0315) on the wide side; p * (1 - lr *
+  weight_decay) - lr * 0.2 * sqrt(longer side) * m.
 - soft targets: loss = -mean over pictures of sum over classes of y * log_softmax(logits); rows of y need not sum to 1.
 - accumulate: the pictures are cut into this many equal parts, in order; each goes forward and backward by itself
   (batchnorm layers see the part), and loss and gradients are the parts' means.

@@ -16,6 +16,7 @@ STATE_KEYS: Mapping[str, tuple[str, ...]] = {
     "nadam": ("exp_avg", "exp_avg_sq", "mu_product", "step"),
     "rmsprop": ("momentum_buffer", "square_avg", "step"),
     "lion": ("exp_avg",),
+    "muon": ("momentum_buffer",),
     "layer_adaptive": ("exp_avg", "exp_avg_sq"),
 }
 """torch's keys of what each optimizer keeps for a parameter (rmsprop its momentum_buffer only where its momentum is

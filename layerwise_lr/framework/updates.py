@@ -59,6 +59,17 @@ def _lion(spec: OptimizerSpec, g: np.ndarray, held: Held) -> np.ndarray:
     return np.where((np.abs(kept + new) > CANCELLED * size) | (size == 0), np.sign(kept + new), np.nan)
 
 
+def _muon(spec: OptimizerSpec, g: np.ndarray, held: Held) -> np.ndarray:
+    buffer = spec.momentum * held.get("momentum_buffer", 0.0) + (1 - spec.momentum) * g
+    m = spec.momentum * buffer + (1 - spec.momentum) * g if spec.nesterov else buffer
+    m, tall = m / max(float(np.linalg.norm(m)), 1e-7), len(m) > m.shape[1]
+    m = m.T if tall else m
+    for _ in range(5):
+        square = m @ m.T
+        m = 3.4445 * m + (-4.7750 * square + 2.0315 * square @ square) @ m
+    return 0.2 * max(m.shape) ** 0.5 * (m.T if tall else m)
+
+
 def _layer_adaptive(spec: OptimizerSpec, g: np.ndarray, held: Held) -> np.ndarray:
     average, square = _moments(spec, g, held)
     return (np.abs(average) / (np.sqrt(square) + spec.eps)).mean() * average
@@ -72,8 +83,9 @@ UNITS: Mapping[str, Unit] = {
     "nadam": lambda spec, w, g, weight_decay, held: _nadam(spec, g + weight_decay * w, held),
     "rmsprop": lambda spec, w, g, weight_decay, held: _rmsprop(spec, g + weight_decay * w, held),
     "lion": lambda spec, w, g, weight_decay, held: _lion(spec, g, held) + weight_decay * w,
+    "muon": lambda spec, w, g, weight_decay, held: _muon(spec, g, held) + weight_decay * w,
     "layer_adaptive": lambda spec, w, g, weight_decay, held: _layer_adaptive(spec, g + weight_decay * w, held),
 }
 
-WHOLE = ("layer_adaptive",)
+WHOLE = ("layer_adaptive", "muon")
 """Those that need all of a parameter at once; the others can be given some of its rows."""

@@ -11,9 +11,10 @@ from .errors import Absent, UserError, did_you_mean, near, plain
 from .freezing import FreezeSpec
 from .groups import FOREVER, Group, GroupingSpec, GroupSpec
 from .names import bare_name
+from .optimizers import OPTIMIZERS, OptimizerSpec
 from .order import Module, Order, execution_order
 from .params import ParamInfo, ParamTable
-from .plan import NO_CLIP, OPTIMIZERS, Clip, OptimizerSpec, Phase, Plan, UpdateRule, make_plan
+from .plan import NO_CLIP, Clip, Phase, Plan, UpdateRule, make_plan
 from .schedules import Duration, Schedule, ScheduleSpec
 from .timm_groups import timm_depths
 

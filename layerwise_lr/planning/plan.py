@@ -22,39 +22,9 @@ from .assigning import gather, group_table
 from .errors import UserError, did_you_mean
 from .freezing import FreezeSpec, frozen
 from .groups import FOREVER, Group, GroupingSpec
+from .optimizers import OPTIMIZERS, OptimizerSpec, beside_muon
 from .params import ParamTable
 from .schedules import Schedule, ScheduleSpec
-
-
-@dataclass
-class OptimizerSpec:
-    """One optimizer as data; formulas are torch's, layer_adaptive's is in the reference plugin's optimizers.py.
-
-    Args:
-        name: sgd | momentum | adam | adamw | nadam | rmsprop | lion | layer_adaptive.
-        lr: the base lr, per step; groups scale it.
-        weight_decay: decoupled for adamw and lion, L2 for all others.
-        momentum: of momentum and rmsprop.
-        nesterov: of momentum.
-        betas: of adam, adamw, nadam, lion, layer_adaptive.
-        eps: of adam, adamw, nadam, rmsprop, layer_adaptive.
-        alpha: of rmsprop: what the mean of squares keeps at each step.
-        momentum_decay: of nadam: how fast its momentum grows to betas[0].
-    """
-
-    name: str = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    momentum: float = 0.9
-    nesterov: bool = False
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    eps: float = 1e-8
-    alpha: float = 0.99
-    momentum_decay: float = 4e-3
-
-    def __hash__(self) -> int:
-        """By its values: not frozen only because OmegaConf makes frozen ones read-only; nobody changes it."""
-        return hash(tuple(tuple(v) if isinstance(v, list) else v for v in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -82,7 +52,6 @@ REMEDIES = {
     "lr is above": "lower scheduler.gamma",
 }
 """What to do, by a part of the fault."""
-OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "nadam", "rmsprop", "lion", "layer_adaptive")
 
 
 class Phase(NamedTuple):
@@ -267,6 +236,7 @@ def make_plan(
     base = optimizers["default"]
     table, given = group_table(table, grouping, base.lr, base.weight_decay)
     _check_names(grouping, optimizers, named)
+    given, optimizers = beside_muon(given, table, optimizers)
     groups = gather(frozen(given, table, freeze, total_steps))
     plan = Plan(
         groups,

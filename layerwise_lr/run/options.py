@@ -37,6 +37,7 @@ OPTIMIZER: Table = {
     "nadam": ("betas", "eps", "momentum_decay"),
     "rmsprop": ("alpha", "eps", "momentum"),
     "lion": ("betas",),
+    "muon": ("momentum", "nesterov", "betas", "eps"),
     "layer_adaptive": ("betas", "eps"),
 }
 GROUPING: Table = {

@@ -70,6 +70,27 @@ def lion(spec: OptimizerSpec, p: Array, g: Array, state: State, lr: float, weigh
     return p * (1 - lr * weight_decay) - lr * np.sign(beta1 * m + (1 - beta1) * g)
 
 
+def muon(spec: OptimizerSpec, p: Array, g: Array, state: State, lr: float, weight_decay: float) -> Array:
+    """Jordan 2024, as torch.optim.Muon has it with adjust_lr_fn="match_rms_adamw": the momentum's singular values are
+    brought near 1 by Newton-Schulz steps, and the update to AdamW's usual size."""
+    buffer = state["momentum_buffer"] = (
+        spec.momentum * state.get("momentum_buffer", np.zeros_like(p)) + (1 - spec.momentum) * g
+    )
+    update = spec.momentum * buffer + (1 - spec.momentum) * g if spec.nesterov else buffer
+    update = newton_schulz(update / max(np.sqrt((update**2).sum()), 1e-7))
+    return p * (1 - lr * weight_decay) - lr * 0.2 * np.sqrt(max(p.shape)) * update
+
+
+def newton_schulz(x: Array) -> Array:
+    """[A, B] of norm 1 -> a x + (b x x^T + c (x x^T)^2) x, five times, on its wide side."""
+    if len(x) > len(x[0]):
+        return newton_schulz(x.T).T
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x - 4.7750 * square @ x + 2.0315 * square @ square @ x
+    return x
+
+
 def layer_adaptive(spec: OptimizerSpec, p: Array, g: Array, state: State, lr: float, weight_decay: float) -> Array:
     """p - s m with one step size per parameter, s = lr * mean(|m| / (sqrt(v) + eps)); m, v are Adam's moments.
 
@@ -108,5 +129,6 @@ UPDATES: Mapping[str, Update] = {
     "nadam": nadam,
     "rmsprop": rmsprop,
     "lion": lion,
+    "muon": muon,
     "layer_adaptive": layer_adaptive,
 }

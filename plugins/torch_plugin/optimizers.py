@@ -93,6 +93,56 @@ class Lion(torch.optim.Optimizer):
         return loss
 
 
+class Muon(torch.optim.Optimizer):
+    """torch.optim.Muon with adjust_lr_fn="match_rms_adamw", computed in float32: torch's own rounds the momentum to
+    bfloat16, 3 digits, and which update that gives hangs on the kernel.
+
+    Args:
+        params: matrices, (name, matrix) pairs or groups, as of any torch optimizer.
+        lr: per step; AdamW's will do.
+        momentum, nesterov: of the buffer, an average of gradients.
+        weight_decay: decoupled.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        weight_decay: float = 0.1,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of every matrix that has a gradient; the closure's loss, if there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for param in (p for p in group["params"] if p.grad is not None):
+                state = self.state[param]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(param)
+                buffer = state["momentum_buffer"].lerp_(param.grad, 1 - group["momentum"])
+                update = param.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+                param.mul_(1 - group["lr"] * group["weight_decay"])
+                param.add_(_newton_schulz(update), alpha=-group["lr"] * 0.2 * max(param.shape) ** 0.5)
+        return loss
+
+
+def _newton_schulz(x: torch.Tensor) -> torch.Tensor:
+    """[A, B] with its singular values brought near 1."""
+    tall = len(x) > x.shape[1]
+    x = (x.T if tall else x) / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        square = x @ x.T
+        x = torch.addmm(x, torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.T if tall else x
+
+
 NATIVE: Mapping[str, Callable[[OptimizerSpec], tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]]] = {
     "sgd": lambda s: (torch.optim.SGD, {"momentum": 0.0, "dampening": 0.0, "nesterov": False}),
     "momentum": lambda s: (torch.optim.SGD, {"momentum": s.momentum, "dampening": 0.0, "nesterov": s.nesterov}),
@@ -107,6 +157,7 @@ NATIVE: Mapping[str, Callable[[OptimizerSpec], tuple[Callable[..., torch.optim.O
         {"alpha": s.alpha, "eps": s.eps, "momentum": s.momentum, "centered": False},
     ),
     "lion": lambda s: (Lion, {"betas": tuple(s.betas)}),
+    "muon": lambda s: (Muon, {"momentum": s.momentum, "nesterov": s.nesterov}),
     "layer_adaptive": lambda s: (LayerAdaptive, {"betas": tuple(s.betas), "eps": s.eps}),
 }
 

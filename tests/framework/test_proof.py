@@ -31,6 +31,7 @@ OPTIMIZERS = {
     "rmsprop": OptimizerSpec("rmsprop", lr=1e-3, momentum=0.0),
     "rmsprop, momentum": OptimizerSpec("rmsprop", lr=1e-3, alpha=0.9, momentum=0.7),
     "lion": OptimizerSpec("lion", lr=1e-4, betas=[0.8, 0.95]),
+    "muon": OptimizerSpec("muon", lr=1e-3, nesterov=True),
     "layer_adaptive": OptimizerSpec("layer_adaptive", lr=0.1),
     "layer_adaptive, large eps": OptimizerSpec("layer_adaptive", lr=0.1, betas=[0.8, 0.95], eps=1e-3),
 }

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from layerwise_lr.plugins.torch_plugin.optimizers import LayerAdaptive
+from layerwise_lr.plugins.torch_plugin.optimizers import LayerAdaptive, Muon
 from layerwise_lr.plugins.torch_plugin.plugin import TorchFramework
 from torch.nn import functional as F
 
@@ -76,6 +76,7 @@ KIND_CASES = {
     "globalpool": (IMAGE, {}, lambda x, w: F.adaptive_avg_pool2d(x, 1).flatten(1)),
     "flatten": (IMAGE, {}, lambda x, w: x.reshape(2, -1)),
     "dropout": (IMAGE, {"p": 0.0}, lambda x, w: x),
+    "drop_path": (IMAGE, {"p": 0.0}, lambda x, w: x),
     "to_tokens": (IMAGE, {}, lambda x, w: x.reshape(2, 4, 64).permute(0, 2, 1)),
     "first_token": (TOKENS, {}, lambda x, w: x.select(1, 0)),
     "mean_tokens": (TOKENS, {}, lambda x, w: x[:, 1:].sum(1) / 4),
@@ -767,3 +768,22 @@ def test_what_is_not_here_is_said(change, word):
 def test_optimizer_specs_have_no_field_that_torch_is_not_told():
     told = {"name", "lr", "weight_decay", "momentum", "nesterov", "betas", "eps"}
     assert {f.name for f in dataclasses.fields(OptimizerSpec)} == told
+
+
+@pytest.mark.parametrize("shape", [(6, 20), (20, 6)])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_is_torch_s_but_for_its_rounding_to_16_bits(shape, nesterov):
+    torch.manual_seed(0)
+    start, options = torch.randn(shape), {"lr": 0.02, "weight_decay": 0.1, "nesterov": nesterov}
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    pair = (
+        Muon([ours], momentum=0.9, **options),
+        torch.optim.Muon([theirs], momentum=0.9, adjust_lr_fn="match_rms_adamw", **options),
+    )
+    for _ in range(4):
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.clone()
+        for optimizer in pair:
+            optimizer.step()
+    moved = [(parameter - start).detach() for parameter in (ours, theirs)]
+    assert (moved[0] - moved[1]).norm() < 0.02 * moved[1].norm()

@@ -69,7 +69,7 @@ def effect(given):
     *_, plan = page.plan_of(given)
     lrs = {name: [plan.lr(step, group) for step in range(plan.total_steps)] for name, group in plan.group_of().items()}
     rng = np.random.default_rng(0)
-    w, g = rng.standard_normal((2, 5))
+    w, g = rng.standard_normal((2, 5, 3))
     held = {
         "momentum_buffer": g[::-1],
         "exp_avg": g[::-1],
@@ -77,8 +77,8 @@ def effect(given):
         "square_avg": g * g,
         "step": np.array(3.0),
     }
-    unit = UNITS[plan.optimizers["default"].name](plan.optimizers["default"], w, g, 0.1, held)
-    return lrs, {n: group.active for n, group in plan.group_of().items()}, unit.tolist()
+    units = [UNITS[spec.name](spec, w, g, 0.1, held).tolist() for spec in plan.optimizers.values()]
+    return lrs, {n: group.active for n, group in plan.group_of().items()}, units
 
 
 PLANNED = [s for s in options.SECTIONS if s.at in OTHER]

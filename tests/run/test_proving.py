@@ -18,6 +18,7 @@ from layerwise_lr.framework.conformance.kit import (
     LAYER_ADAPTIVE,
     LION,
     MOMENTUM,
+    MUON,
     NADAM,
     RMSPROP,
     SGD,
@@ -44,6 +45,7 @@ OPTIMIZERS = {
     "nadam": NADAM,
     "rmsprop": RMSPROP,
     "lion": LION,
+    "muon": MUON,
     "layer_adaptive": LAYER_ADAPTIVE,
 }
 

@@ -15,6 +15,7 @@ from .kit import (
     LAYER_ADAPTIVE,
     LION,
     MOMENTUM,
+    MUON,
     NADAM,
     RMSPROP,
     SGD,
@@ -51,8 +52,8 @@ def check_effective_lr_layer_adaptive(kit: Kit) -> None:
 
 
 def check_effective_lr_others(kit: Kit) -> None:
-    """The same under nadam, rmsprop (with and without momentum) and lion."""
-    _effective_lr(kit, (NADAM, RMSPROP, replace(RMSPROP, momentum=0.0), LION))
+    """The same under nadam, rmsprop (with and without momentum), lion and muon."""
+    _effective_lr(kit, (NADAM, RMSPROP, replace(RMSPROP, momentum=0.0), LION, MUON))
 
 
 def _effective_lr(kit: Kit, optimizers: Sequence[OptimizerSpec]) -> None:

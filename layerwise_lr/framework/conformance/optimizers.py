@@ -13,6 +13,7 @@ from .kit import (
     LAYER_ADAPTIVE,
     LION,
     MOMENTUM,
+    MUON,
     NADAM,
     RMSPROP,
     SGD,
@@ -59,6 +60,7 @@ check_optimizer_adamw = _optimizer_check("adamw", replace(ADAMW, eps=1e-4))
 check_optimizer_nadam = _optimizer_check("nadam", NADAM)
 check_optimizer_rmsprop = _optimizer_check("rmsprop", RMSPROP)
 check_optimizer_lion = _optimizer_check("lion", LION)
+check_optimizer_muon = _optimizer_check("muon, with adamw beside it", MUON)
 check_optimizer_layer_adaptive = _optimizer_check(  # several parameters in a group: each has a step size of its own
     "layer_adaptive", replace(LAYER_ADAPTIVE, eps=1e-4), GroupingSpec("backbone_head", backbone_scale=0.5)
 )
@@ -102,8 +104,8 @@ def check_reset_optimizer_state(kit: Kit) -> None:
 
 
 def check_reset_others(kit: Kit) -> None:
-    """The same under nadam, rmsprop and lion."""
-    _reset(kit, (NADAM, RMSPROP, LION))
+    """The same under nadam, rmsprop, lion and muon."""
+    _reset(kit, (NADAM, RMSPROP, LION, MUON))
 
 
 def check_reset_layer_adaptive(kit: Kit) -> None:
@@ -126,9 +128,12 @@ def _reset(kit: Kit, optimizers: Sequence[OptimizerSpec]) -> None:
 
 
 def check_resume_others(kit: Kit) -> None:
-    """The same under nadam, rmsprop (with and without momentum) and lion, whose state comes under torch's keys."""
-    for optimizer in kit.optimizers(NADAM, RMSPROP, replace(RMSPROP, momentum=0.0), LION):
-        wanted = set(STATE_KEYS[optimizer.name]) - (set() if optimizer.momentum else {"momentum_buffer"})
+    """The same under nadam, rmsprop (with and without momentum), lion and muon; state comes under torch's keys."""
+    for optimizer in kit.optimizers(NADAM, RMSPROP, replace(RMSPROP, momentum=0.0), LION, MUON):
+        names = ("muon", "adamw") if optimizer.name == "muon" else (optimizer.name,)
+        wanted = {key for name in names for key in STATE_KEYS[name]} - (
+            set() if optimizer.momentum else {"momentum_buffer"}
+        )
         keys = {key.rpartition("/")[2] for key in _resume(kit, (optimizer,))}
         need(keys == wanted, f"keys of the state of {optimizer.name}", sorted(wanted), sorted(keys))
 
