@@ -125,8 +125,8 @@ def _pillow() -> ModuleType:
     from PIL import Image
 
     Image.init()
-    # it warns from half the size on that it refuses: the refusal is told, in one line
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    # it warns of half the size that it refuses, of a camera's faulty notes, ...: what it refuses is told, in one line
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     return Image
 
 

@@ -110,7 +110,7 @@ def read(root: Path) -> Pool:
     except OSError as error:
         raise UserError(f"data.path={plain(root, 400)}: {plain(error.filename, 400)}: {error.strerror}") from None
     names = sorted({folder.name for folders in parts.values() for folder in folders}, key=natural)
-    _check(walk, names, {name for part, name, _ in found if part == TRAIN})
+    _check(walk, names, {name for part, name, _ in found if part == TRAIN}, "" if len(parts) == 1 else " to train on")
     number = {name: label for label, name in enumerate(names)}
     found.sort(key=lambda entry: (entry[0], number[entry[1]]))  # by name within a class, as they were found
     return Pool(
@@ -145,12 +145,12 @@ def _drawn(parts: Mapping[int, Sequence[Path]]) -> list[str]:
     return [f"no folder with classes for {' and '.join(drawn)}: drawn from train"] if drawn else []
 
 
-def _check(walk: Walk, names: Sequence[str], trained: Collection[str]) -> None:
+def _check(walk: Walk, names: Sequence[str], trained: Collection[str], where: str) -> None:
     """Two classes, each with pictures to train on."""
     empty = [plain(name) for name in names if name not in trained]
     if len(names) >= 2 and not empty:
         return
-    without = f", without pictures{'' if trained else ' to train on'}: {', '.join(empty[:10])}" if empty else ""
+    without = f", without pictures{where}: {', '.join(empty[:10])}" if empty else ""
     way = _way_on(walk.root, names) if len(names) < 2 else "; fill or remove these folders"
     left = "".join(f" ({line})" for line in walk.told())
     raise UserError(f"data.path={plain(walk.root, 400)}: {NEEDS}; found {len(names)}{without}{way}{left}")

@@ -146,13 +146,13 @@ READERS: Mapping[str, Reader] = {
         lambda spec: _resized(idx.read(own.given_path(spec)), spec),
     ),
     "npz": Reader(own.find, lambda spec: facts_of(own.npz_labels(spec)), own.npz_pool),
-    "image_folder": FILES,
     "csv": FILES,
     "hf_dataset": Reader(
         lambda spec: hub.find(str(own.given_path(spec))),
         lambda spec: facts_of(_pool(spec) if spec.skip_broken else _hub(spec).labels),
         lambda spec: hub.pool(_hub(spec), spec),
     ),
+    "image_folder": FILES,
 }
 
 
