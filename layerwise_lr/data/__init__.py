@@ -4,10 +4,11 @@ Uses planning (its errors). Files are read as plain arrays; no code in them can 
 """
 
 from . import batches, fetch, pictures
-from .batches import Dataset, Split, available, train_count
+from .batches import Dataset, Split, available
 from .files import cache_folder, read_npz, read_torch_file
 from .pictures import READERS, facts
 from .spec import DataSpec
+from .splitting import is_size, sized, train_count
 
 __all__ = [
     "READERS",
@@ -19,8 +20,10 @@ __all__ = [
     "cache_folder",
     "facts",
     "fetch",
+    "is_size",
     "pictures",
     "read_npz",
     "read_torch_file",
+    "sized",
     "train_count",
 ]

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..planning import Absent, UserError
+from ..planning import Absent, UserError, plain
 from .pictures import facts, load_pool, reader
 from .spec import DataSpec
+from .splitting import most, share, sized, split, train_count
 
 
 class Split(NamedTuple):
@@ -31,19 +32,21 @@ class Dataset:
     test: Split
     spec: DataSpec
     names: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
 
     def notes(self) -> list[str]:
-        """What must be told before a metric is read: a small test part, classes that a part has no picture of."""
-        found = []
-        if len(self.test.y) < self.spec.test_size:
-            found.append(f"the set's own test part has {len(self.test.y)} pictures, fewer than data.test_size asks for")
-        for what, split in (("validation", self.val), ("test", self.test)):
-            missing = [name for label, name in enumerate(self.names) if not (split.y == label).any()]
-            if missing and len(split.y):
+        """What must be told before a metric is read: what was met in the files, a small part of the set's own, classes
+        that a part has no picture of."""
+        found = list(self.told)
+        for what, key, part in (("validation", "val_size", self.val), ("test", "test_size", self.test)):
+            if len(part.y) < getattr(self.spec, key):
+                found.append(f"the set's own {what} part has {len(part.y)} pictures, fewer than data.{key} asks for")
+            missing = [plain(name) for label, name in enumerate(self.names) if not (part.y == label).any()]
+            if missing and len(part.y):
                 found.append(
                     f"the {what} part has no picture of {len(missing)} of {len(self.names)} classes "
                     f"({', '.join(missing[:4])}{', ...' if len(missing) > 4 else ''}): its balanced accuracy is a mean "
-                    f"over the others; raise data.{what[:3] if what == 'validation' else what}_size"
+                    f"over the others; raise data.{key}, or add pictures"
                 )
         return found
 
@@ -89,10 +92,10 @@ def available(spec: DataSpec) -> DataSpec:
         name=spec.stand_in,
         stand_in=None,
         stands_for=spec.name,
-        val_size=min(spec.val_size, 300),
-        test_size=min(spec.test_size, 500),
+        val_size=most(spec.val_size, 300),
+        test_size=most(spec.test_size, 500),
     )
-    fits = spec.train_size is not None and spec.train_size <= train_count(replace(cut, train_size=None))
+    fits = not isinstance(spec.train_size, int) or spec.train_size <= train_count(replace(cut, train_size=None))
     return replace(cut, train_size=spec.train_size if fits else None)
 
 
@@ -106,60 +109,28 @@ def _absence(spec: DataSpec) -> str | None:
 
 
 def notes(spec: DataSpec) -> list[str]:
-    """What must be told about a final spec: that others stand in for the data."""
+    """What must be told about a final spec: that others stand in for the data, or what of them is left out."""
     if spec.stands_for is None:
-        return []
+        return list(facts(spec).notes)
     why = (
         _absence(replace(spec, name=spec.stands_for)) or f"data {spec.stands_for!r} was not here when this was planned"
     )
     return [f"{why}; the shipped {spec.name} stand in for it"]
 
 
-def train_count(spec: DataSpec) -> int:
-    """Training pictures of a run: train_size, or all that val and test leave."""
-    known = facts(spec)
-    left = known.pictures - spec.val_size - (known.test or spec.test_size)
-    count = left if spec.train_size is None else spec.train_size
-    if count < 1 or count > left:
-        fifth = max(known.pictures // 5, 1)
-        raise UserError(
-            f"data {spec.name}: train_size={spec.train_size}, val_size={spec.val_size} and "
-            f"test_size={spec.test_size} do not fit into {known.pictures} pictures; "
-            + (f"{left} are left to train on" if left > 0 else f"try data.val_size={fifth} data.test_size={fifth}")
-        )
-    return count
-
-
 def load(spec: DataSpec, seed: int) -> Dataset:
     """The run's pictures: test and val fixed by split_seed, train drawn by `seed`; all with each class's share."""
-    pool, count = load_pool(spec), train_count(spec)
-    if pool.test:
-        rest, test = np.arange(len(pool.y) - pool.test), np.arange(len(pool.y) - pool.test, len(pool.y))
-        test = test[_share(pool.y[test], min(spec.test_size, len(test)), spec.split_seed)]
-    else:
-        rest, test = _cut(np.arange(len(pool.y)), pool.y, spec.test_size, spec.split_seed)
-    rest, val = _cut(rest, pool.y, spec.val_size, spec.split_seed + 1)
-    train = rest[_share(pool.y[rest], count, seed)]
+    spec, pool, count = sized(spec), load_pool(spec), train_count(spec)
+    names = pool.names or tuple(map(str, range(int(pool.y.max()) + 1)))
+    free, val, test = split(pool.y, pool.parts, spec)
+    train = free[share(pool.y[free], count, seed)]
     missing = sorted(set(pool.y.tolist()) - set(pool.y[train].tolist()))
     if missing:
-        raise UserError(f"data.train_size={count} leaves no picture of class {missing[0]}; take at least one a class")
+        label = missing[0]
+        raise UserError(
+            f"data.train_size={count} leaves no picture of class {plain(names[label])}, which has "
+            f"{(pool.y[free] == label).sum()} that val and test leave; take at least one a class"
+        )
+    assert pool.x is not None
     train_part, val_part, test_part = (Split(pool.x[i], pool.y[i]) for i in (train, val, test))
-    names = pool.names or tuple(map(str, range(int(pool.y.max()) + 1)))
-    return Dataset(train_part, val_part, test_part, spec, names)
-
-
-def _share(y: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """`count` indices into `y`, each class by its share (largest remainders), at random."""
-    rng = np.random.default_rng([seed, 7])
-    classes, sizes = np.unique(y, return_counts=True)
-    exact = sizes * count / max(len(y), 1)
-    take = np.floor(exact).astype(int)
-    take[np.argsort(-(exact - take), kind="stable")[: count - take.sum()]] += 1
-    chosen = [rng.permutation(np.flatnonzero(y == c))[:n] for c, n in zip(classes, take, strict=True)]
-    return np.sort(np.concatenate(chosen)) if chosen else np.array([], int)
-
-
-def _cut(index: np.ndarray, y: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(the rest, `count` of `index`)."""
-    chosen = index[_share(y[index], count, seed)]
-    return np.setdiff1d(index, chosen), chosen
+    return Dataset(train_part, val_part, test_part, spec, names, pool.notes)

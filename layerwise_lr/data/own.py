@@ -1,22 +1,28 @@
-"""Pictures of the user's own: an .npz of arrays, or a folder with a sub-folder per class."""
+"""Arrays of the user's own: an .npz with pictures and labels, of one part or of three."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 
-from ..planning import Absent, UserError
+from ..planning import Absent, UserError, did_you_mean, plain
 from .files import read_npz
-from .spec import DataSpec, Facts, Pool, from_arrays, resize
+from .spec import TEST, TRAIN, VAL, DataSpec, Pool, from_arrays
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+ARRAYS = {TRAIN: ("", "_train"), VAL: ("_val", "_valid", "_validation"), TEST: ("_test",)}
+"""What is behind x and y in the names of each part's arrays."""
+LOOKS_FOR = {
+    "image_folder": "a folder with a sub-folder of pictures per class",
+    "csv": "a table with columns path and label",
+    "npz": "an .npz with arrays x and y",
+    "idx": "a folder with MNIST's four files",
+}
 
 
 def given_path(spec: DataSpec) -> Path:
     """data.path, which must be given."""
     if not spec.path:
         raise UserError(f"data.path is missing: data={spec.name} needs data.path=...")
-    return Path(spec.path)
+    return Path(spec.path).expanduser()
 
 
 def find(spec: DataSpec) -> Path:
@@ -25,37 +31,79 @@ def find(spec: DataSpec) -> Path:
     Raises:
         Absent: nothing is there.
     """
-    if not given_path(spec).exists():
-        raise Absent(f"data.path={spec.path}: no such file or folder")
-    return given_path(spec)
+    path = given_path(spec)
+    if not path.exists():
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise Absent(
+            f"data.path={plain(spec.path, 400)}: no such file or folder; data={spec.name} looks for "
+            f"{LOOKS_FOR[spec.name]}{plain(did_you_mean(path.name, beside), 200)}"
+        )
+    return path
 
 
-def _npz(spec: DataSpec) -> tuple[np.ndarray, np.ndarray]:
+def _npz(spec: DataSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, tuple[str, ...]]:
+    """(x, y, parts, names) as in Pool, x as it is in the file."""
     path = find(spec)
     try:
         held = read_npz(path)
-        x, y = held["x"], held["y"]
+    except (ValueError, OSError) as error:
+        raise UserError(f"data.path={path}: not an .npz with arrays x and y ({plain(error, 160)})") from None
+    found = [
+        (part, _checked(path, held, word))
+        for part, words in ARRAYS.items()
+        for word in words
+        if {f"x{word}", f"y{word}"} & set(held)
+    ]
+    if not found or found[0][0] != TRAIN:
+        there = plain(", ".join(held), 200) or "nothing"
+        raise UserError(f"data.path={path}: not an .npz with arrays x and y, or x_train and y_train; it holds {there}")
+    shapes = {x.shape[1:] for _, (x, _) in found}
+    if len(shapes) > 1:
+        raise UserError(f"data.path={path}: its parts are of different shapes: {', '.join(map(str, shapes))}")
+    y = np.concatenate([y for _, (_, y) in found])
+    check_classes(path, y)
+    parts = np.repeat(np.array([part for part, _ in found], np.int8), [len(y) for _, (_, y) in found])
+    return np.concatenate([x for _, (x, _) in found]), y, parts if len(found) > 1 else None, _names(path, held, y)
+
+
+def _checked(path: Path, held: dict[str, np.ndarray], word: str) -> tuple[np.ndarray, np.ndarray]:
+    """x and y of one part, if they are pictures and labels."""
+    try:
+        x, y = held[f"x{word}"], held[f"y{word}"]
     except (KeyError, ValueError, OSError) as error:
-        raise UserError(f"data.path={path}: not an .npz with arrays x and y ({error})") from None
+        raise UserError(f"data.path={path}: not an .npz with arrays x{word} and y{word} ({error})") from None
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[1] not in (1, 3)):
         raise UserError(
-            f"data.path={path}: x must be uint8 [N, H, W] or [N, 1 or 3, H, W], it is {x.dtype} {list(x.shape)}"
+            f"data.path={path}: x{word} must be uint8 [N, H, W] or [N, 1 or 3, H, W], it is {x.dtype} {list(x.shape)}"
         )
     if y.shape != x.shape[:1] or y.dtype.kind not in "iu" or (len(y) and y.min() < 0):
-        raise UserError(f"data.path={path}: y must be {len(x)} labels from 0, it is {y.dtype} {list(y.shape)}")
-    check_classes(path, y)
+        raise UserError(f"data.path={path}: y{word} must be {len(x)} labels from 0, it is {y.dtype} {list(y.shape)}")
     return x, y
+
+
+def _names(path: Path, held: dict[str, np.ndarray], y: np.ndarray) -> tuple[str, ...]:
+    """Of the classes, where the file has an array of them."""
+    names = held.get("names")
+    if names is None:
+        return ()
+    if names.shape != (int(y.max()) + 1,) or names.dtype.kind != "U":
+        raise UserError(
+            f"data.path={path}: names must be {int(y.max()) + 1} texts, one a class; it is {names.dtype} "
+            f"{list(names.shape)}"
+        )
+    return tuple(map(str, names))
 
 
 def npz_pool(spec: DataSpec) -> Pool:
     """The file's pictures."""
-    return from_arrays(*_npz(spec), spec)
+    x, y, parts, names = _npz(spec)
+    return from_arrays(x, y, spec, parts, names)
 
 
-def npz_facts(spec: DataSpec) -> Facts:
-    """Of the labels."""
-    y = _npz(spec)[1]
-    return Facts(len(y), int(y.max()) + 1, 0)
+def npz_labels(spec: DataSpec) -> Pool:
+    """All but the pictures."""
+    _, y, parts, names = _npz(spec)
+    return Pool(None, y, parts, names)
 
 
 def check_classes(path: Path, y: np.ndarray) -> None:
@@ -69,47 +117,3 @@ def check_classes(path: Path, y: np.ndarray) -> None:
             f"data.path={path}: needs at least two classes, numbered 0, 1, 2, ... without a gap; "
             f"the highest label is {y.max()}{gap}"
         )
-
-
-def class_folders(path: Path) -> list[Path]:
-    """The sub-folders in natural order: 1, 2, 10 rather than 1, 10, 2; their places are the classes' numbers."""
-
-    def key(folder: Path) -> list[tuple[bool, int, str]]:
-        parts = re.split(r"(\d+)", folder.name)
-        return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts if part]
-
-    return sorted((p for p in path.iterdir() if p.is_dir()), key=key)
-
-
-def _folder_files(spec: DataSpec) -> list[tuple[Path, int]]:
-    path = find(spec)
-    classes = class_folders(path) if path.is_dir() else []
-    found = [(p, label) for label, c in enumerate(classes) for p in sorted(c.iterdir()) if p.suffix.lower() in PICTURES]
-    empty = [c.name for label, c in enumerate(classes) if label not in {n for _, n in found}]
-    if len(classes) < 2 or empty:
-        raise UserError(
-            f"data.path={path}: needs a sub-folder with pictures per class, at least two; found "
-            f"{len(classes)}{', without pictures: ' + ', '.join(empty) if empty else ''}"
-        )
-    return found
-
-
-def folder_pool(spec: DataSpec) -> Pool:
-    """The folder's pictures, class by class."""
-    from PIL import Image, UnidentifiedImageError
-
-    pictures, labels = [], []
-    for path, label in _folder_files(spec):
-        try:
-            with Image.open(path) as image:
-                pictures.append(resize(image, spec))
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise UserError(f"{path}: not a readable picture ({error}); mend or remove it") from None
-        labels.append(label)
-    return Pool(np.stack(pictures), np.array(labels, np.int64), names=tuple(p.name for p in class_folders(find(spec))))
-
-
-def folder_facts(spec: DataSpec) -> Facts:
-    """Of the names of the files."""
-    found = _folder_files(spec)
-    return Facts(len(found), found[-1][1] + 1, 0)

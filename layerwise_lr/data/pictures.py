@@ -1,21 +1,24 @@
 """Where the pictures come from: what each data set is called, where its files are, how they are read."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..planning import Absent, UserError, did_you_mean
-from . import cifar10, idx, own
+from ..planning import Absent, UserError, did_you_mean, plain
+from . import cifar10, folders, hub, idx, own, tables
+from .broken import sound
+from .decoding import open_picture
 from .files import cache_folder
-from .spec import DataSpec, Facts, Pictures, Pool, from_arrays
+from .spec import DataSpec, Facts, Pictures, Pool, facts_of, from_arrays, resize, test_last
 
 
 def _resized(held: Pictures, spec: DataSpec) -> Pool:
-    return from_arrays(held.x, held.y, spec, held.test)
+    return from_arrays(held.x, held.y, spec, test_last(len(held.y), held.test))
 
 
 def _digits(spec: DataSpec) -> Pool:
@@ -55,14 +58,49 @@ def _cifar10_facts(spec: DataSpec) -> Facts:
     """The published set's are known; any other (data.checksum=false) must be read."""
     if spec.checksum:
         return Facts(60000, 10, 10000)
-    pool = _pool(spec)
-    return Facts(len(pool.y), 10, pool.test)
+    return facts_of(_pool(spec))._replace(classes=10)
 
 
 def _idx_facts(spec: DataSpec) -> Facts:
     y, test = idx.read_labels(own.given_path(spec))
     own.check_classes(own.given_path(spec), y)
     return Facts(len(y), int(y.max()) + 1, test)
+
+
+def _hub(spec: DataSpec) -> hub.HubSet:
+    return _hub_at(str(own.given_path(spec)) if own.given_path(spec).exists() else str(spec.path), spec.label)
+
+
+@lru_cache(maxsize=4)
+def _hub_at(path: str, label: str | None) -> hub.HubSet:
+    return hub.read(path, label)
+
+
+def _listed(spec: DataSpec) -> Pool:
+    """The files of a set, as their names or a table tell; no picture is opened."""
+    return _listed_at(spec.name, own.find(spec), spec.label, Path.cwd())
+
+
+@lru_cache(maxsize=4)
+def _listed_at(name: str, path: Path, label: str | None, at: Path) -> Pool:
+    return tables.read(path, label) if name == "csv" else folders.read(path)
+
+
+def _sound(spec: DataSpec) -> Pool:
+    """Of `_listed` the files that can be read."""
+    return _sound_at(spec.name, own.find(spec), spec.label, spec.skip_broken, Path.cwd())
+
+
+@lru_cache(maxsize=4)
+def _sound_at(name: str, path: Path, label: str | None, skip: bool, at: Path) -> Pool:
+    root = path.parent if name == "csv" else path
+    return sound(_listed_at(name, path, label, at), root, f"data.path={plain(path, 400)}", skip)
+
+
+def _decoded(spec: DataSpec) -> Pool:
+    """Of files: their pictures in memory, at the size asked for."""
+    pool = _sound(spec)
+    return replace(pool, x=np.stack([resize(open_picture(path, spec.channels), spec) for path in pool.files]))
 
 
 class Reader(NamedTuple):
@@ -79,6 +117,14 @@ class Reader(NamedTuple):
     pool: Callable[[DataSpec], Pool]
 
 
+FILES = Reader(
+    own.find,
+    # where broken ones are left out, only looking at all of them tells how many are left
+    lambda spec: facts_of(_sound(spec) if spec.skip_broken else _listed(spec)),
+    _decoded,
+)
+
+
 READERS: Mapping[str, Reader] = {
     "digits": Reader(lambda spec: None, lambda spec: Facts(1797, 10, 0), _digits),
     "elpv": Reader(
@@ -87,7 +133,7 @@ READERS: Mapping[str, Reader] = {
     "mnist": Reader(
         lambda spec: _cache_of("mnist"),
         lambda spec: Facts(70000, 10, 10000),
-        lambda spec: from_arrays(*_cached("mnist"), spec, 10000),
+        lambda spec: from_arrays(*_cached("mnist"), spec, test_last(70000, 10000)),
     ),
     "cifar10": Reader(
         lambda spec: cifar10.find(_cifar10_at(spec)),
@@ -99,8 +145,14 @@ READERS: Mapping[str, Reader] = {
         _idx_facts,
         lambda spec: _resized(idx.read(own.given_path(spec)), spec),
     ),
-    "npz": Reader(own.find, own.npz_facts, own.npz_pool),
-    "image_folder": Reader(own.find, own.folder_facts, own.folder_pool),
+    "npz": Reader(own.find, lambda spec: facts_of(own.npz_labels(spec)), own.npz_pool),
+    "csv": FILES,
+    "hf_dataset": Reader(
+        lambda spec: hub.find(str(own.given_path(spec))),
+        lambda spec: facts_of(_pool(spec) if spec.skip_broken else _hub(spec).labels),
+        lambda spec: hub.pool(_hub(spec), spec),
+    ),
+    "image_folder": FILES,
 }
 
 
@@ -129,10 +181,12 @@ def load_pool(spec: DataSpec) -> Pool:
 
 
 def _pool(spec: DataSpec) -> Pool:
-    return _read(spec.name, spec.path, spec.image_size, spec.channels, spec.checksum)
+    """Kept by what decides it."""
+    drawn = ("train_size", "val_size", "test_size", "split_seed", "mean", "std", "flip", "stand_in", "stands_for")
+    other = {f.name: getattr(spec, f.name) for f in fields(spec) if f.name not in drawn}
+    return _read(Path.cwd(), **other)
 
 
 @lru_cache(maxsize=4)
-def _read(name: str, path: str | None, image_size: int, channels: int, checksum: bool) -> Pool:
-    spec = DataSpec(name=name, path=path, image_size=image_size, channels=channels, checksum=checksum)
-    return reader(name).pool(spec)
+def _read(at: Path, **spec: Any) -> Pool:
+    return reader(spec["name"]).pool(DataSpec(**spec))

@@ -1,12 +1,18 @@
 """What is asked of a data set (DataSpec), what is known of it (Facts), its pictures as read and as asked for (Pool)."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Optional
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 import numpy as np
 
 if TYPE_CHECKING:
     from PIL import Image
+
+Size = Any
+"""How many pictures: 60, a share ("20%" or 0.2), or null. OmegaConf has no such type; splitting.py reads it."""
+TRAIN, VAL, TEST = 0, 1, 2
+"""Where a set comes split: the parts by their number."""
 
 
 @dataclass
@@ -14,15 +20,18 @@ class DataSpec:
     """The data as data.
 
     Args:
-        name: digits | elpv | mnist | cifar10 | idx | npz | image_folder.
-        path: of the .npz file (arrays x, y), or of the folder: a sub-folder of pictures per class (image_folder),
-            the IDX files, CIFAR-10's archive (null: the cache's).
+        name: digits | elpv | mnist | cifar10 | idx | npz | image_folder | csv | hf_dataset.
+        path: of a folder with a sub-folder of pictures per class, or with train, val and test folders of these
+            (image_folder); of a table with columns path and label (csv); of a Hugging Face set's folder, or its name
+            (hf_dataset); of an .npz with arrays x, y; of IDX files; of CIFAR-10's archive (null: the cache's).
         image_size: pixels a side; pictures are resized to it.
         channels: 1 (grey) or 3.
-        train_size: pictures drawn by the seed, in proportion; null: all left.
-        val_size: pictures that choices are made on.
-        test_size: pictures that are only reported.
+        train_size: pictures drawn by the seed, in proportion, or a share of what is left (10%); null: all left.
+        val_size: pictures that choices are made on, or a share (20%); null: the set's own, else 15%.
+        test_size: pictures that are only reported; likewise.
         split_seed: decides which pictures are val and test.
+        label: the column of the labels (csv, hf_dataset); null: label, class and the like.
+        skip_broken: leave out pictures that cannot be read, and say so; else they are an error.
         mean: of pixels in 0 to 1, per channel or one for all.
         std: likewise.
         flip: mirror training pictures with probability 1/2.
@@ -35,10 +44,12 @@ class DataSpec:
     path: Optional[str] = None  # noqa: UP045 (OmegaConf 2.3 reads Optional)
     image_size: int = 28
     channels: int = 1
-    train_size: Optional[int] = 50  # noqa: UP045
-    val_size: int = 400
-    test_size: int = 1000
+    train_size: Size = 50
+    val_size: Size = 400
+    test_size: Size = 1000
     split_seed: int = 0
+    label: Optional[str] = None  # noqa: UP045
+    skip_broken: bool = False
     mean: list[float] = field(default_factory=lambda: [0.5])
     std: list[float] = field(default_factory=lambda: [0.5])
     flip: bool = False
@@ -49,13 +60,23 @@ class DataSpec:
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """All pictures: x uint8 [N, C, S, S], y int64 [N]; the last `test` of them are the set's own test part; `names`
-    are the classes', by their number (empty: the numbers are all there is)."""
+    """All pictures of a set.
 
-    x: np.ndarray
+    Args:
+        x: uint8 [N, C, S, S]; None: they are in `files`.
+        y: int64 [N].
+        parts: int8 [N] of TRAIN, VAL, TEST, where the set comes split; None: it does not.
+        names: the classes', by their number; empty: the numbers are all there is.
+        files: one of each picture, where x is None.
+        notes: what was met on the way, to be told.
+    """
+
+    x: np.ndarray | None
     y: np.ndarray
-    test: int = 0
+    parts: np.ndarray | None = None
     names: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Pictures(NamedTuple):
@@ -67,11 +88,24 @@ class Pictures(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What a plan needs to know of a data set without reading it."""
+    """What a plan needs to know of a data set without reading its pictures."""
 
     pictures: int
     classes: int
-    test: int  # of which the set's own test part
+    test: int = 0  # of which the set's own test part
+    val: int = 0  # of which the set's own validation part
+    notes: tuple[str, ...] = ()
+
+
+def facts_of(pool: Pool) -> Facts:
+    """Of a pool whose classes are without a gap."""
+    own = [0, 0, 0] if pool.parts is None else np.bincount(pool.parts, minlength=3).tolist()
+    return Facts(len(pool.y), len(pool.names) or int(pool.y.max()) + 1, own[TEST], own[VAL], pool.notes)
+
+
+def test_last(pictures: int, test: int) -> np.ndarray | None:
+    """`Pool.parts` of a set whose last `test` pictures are its own test part."""
+    return np.repeat(np.array([TRAIN, TEST], np.int8), [pictures - test, test]) if test else None
 
 
 def resize(image: "Image.Image", spec: DataSpec) -> np.ndarray:
@@ -84,12 +118,14 @@ def resize(image: "Image.Image", spec: DataSpec) -> np.ndarray:
     return array[None] if spec.channels == 1 else array.transpose(2, 0, 1)
 
 
-def from_arrays(x: np.ndarray, y: np.ndarray, spec: DataSpec, test: int = 0) -> Pool:
-    """The pool of x uint8 [N, H, W] or [N, C, H, W] and labels y [N], of which the last `test` are the test part."""
+def from_arrays(
+    x: np.ndarray, y: np.ndarray, spec: DataSpec, parts: np.ndarray | None = None, names: tuple[str, ...] = ()
+) -> Pool:
+    """The pool of x uint8 [N, H, W] or [N, C, H, W] and labels y [N]; parts and names as in Pool."""
     planes = x[:, None] if x.ndim == 3 else x
     if planes.shape[1:] == (spec.channels, spec.image_size, spec.image_size):  # nothing to resize: 5 s less for 60000
-        return Pool(np.ascontiguousarray(planes), y.astype(np.int64), test)
+        return Pool(np.ascontiguousarray(planes), y.astype(np.int64), parts, names)
     from PIL import Image
 
     pictures = [Image.fromarray(p if p.ndim == 2 else np.moveaxis(p, 0, -1).squeeze()) for p in x]
-    return Pool(np.stack([resize(p, spec) for p in pictures]), y.astype(np.int64), test)
+    return Pool(np.stack([resize(p, spec) for p in pictures]), y.astype(np.int64), parts, names)

@@ -62,7 +62,9 @@ DATA: Table = {
     "cifar10": ("path", "checksum", "stand_in"),
     "idx": ("path", "stand_in"),
     "npz": ("path", "stand_in"),
-    "image_folder": ("path", "stand_in"),
+    "csv": ("path", "label", "skip_broken", "stand_in"),
+    "hf_dataset": ("path", "label", "skip_broken", "stand_in"),
+    "image_folder": ("path", "skip_broken", "stand_in"),
 }
 WEIGHTS: Table = {
     "none": (),

@@ -57,7 +57,7 @@ def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps)
             },
         )
         model, start, told = model_of.start(framework, config, streams["init"])
-        notes = [*batches.notes(config.data), *dataset.notes(), *told]
+        notes = list(dict.fromkeys([*batches.notes(config.data), *dataset.notes(), *told]))
         for note in notes:
             say(note)
         prover = Prover(config.verify, folder, framework, plan, say)

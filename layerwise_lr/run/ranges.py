@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
-from ..data import READERS, DataSpec
+from ..data import READERS, DataSpec, is_size
 from ..planning import UserError
 from ..planning import ranges as planned
 from .schema import CheckpointSpec, Config, EarlyStopSpec, EmaSpec, FrameworkSpec, ModelSpec, VerifySpec
@@ -52,9 +52,10 @@ RULES = (
     planned.Rule(ModelSpec, "dropout", lambda p, _: 0 <= p < 1, "from 0 to below 1"),
     planned.Rule(ModelSpec, "drop_path", lambda p, _: 0 <= p < 1, "from 0 to below 1"),
     planned.within(DataSpec, "image_size", 4, 4096),
-    planned.least(DataSpec, "train_size", 1),
-    planned.least(DataSpec, "val_size", 1),
-    planned.least(DataSpec, "test_size", 1),
+    *(
+        planned.Rule(DataSpec, key, lambda size, _: is_size(size), "at least 1, or a share of the pictures (20%, 0.2)")
+        for key in ("train_size", "val_size", "test_size")
+    ),
     planned.least(DataSpec, "split_seed", 0),
     planned.Rule(DataSpec, "channels", lambda n, _: n in (1, 3), "1 or 3"),
     planned.Rule(

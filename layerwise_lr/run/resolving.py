@@ -6,7 +6,7 @@ It is what config.resolved.yaml holds and all that `page.run` reads.
 from dataclasses import replace
 from math import ceil
 
-from ..data import available, facts, train_count
+from ..data import available, facts, sized, train_count
 from ..planning import UserError
 from . import options, ranges
 from .durations import Clock, in_steps
@@ -21,7 +21,7 @@ def resolve(config: Config) -> Config:
         UserError: the first fault found, with its key.
     """
     ranges.check(config)
-    config = replace(config, data=available(config.data))
+    config = replace(config, data=sized(available(config.data)))
     model = _fill(config, facts(config.data).classes)
     per_epoch = train_count(config.data) // config.pictures_a_step()
     if per_epoch == 0:

@@ -319,7 +319,7 @@ CASES = {
         lambda: (np.save("d.npy", np.zeros(3)), Path("d.npy").rename("d.npz")),
     ),
     "npz is a folder": Case(NPZ, ("data.path=d.npz",), lambda: Path("d.npz").mkdir()),
-    "corrupt picture": Case(PICS, ("pics/b/3.png", "mend or remove"), corrupt_folder),
+    "corrupt picture": Case(PICS, ("data.path=pics", "b/3.png", "data.skip_broken=true"), corrupt_folder),
     "folder of one class": Case(PICS, ("data.path=pics", "at least two"), folder(a=12)),
     "folder with an empty class": Case(PICS, ("data.path=pics", "without pictures: b"), folder(a=12, b=0)),
     "folder empty": Case(PICS, ("data.path=pics", "at least two"), lambda: Path("pics").mkdir()),

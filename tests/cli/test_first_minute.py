@@ -82,7 +82,8 @@ def test_too_few_pictures_says_which_sizes_would_do() -> None:
         Path(f"pictures/{index % 2}").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (index, 0, 0)).save(f"pictures/{index % 2}/{index}.png")
     words = ("data=image_folder", "data.path=pictures", "data.image_size=16", "model=mlp", "weights=none", "epochs=1")
-    told = layerwise_lr("train", *words).stderr
+    assert layerwise_lr("train", *words).returncode == 0, "sizes have a default"
+    told = layerwise_lr("train", *words, "data.val_size=50", "data.test_size=60").stderr
     remedy = told.partition("try ")[2].split()
     assert remedy == ["data.val_size=20", "data.test_size=20"]
     assert layerwise_lr("train", *words, *remedy).returncode == 0

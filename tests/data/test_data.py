@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from layerwise_lr.data import batches, pictures
+from layerwise_lr.data import batches, pictures, splitting
 from layerwise_lr.data.pictures import DataSpec
 from layerwise_lr.planning.errors import UserError
 
@@ -101,10 +101,12 @@ def test_shares_add_up_to_the_count_for_any_class_sizes():
     for _ in range(200):
         y = rng.integers(0, rng.integers(1, 6), rng.integers(5, 80))
         count = int(rng.integers(0, len(y) + 1))
-        chosen = batches._share(y, count, 0)
+        chosen = splitting.share(y, count, 0)
         assert len(chosen) == len(set(chosen.tolist())) == count
-        exact = np.bincount(y) * count / len(y)
-        assert (np.abs(np.bincount(y[chosen], minlength=len(exact)) - exact) < 1).all()
+        sizes = np.bincount(y)
+        exact = sizes * count / len(y)
+        if (exact[sizes > 0] >= 1).all():  # else a rare class has more than its share: test_splitting.py
+            assert (np.abs(np.bincount(y[chosen], minlength=len(exact)) - exact) < 1).all()
 
 
 def test_mnist_s_own_test_part_is_kept_apart(tmp_path, monkeypatch):
@@ -129,12 +131,12 @@ def test_mnist_s_own_test_part_is_kept_apart(tmp_path, monkeypatch):
 def test_sizes_that_do_not_fit_are_refused(sizes):
     train, val, test = sizes
     with pytest.raises(UserError, match="do not fit into 1797"):
-        batches.train_count(DataSpec(train_size=train, val_size=val, test_size=test))
+        splitting.train_count(DataSpec(train_size=train, val_size=val, test_size=test))
 
 
 def test_the_largest_sizes_that_fit():
-    assert batches.train_count(DataSpec(train_size=1297, val_size=200, test_size=300)) == 1297
-    assert batches.train_count(DataSpec(train_size=None, val_size=0, test_size=1796)) == 1
+    assert splitting.train_count(DataSpec(train_size=1297, val_size=200, test_size=300)) == 1297
+    assert splitting.train_count(DataSpec(train_size=None, val_size=0, test_size=1796)) == 1
 
 
 def test_a_class_left_without_training_pictures_is_said(tmp_path):
@@ -338,7 +340,7 @@ def folder_spec(root, **options):
 def test_an_image_folder_s_classes_are_its_folders_in_order(tmp_path):
     root = write_folder(tmp_path / "pictures", ("bee", "ant", "cow"))
     pool = pictures.load_pool(folder_spec(root))
-    assert pictures.facts(folder_spec(root)) == (24, 3, 0)
+    assert pictures.facts(folder_spec(root))[:3] == (24, 3, 0)
     blue = {0: 100, 1: 0, 2: 200}  # sorted: ant bee cow; write_folder numbers bee ant cow
     assert (pool.x[:, 2, 3, 3] == [blue[label] for label in pool.y.tolist()]).all()
     image = Image.open(root / "bee" / "3.png").resize((6, 6), Image.Resampling.BILINEAR)
@@ -360,7 +362,7 @@ def test_a_corrupt_picture_is_named(tmp_path, how):
     bad = root / "bee" / "3.png"
     whole = bad.read_bytes()
     bad.write_bytes({"text": b"hello", "torn": whole[: len(whole) // 2], "empty": b""}[how])
-    with pytest.raises(UserError, match=r"bee/3\.png: not a readable picture"):
+    with pytest.raises(UserError, match=r"1 of 16 pictures cannot be read: bee/3\.png .*data.skip_broken=true"):
         pictures.load_pool(folder_spec(root))
 
 
@@ -401,12 +403,11 @@ def test_pictures_without_names_have_their_numbers():
 
 
 def test_a_class_that_a_part_lacks_is_told(tmp_path):
-    """Nine of ant, one picture in ten of bee: the small part has none."""
+    """Two pictures of bee: one trains, one is for the validation part."""
     root = write_folder(tmp_path / "pictures", ("ant", "bee"), n=20)
-    for path in sorted((root / "bee").glob("*.png"))[3:]:
+    for path in sorted((root / "bee").glob("*.png"))[2:]:
         path.unlink()
-    dataset = batches.load(folder_spec(root, train_size=10, val_size=2, test_size=9), 0)
-    assert not (dataset.val.y == 1).any() and (dataset.test.y == 1).any()
-    (note,) = dataset.notes()
-    assert "the validation part has no picture of 1 of 2 classes (bee)" in note and "data.val_size" in note
-    assert batches.load(folder_spec(root, train_size=5, val_size=8, test_size=8), 0).notes() == []
+    dataset = batches.load(folder_spec(root, train_size=10, val_size=4, test_size=8), 0)
+    assert not (dataset.test.y == 1).any() and (dataset.val.y == 1).any()
+    *_, note = dataset.notes()
+    assert "the test part has no picture of 1 of 2 classes (bee)" in note and "data.test_size" in note

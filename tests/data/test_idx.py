@@ -41,7 +41,7 @@ def test_idx_pictures_come_as_written(packed, digits, tmp_path):
     pool = load_pool(spec)
     assert np.array_equal(pool.x[:, 0], x)
     assert np.array_equal(pool.y, y)
-    assert facts(spec) == (200, 10, 50)
+    assert facts(spec)[:3] == (200, 10, 50)
     assert {p.tobytes() for p in batches.load(spec, 0).test.x} == {p.tobytes() for p in x[150:]}
 
 
@@ -49,7 +49,7 @@ def test_facts_of_idx_need_no_pictures(digits, tmp_path):
     write_idx(tmp_path, *digits)
     for name in (IDX[0], IDX[2]):
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:16])
-    assert facts(idx_spec(tmp_path)) == (200, 10, 50)
+    assert facts(idx_spec(tmp_path))[:3] == (200, 10, 50)
     with pytest.raises(UserError, match="117600 bytes, but it holds 0; get it again"):
         load_pool(idx_spec(tmp_path))
 
