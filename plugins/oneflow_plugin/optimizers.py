@@ -67,7 +67,9 @@ class Nadam(Own):
         gradient = gradient + group["weight_decay"] * param
         average, square = _moments(param, gradient, state, group["betas"])
         step = state["step"] = state.get("step", 0.0) + 1
-        mu, following = (group["betas"][0] * (1 - 0.5 * 0.96 ** (n * group["momentum_decay"])) for n in (step, step + 1))
+        mu, following = (
+            group["betas"][0] * (1 - 0.5 * 0.96 ** (n * group["momentum_decay"])) for n in (step, step + 1)
+        )
         product = state["mu_product"] = float(np.float32(state.get("mu_product", 1.0) * mu))  # as a checkpoint holds it
         denominator = (square / (1 - group["betas"][1] ** step)).sqrt() + group["eps"]
         ahead = gradient * ((1 - mu) / (1 - product)) + average * (following / (1 - product * following))

@@ -38,33 +38,7 @@ class OneflowFramework(core.Framework):
     """OneFlow 0.9 enters a Graph's job into a queue after it has started it; one that ends first finds the queue
     empty: SIGSEGV. With steps below 2 ms 6 of 10 runs of 4000 steps died so, with LeNet's 7 ms none."""
 
-    known_failures: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "graph_native": {
-            **dict.fromkeys(
-                (
-                    "frozen_do_not_move",
-                    "frozen_keep_state",
-                    "unfreezes_on_the_step",
-                    "late_start",
-                    "frozen_batchnorm",
-                    "batchnorm_trains_on",
-                    "mode_equals_first_mode",
-                ),
-                "a compiled OneFlow Graph keeps the parameters it was built with: a plan whose groups start or stop "
-                f"within the run is refused; {graph.WAYS_OUT}",
-            ),
-            **dict.fromkeys(
-                (
-                    "optimizer_layer_adaptive",
-                    "effective_lr_layer_adaptive",
-                    "resume_layer_adaptive",
-                    "reset_layer_adaptive",
-                ),
-                "a compiled OneFlow Graph knows OneFlow's own optimizers alone: layer_adaptive is refused; "
-                f"{graph.WAYS_OUT}",
-            ),
-        }
-    }
+    known_failures: ClassVar[Mapping[str, Mapping[str, str]]] = {"graph_native": graph.REFUSED}
 
     def start(self) -> None:
         """Threads; what OneFlow lacks is refused."""
