@@ -5,9 +5,10 @@ operators on fixed shapes, so another set of parameters, other batchnorm layers 
 another trace; the optimizer stays outside, where it may change.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import megengine.functional as F
+import numpy as np
 from megengine import Tensor
 from megengine.autodiff import GradManager
 from megengine.jit import trace
@@ -33,21 +34,30 @@ class Trainable(Model):
         self._traced, self._scale = traced, scale
         self._runs: dict[tuple[object, ...], Run] = {}
 
-    def gradients(self, x: Tensor, y: Tensor, names: tuple[str, ...], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        """(mean cross-entropy, gradients of the parameters `names`)."""
-        key = names, step.frozen, tuple(x.shape)
+    def gradients(
+        self, parts: Sequence[tuple[Tensor, Tensor]], names: tuple[str, ...], step: Step
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(mean cross-entropy, gradients of the parameters `names`), of each part by itself: their means."""
+        self.step, self.rng = step, np.random.default_rng(step.seed)
+        try:
+            sums = self._part(*parts[0], names, step)
+            for x, y in parts[1:]:
+                sums = tuple(a + b for a, b in zip(sums, self._part(x, y, names, step), strict=True))
+        finally:
+            self.step = self.rng = None
+        loss, *gradients = sums if len(parts) == 1 else (a / len(parts) for a in sums)
+        return loss, dict(zip(names, gradients, strict=True))
+
+    def _part(self, x: Tensor, y: Tensor, names: tuple[str, ...], step: Step) -> tuple[Tensor, ...]:
+        key = names, step.frozen, tuple(x.shape), tuple(y.shape)
         if key not in self._runs:
             run = self._run(names)
             self._runs[key] = trace(run, symbolic=True, symbolic_shape=False) if self._traced else run
-        self.step = step
         try:
-            loss, *gradients = self._runs[key](x, y)
+            return self._runs[key](x, y)
         except BaseException:
             del self._runs[key]  # a trace that failed once is poisoned
             raise
-        finally:
-            self.step = None
-        return loss, dict(zip(names, gradients, strict=True))
 
     def _run(self, names: tuple[str, ...]) -> Run:
         params = [self.arrays[name] for name in names]
@@ -70,4 +80,7 @@ class Trainable(Model):
 
 
 def _loss(logits: Tensor, y: Tensor) -> Tensor:
-    return F.loss.cross_entropy(logits, y, axis=1, with_logits=True, label_smooth=0, reduction="mean")
+    """Mean cross-entropy; y: int32 [B], or soft targets float32 [B, classes]."""
+    if y.ndim == 1:
+        return F.loss.cross_entropy(logits, y, axis=1, with_logits=True, label_smooth=0, reduction="mean")
+    return -F.sum(y * F.logsoftmax(logits, 1)) / y.shape[0]

@@ -127,6 +127,11 @@ def mask(rng: np.random.Generator, shape: tuple[int, ...], p: float) -> Tensor:
     return megengine.tensor(kept.astype(np.float32) / np.float32(1 - p))
 
 
+def _drop_path(x: Tensor, layer: Native) -> Tensor:
+    p, rng = layer.options["p"], layer.model.rng
+    return x if rng is None or not p else x * mask(rng, (x.shape[0], *(1,) * (x.ndim - 1)), p)
+
+
 KINDS: Mapping[str, Callable[[Tensor, Native], Tensor]] = {
     "conv": _conv,
     "linear": _linear,
@@ -144,6 +149,7 @@ KINDS: Mapping[str, Callable[[Tensor, Native], Tensor]] = {
     "globalpool": lambda x, layer: x.mean((2, 3)),
     "flatten": lambda x, layer: F.flatten(x, 1),
     "dropout": _dropout,
+    "drop_path": _drop_path,
     "to_tokens": lambda x, layer: F.flatten(x, 2).transpose(0, 2, 1),
     "first_token": lambda x, layer: x[:, 0],
     "mean_tokens": lambda x, layer: x[:, 1:].mean(1),
@@ -162,13 +168,13 @@ class Model:
         self.step: Step | None = None
         """That the next forward pass is for; None is evaluation."""
         self.rng: np.random.Generator | None = None
+        """That draws what is drawn at random in this step, part by part."""
         self.arrays: dict[str, Tensor] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.function = fold(tree, self._layer)
 
     def __call__(self, x: Tensor) -> Tensor:
         """float32 [B, C, H, W] or int32 [B, T] -> logits [B, classes]."""
-        self.rng = None if self.step is None else np.random.default_rng(self.step.seed)
         return self.function(x)
 
     def _layer(self, name: str, layer: Layer) -> Callable[[Tensor], Tensor]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import megengine
 import numpy as np
 from megengine import Tensor
-from megengine.optimizer import Optimizer
+from megengine.optimizer import Optimizer, clip_grad_norm, clip_grad_value
 
 from layerwise_lr import framework as core
 
@@ -86,15 +86,20 @@ class MegEngineFramework(core.Framework):
         """Forward, backward, one step of every optimizer. What does not train gets no gradient, and MegEngine's
         optimizers leave it alone."""
         names = tuple(n for group, on in zip(state.groups, step.active, strict=True) if on for n in group["names"])
-        loss, found = state.model.gradients(_tensor(x), _tensor(y), names, step)
+        cut = zip(np.split(x, step.accumulate), np.split(y, step.accumulate), strict=True)
+        loss, found = state.model.gradients([(_tensor(x), _tensor(y)) for x, y in cut], names, step)
         shapes = state.model.shapes
+        gradients = {n: _copy(g, shapes[n]) for n, g in found.items()} if step.gradients else None
         for group in state.groups:
             for name, param in zip(group["names"], group["params"], strict=True):
                 param.grad = found.get(name)
-                if name in found and group["central"] and core.central_axes(shapes[name]):
-                    param.grad = _centralized(found[name], shapes[name])
+        _clip([state.model.arrays[name] for name in names], step.clip)
+        for group in (group for group, on in zip(state.groups, step.active, strict=True) if on and group["central"]):
+            for name, param in zip(group["names"], group["params"], strict=True):
+                if core.central_axes(shapes[name]):
+                    param.grad = _centralized(param.grad, shapes[name])
         optimizers.step(state.optimizer)
-        return core.StepResult(loss, {n: _copy(g, shapes[n]) for n, g in found.items()} if step.gradients else None)
+        return core.StepResult(loss, gradients)
 
     def predict(self, state: core.TrainState, x: np.ndarray) -> np.ndarray:
         """Logits, outside every trace."""
@@ -138,6 +143,14 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 def _copy(tensor: Tensor, shape: tuple[int, ...]) -> np.ndarray:
     return np.array(tensor.numpy(), np.float32).reshape(shape)
+
+
+def _clip(params: Sequence[Tensor], clip: core.Clip) -> None:
+    """MegEngine's own clipping, of all that trains."""
+    if clip.norm is not None:
+        clip_grad_norm(params, clip.norm)
+    if clip.value is not None:
+        clip_grad_value(params, -clip.value, clip.value)
 
 
 def _centralized(gradient: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -14,11 +14,47 @@ import numpy as np
 import oneflow as flow
 from oneflow import Tensor, nn
 
-from layerwise_lr.framework import Plan, UserError, Weights
+from layerwise_lr.framework import Clip, Plan, UserError, Weights
 
 from . import layers, optimizers
 
 WAYS_OUT = "take framework=oneflow or framework=oneflow_graph"
+KEEPS = "a compiled OneFlow Graph keeps the parameters it was built with"
+KNOWS = "a compiled OneFlow Graph knows OneFlow's own optimizers alone"
+ACCUMULATES = "a compiled OneFlow Graph that accumulates gives no gradients back, and nothing could be measured"
+CLIPS = (
+    "a compiled OneFlow Graph bounds the norm within each of its optimizers' groups, not of all together, and no values"
+)
+REFUSED: Mapping[str, str] = {
+    **dict.fromkeys(
+        (
+            "frozen_do_not_move",
+            "frozen_keep_state",
+            "unfreezes_on_the_step",
+            "late_start",
+            "frozen_batchnorm",
+            "batchnorm_trains_on",
+            "mode_equals_first_mode",
+        ),
+        f"{KEEPS}: a plan whose groups start or stop within the run is refused; {WAYS_OUT}",
+    ),
+    **dict.fromkeys(
+        (
+            *(f"optimizer_{name}" for name in optimizers.OWN),
+            *(
+                f"{check}_{which}"
+                for check in ("effective_lr", "resume", "reset")
+                for which in ("layer_adaptive", "others")
+            ),
+        ),
+        f"{KNOWS}: {', '.join(optimizers.OWN)} are refused; {WAYS_OUT}",
+    ),
+    **dict.fromkeys(
+        ("accumulate", "accumulate_is_the_large_batch"), f"{ACCUMULATES}: accumulate is refused; {WAYS_OUT}"
+    ),
+    **dict.fromkeys(("clip_norm", "clip_value", "clip_parts"), f"{CLIPS}: clipping is refused; {WAYS_OUT}"),
+}
+"""Conformance check -> why mode graph_native cannot pass it; `check` refuses it before a run."""
 _FOREVER = 2**31
 _STEP = "System-Train-TrainStep"
 
@@ -191,16 +227,18 @@ def check(plan: Plan) -> None:
     Raises:
         UserError: with the reason and the ways out.
     """
-    ours = next((g.name for g in plan.groups if plan.optimizers[g.optimizer].name == "layer_adaptive"), None)
+    names = {group.name: plan.optimizers[group.optimizer].name for group in plan.groups}
+    ours = next((group for group, name in names.items() if name in optimizers.OWN), None)
     phases = plan.phases()
     why = None
     if ours is not None:
-        why = f"group {ours} trains under layer_adaptive; a compiled OneFlow Graph knows OneFlow's own optimizers alone"
+        why = f"group {ours} trains under {names[ours]}; {KNOWS}"
+    elif plan.accumulate > 1:
+        why = f"accumulate={plan.accumulate}; {ACCUMULATES}"
+    elif plan.clip != Clip():
+        why = f"clipping is asked for; {CLIPS}"
     elif len(phases) > 1:
-        why = (
-            f"other groups train from step {phases[1].start} on; a compiled OneFlow Graph keeps the parameters it "
-            "was built with"
-        )
+        why = f"other groups train from step {phases[1].start} on; {KEEPS}"
     elif not any(phases[0].active):
         why = "no group trains, and OneFlow builds no Graph without a gradient"
     if why:

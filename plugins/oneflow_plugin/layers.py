@@ -87,6 +87,19 @@ class Dropout(nn.Module):
         return functional.dropout(flow.ones(*shape, device=device), self.p, training=True)
 
 
+class DropPath(Dropout):
+    """Likewise one number for each whole sample. Flat, in three axes: a product that repeats its factor over more axes
+    takes OneFlow 0.9 300 times as long on a CPU (32 ms for 32 x 64 x 16 x 16 numbers), over fewer 9 times."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape that begins with B."""
+        self.shape = (x.shape[0], 1, 1)
+        if self.mask is None and not self.training:
+            return x
+        kept = self.draw(self.shape, x.device) if self.mask is None else self.mask
+        return (x.reshape(x.shape[0], 1, -1) * kept).reshape(*x.shape)
+
+
 class Plain(nn.Module):
     """A function of the input and of a few parameters of its own, mostly none.
 
@@ -147,6 +160,7 @@ KINDS: Mapping[str, Callable[..., nn.Module]] = {
     "globalpool": lambda: Plain(lambda x: functional.adaptive_avg_pool2d(x, 1).flatten(1)),  # 3 times as fast as mean
     "flatten": lambda: Plain(lambda x: x.flatten(1)),
     "dropout": Dropout,
+    "drop_path": DropPath,
     "to_tokens": lambda: Plain(lambda x: x.flatten(2).transpose(1, 2)),
     "first_token": lambda: Plain(lambda x: x[:, 0]),
     "mean_tokens": lambda: Plain(lambda x: x[:, 1:].mean(1)),
@@ -266,8 +280,10 @@ def _half(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def loss(logits: Tensor, y: Tensor) -> Tensor:
-    """Mean cross-entropy."""
-    return functional.cross_entropy(logits, y)
+    """Mean cross-entropy; y: int64 [B], or soft targets float32 [B, classes]."""
+    if y.ndim == 1:
+        return functional.cross_entropy(logits, y)
+    return -(y * functional.log_softmax(logits, dim=1)).sum() / y.shape[0]
 
 
 def centralize(gradient: Tensor) -> Tensor:

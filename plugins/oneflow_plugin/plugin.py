@@ -29,7 +29,7 @@ class OneflowFramework(core.Framework):
     """
 
     kinds: ClassVar[tuple[str, ...]] = (*core.KINDS, *core.PLAIN_KINDS)
-    optimizers: ClassVar[tuple[str, ...]] = ("sgd", "momentum", "adam", "adamw", "layer_adaptive")
+    optimizers: ClassVar[tuple[str, ...]] = tuple(optimizers.NATIVE)
     modes: ClassVar[tuple[str, ...]] = ("eager", "graph", "graph_native")
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
     sources: ClassVar[tuple[str, ...]] = tuple(zoo.BUILDERS)
@@ -38,33 +38,7 @@ class OneflowFramework(core.Framework):
     """OneFlow 0.9 enters a Graph's job into a queue after it has started it; one that ends first finds the queue
     empty: SIGSEGV. With steps below 2 ms 6 of 10 runs of 4000 steps died so, with LeNet's 7 ms none."""
 
-    known_failures: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "graph_native": {
-            **dict.fromkeys(
-                (
-                    "frozen_do_not_move",
-                    "frozen_keep_state",
-                    "unfreezes_on_the_step",
-                    "late_start",
-                    "frozen_batchnorm",
-                    "batchnorm_trains_on",
-                    "mode_equals_first_mode",
-                ),
-                "a compiled OneFlow Graph keeps the parameters it was built with: a plan whose groups start or stop "
-                f"within the run is refused; {graph.WAYS_OUT}",
-            ),
-            **dict.fromkeys(
-                (
-                    "optimizer_layer_adaptive",
-                    "effective_lr_layer_adaptive",
-                    "resume_layer_adaptive",
-                    "reset_layer_adaptive",
-                ),
-                "a compiled OneFlow Graph knows OneFlow's own optimizers alone: layer_adaptive is refused; "
-                f"{graph.WAYS_OUT}",
-            ),
-        }
-    }
+    known_failures: ClassVar[Mapping[str, Mapping[str, str]]] = {"graph_native": graph.REFUSED}
 
     def start(self) -> None:
         """Threads; what OneFlow lacks is refused."""
@@ -177,11 +151,15 @@ class OneflowFramework(core.Framework):
                 param.requires_grad_(on)
                 trained |= {name: param} if on else {}
         run = {"eager": self._eager, "graph": self._graph, "graph_native": self._native}[self.mode]
-        loss, gradients = run(state, trained, (self._tensor(x), self._tensor(y)), step)
-        copies = {name: layers.copy(gradient) for name, gradient in gradients.items()} if step.gradients else None
+        losses, means = [], dict[str, Tensor]()
+        for part in zip(np.split(x, step.accumulate), np.split(y, step.accumulate), strict=True):
+            loss, gradients = run(state, trained, (self._tensor(part[0]), self._tensor(part[1])), step)
+            losses.append(loss.detach())
+            means = _added(means, gradients, step.accumulate)
+        copies = {name: layers.copy(gradient) for name, gradient in means.items()} if step.gradients else None
         if self.mode != "graph_native":
-            _update(state, step.active, gradients)
-        return core.StepResult(loss.detach(), copies)
+            _update(state, step, means)
+        return core.StepResult(losses[0] if len(losses) == 1 else flow.stack(losses).mean(), copies)
 
     def predict(self, state: core.TrainState, x: np.ndarray) -> np.ndarray:
         """Logits in evaluation mode, always eager: a Graph shares its weights with the module."""
@@ -221,7 +199,7 @@ class OneflowFramework(core.Framework):
 
     def _graph(self, state: core.TrainState, trained: Mapping[str, Tensor], batch: Batch, step: core.Step) -> Result:
         """The Graph of this model, these parameters, this shape: kept, so that the proof's serves the run."""
-        key = (id(state.model), tuple(trained), step.frozen, tuple(batch[0].shape))
+        key = (id(state.model), tuple(trained), step.frozen, *(tuple(tensor.shape) for tensor in batch))
         if key not in self._graphs:
             self._graphs[key] = graph.TrainGraph(state.model, trained, step.frozen)
         return self._graphs[key].step(*batch)
@@ -242,14 +220,28 @@ class OneflowFramework(core.Framework):
         return flow.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
 
-def _update(state: core.TrainState, active: Sequence[bool], gradients: Mapping[str, Tensor]) -> None:
-    """One step of the eager optimizers of the active groups."""
-    for group, native, on in zip(state.groups, state.optimizer, active, strict=True):
-        if on:
-            for name, param in zip(group["names"], group["params"], strict=True):
-                gradient = gradients[name]
-                param.grad = layers.centralize(gradient) if group["grad_centralization"] else gradient
-            native.step()
+def _added(means: Mapping[str, Tensor], gradients: Mapping[str, Tensor], parts: int) -> dict[str, Tensor]:
+    """The mean over the parts so far and this one."""
+    if parts == 1:
+        return dict(gradients)
+    return {n: g / parts + means[n] if means else g / parts for n, g in gradients.items()}
+
+
+def _update(state: core.TrainState, step: core.Step, gradients: Mapping[str, Tensor]) -> None:
+    """Clipping by OneFlow's own, and one step of the eager optimizers of the active groups."""
+    trained = [(g, o) for g, o, on in zip(state.groups, state.optimizer, step.active, strict=True) if on]
+    pairs = [pair for group, _ in trained for pair in zip(group["names"], group["params"], strict=True)]
+    for name, param in pairs:
+        param.grad = gradients[name]
+    if step.clip.norm is not None:
+        nn.utils.clip_grad_norm_([param for _, param in pairs], step.clip.norm)
+    if step.clip.value is not None:
+        nn.utils.clip_grad_value_([param for _, param in pairs], step.clip.value)
+    for group, native in trained:
+        if group["grad_centralization"]:
+            for param in group["params"]:
+                param.grad = layers.centralize(param.grad)
+        native.step()
 
 
 def _check_half(device: str, mode: str) -> None:

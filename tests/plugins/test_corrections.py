@@ -58,6 +58,16 @@ CORRECTIONS = {
         "batchnorms that rest, read when a Graph is built": Correction(
             "graph.py", "model.rest(self._frozen)", "pass", "frozen_batchnorm", "graph"
         ),
+        "rmsprop's eps outside the root": Correction(
+            "optimizers.py",
+            '(RmsProp, {"alpha": s.alpha, "eps": s.eps, "momentum": s.momentum})',
+            '(flow.optim.RMSprop, {"alpha": s.alpha, "eps": s.eps})',
+            "effective_lr_others",
+            "eager",
+        ),
+        "drop_path drops whole samples": Correction(
+            "layers.py", '"drop_path": DropPath', '"drop_path": Dropout', "kind_drop_path", "graph"
+        ),
         "the step count at resume": Correction(
             "optimizers.py",
             'native._state["step"] = steps_in(arrays, group["names"])',
@@ -105,7 +115,7 @@ CORRECTIONS = {
             "layers.py", " and layer.name not in step.frozen", "", "frozen_batchnorm", "eager"
         ),
         "adamw's weight decay": Correction(
-            "optimizers.py", '"adamw": AdamW', '"adamw": Adam', "optimizer_adamw", "eager"
+            "optimizers.py", '"adamw": lambda s: (AdamW', '"adamw": lambda s: (Adam', "optimizer_adamw", "eager"
         ),
         "the trained subset": Correction(
             "plugin.py",

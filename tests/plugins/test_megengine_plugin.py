@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from layerwise_lr.framework import Step, begin, proof, registry, take_step
+from layerwise_lr.framework import STATE_KEYS, Clip, Step, begin, proof, registry, take_step
 from layerwise_lr.models.layers import KINDS, PLAIN_KINDS, Layer, Residual, Seq, Tree, initial_weights, param_table
 from layerwise_lr.models.trees import conv, linear, make_tree
 from layerwise_lr.planning.errors import UserError
@@ -23,8 +23,14 @@ OPTIMIZERS = {
     "nesterov": OptimizerSpec("momentum", 0.02, 5e-4, nesterov=True),
     "adam": OptimizerSpec("adam", 1e-3, 1e-2),
     "adamw": OptimizerSpec("adamw", 1e-3, 0.05),
+    "nadam": OptimizerSpec("nadam", 1e-3, 1e-2),
+    "rmsprop": OptimizerSpec("rmsprop", 1e-4, 1e-2),
+    "plain_rmsprop": OptimizerSpec("rmsprop", 3e-4, 1e-2, momentum=0.0),
+    "lion": OptimizerSpec("lion", 1e-4, 0.5, betas=[0.9, 0.99]),
     "layer_adaptive": OptimizerSpec("layer_adaptive", 0.1, 1e-2),
 }
+COUNTING = ("adamw", "nadam", "rmsprop")
+"""Whose steps are counted per parameter: those that thaw late have made fewer."""
 VIT = {"embed_dim": 32, "num_heads": 4, "patch_size": 7, "depth": 2}
 
 
@@ -88,6 +94,7 @@ CASES = {
     "globalpool": ((Layer("globalpool"),), 8),
     "flatten": ((Layer("flatten"),), 8 * SQUARE),
     "dropout": ((layer("dropout", p=0.0),), 8 * SQUARE),
+    "drop_path": ((layer("drop_path", p=0.0),), 8 * SQUARE),
     "to_tokens": ((layer("layerscale", dim=8, init=1.0),), 8 * 36),
     "first_token": ((layer("tokens", num_patches=36, dim=8), Layer("first_token")), 8),
     "mean_tokens": ((layer("tokens", num_patches=36, dim=8), Layer("mean_tokens")), 8),
@@ -98,7 +105,7 @@ CASES = {
 CURVES = {  # model, its options, steps, optimizer, tolerance of the first ten losses and of all
     **{
         f"lenet_{o}": (("lenet", 1, 28, {}), 50, OPTIMIZERS[o], 1e-5, 1e-4)
-        for o in ("momentum", "adam", "layer_adaptive")
+        for o in ("momentum", "adam", "nadam", "rmsprop", "lion", "layer_adaptive")
     },
     **{f"vit_{o}": (("vit_tiny", 1, 28, VIT), 50, OPTIMIZERS[o], 1e-5, 1e-4) for o in ("momentum", "adam")},
     "resnet18_momentum": (("resnet18", 3, 32, {}), 10, OptimizerSpec("momentum", 2e-4, 5e-4), 5e-5, 5e-5),
@@ -182,12 +189,12 @@ def curve(fw, name):
     return Run(fw, tree, plan_of(tree, optimizer, max(steps, 20))).train(steps)
 
 
-def freezing(fw):
+def freezing(fw, optimizer):
     """Two optimizers, progressive unfreezing: losses, arrays and optimizer state at the end."""
     tree = make("lenet", 1, 16, {})
     freeze = FreezeSpec("progressive", every=3, stages=["fc2", "fc1", "conv2", "conv1"])
     groups = {"convs": GroupSpec(match=["conv*"], optimizer="other", grad_centralization=True)}
-    plan = plan_of(tree, OPTIMIZERS["adamw"], 16, freeze, {"other": OPTIMIZERS["nesterov"]}, groups=groups)
+    plan = plan_of(tree, OPTIMIZERS[optimizer], 16, freeze, {"other": OPTIMIZERS["nesterov"]}, groups=groups)
     run = Run(fw, tree, plan)
     losses = run.train(16)
     state = {f"state/{n}": a for n, a in fw.get_optimizer_state(run.state).items()}
@@ -200,7 +207,8 @@ def reference(path):
     found = {f"{name}/{key}": a for name in CASES for key, a in one_step(fw, name).items()}
     found |= {f"resting/{key}": a for key, a in one_step(fw, "batchnorm", ["it"]).items()}
     found |= {f"curve/{name}": curve(fw, name) for name in CURVES}
-    np.savez(path, **found, **{f"freezing/{key}": a for key, a in freezing(fw).items()})
+    found |= {f"freezing_{o}/{key}": a for o in COUNTING for key, a in freezing(fw, o).items()}
+    np.savez(path, **found)
 
 
 @pytest.fixture(scope="module")
@@ -271,16 +279,14 @@ def test_a_trace_follows_the_same_curve(torch_says, name):
     assert difference.max() <= 1e-5
 
 
-def test_two_optimizers_and_unfreezing_end_where_torch_ends(mge, torch_says):
-    mine = freezing(mge)
-    theirs = {key.partition("/")[2]: a for key, a in torch_says.items() if key.startswith("freezing/")}
+@pytest.mark.parametrize("optimizer", COUNTING)
+def test_two_optimizers_and_unfreezing_end_where_torch_ends(mge, torch_says, optimizer):
+    mine = freezing(mge, optimizer)
+    theirs = {key.partition("/")[2]: a for key, a in torch_says.items() if key.startswith(f"freezing_{optimizer}/")}
     assert set(mine) == set(theirs)
-    assert {key.rpartition("/")[2] for key in mine if key.startswith("state/")} == {
-        "momentum_buffer",
-        "exp_avg",
-        "exp_avg_sq",
-        "step",
-    }
+    keys = {key.rpartition("/")[2] for key in mine if key.startswith("state/")}
+    assert keys == {"momentum_buffer", *STATE_KEYS[optimizer]}
+    assert len({float(a) for key, a in mine.items() if key.endswith("/step")}) > 1
     wrong = [key for key in mine if mine[key].shape != theirs[key].shape or not close(mine[key], theirs[key], 2e-4)]
     assert not wrong
     assert np.abs(mine["losses"] / theirs["losses"] - 1).max() <= 1e-5
@@ -420,6 +426,31 @@ def test_dropout_follows_from_the_seed(mge):
     kept = mask(np.random.default_rng(0), (1000, 100), 0.25).numpy()
     assert set(np.unique(kept)) == {np.float32(0), np.float32(1) / np.float32(0.75)}
     assert kept.mean() == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["dropout", "drop_path"])
+def test_each_part_of_a_batch_is_drawn_for_by_itself(mge, kind):
+    nodes = (Layer("flatten"), layer(kind, p=0.5), linear("head", 48, 3, depth=0))
+    tree = Tree("drawing", Seq("", nodes), "head", (3, 4, 4), 3)
+    run = Run(mge, tree, replace(plan_of(tree, OPTIMIZERS["sgd"]), accumulate=2))
+    mge.set_weights(run.model, {name: 0 * a for name, a in run.weights().items()})
+    batch = np.ones((32, 3, 4, 4), np.float32), np.arange(32) // 16  # the parts are alike, but for the class
+    gradient = run.take(batch, seed=3)[1]["head.weight"]
+    assert not np.allclose(gradient[0], gradient[1])  # the same masks would give both classes the same
+
+
+def test_fp16_clips_gradients_without_the_scale_of_the_loss():
+    tree = make("lenet", 1, 16, {})
+    fw = registry.load("megengine")("cpu", "eager", "fp16")
+    plan = replace(plan_of(tree, replace(OPTIMIZERS["sgd"], weight_decay=0.0)), clip=Clip(norm=0.01), accumulate=2)
+    run = Run(fw, tree, plan)
+    before = run.weights()
+    gradients = run.take(batch_of(tree, 0, 16))[1]
+    assert np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradients.values())) > 0.1  # as the loss gave them
+    after, square = run.weights(), 0.0
+    for group, lr in zip(plan.groups, plan.lrs(0), strict=True):
+        square += sum((((before[n] - after[n].astype(np.float64)) / lr) ** 2).sum() for n in group.params)
+    assert np.sqrt(square) == pytest.approx(0.01, rel=1e-2)
 
 
 def test_our_convolution_is_the_native_one(monkeypatch):

@@ -22,6 +22,8 @@ import pytest
 from layerwise_lr.framework import begin, take_step
 
 MODES = ("eager", "graph", "graph_native")
+OWN = ("nadam", "rmsprop", "lion", "layer_adaptive")  # optimizers that OneFlow lacks, and a compiled Graph too
+LRS = {"adam": 1e-3, "adamw": 1e-3, "nadam": 1e-3, "rmsprop": 1e-4, "lion": 1e-4}
 ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
 
 MODELS = {
@@ -70,7 +72,7 @@ def plan_of(tree, optimizer, steps, lr=None, freeze="none", every=5, match=(), s
     spec = OptimizerSpec(
         name="momentum" if nesterov else optimizer,
         nesterov=nesterov,
-        lr=lr or (1e-3 if "adam" in optimizer else 0.02),
+        lr=lr or LRS.get(optimizer, 0.02),
         weight_decay=wd if wd is not None else 0.05 if optimizer == "adamw" else 5e-4,
     )
     schedules = {
@@ -157,7 +159,7 @@ GROUPS = {
 FREEZING = {
     f"{freeze} {optimizer}": ("lenet", {"optimizer": optimizer, "steps": 14, "freeze": freeze, "every": 3})
     for freeze in ("head_first", "progressive")
-    for optimizer in ("momentum", "adamw", "layer_adaptive")
+    for optimizer in ("momentum", "adamw", *OWN)
 }
 
 
@@ -260,7 +262,7 @@ def test_freezing_is_torchs(results, mode, case):
     assert set(ours) == set(torchs)
     steps = {n: int(a) for n, a in torchs.items() if n.endswith("/step")}
     assert {n: int(ours[n]) for n in steps} == steps  # late groups count their own steps
-    if "adamw" in case:
+    if any(optimizer in case for optimizer in ("adamw", "nadam", "rmsprop")):
         assert len(set(steps.values())) > 1
 
 
@@ -270,7 +272,7 @@ def test_graph_is_eager_bit_by_bit(results):
         "vit adamw",
         "resnet18 momentum",
         "progressive adamw",
-        "progressive layer_adaptive",
+        *(f"progressive {optimizer}" for optimizer in OWN),
         "groups",
     ):
         eager, graph = results("oneflow", "eager", case), results("oneflow", "graph", case)
@@ -309,6 +311,7 @@ KIND_TESTS = {
     "globalpool": ({}, (2, 3, 4, 5)),
     "flatten": ({}, (2, 3, 4, 5)),
     "dropout": ({"p": 0.0}, (3, 7)),
+    "drop_path": ({"p": 0.0}, (3, 4, 7)),
     "to_tokens": ({}, (2, 3, 4, 5)),
     "first_token": ({}, (2, 5, 3)),
     "mean_tokens": ({}, (2, 5, 3)),
@@ -373,7 +376,7 @@ PROOF = """
     weights = initial_weights(tree, 0)
     small = model == "lenet" and mode != "graph_native"  # there every step of the proof compiles
     names = {"lenet": ["sgd", "momentum", "nesterov", "adam", "adamw"], "resnet18": ["momentum"]}
-    names["lenet"] += ["layer_adaptive"] if mode != "graph_native" else []  # there it is refused
+    names["lenet"] += OWN if mode != "graph_native" else ()  # there they are refused
     for optimizer in names.get(model, ["adamw"]):
         for freeze in ("none", "head_first") if small else ("none",):
             for wd in (0.0, 0.05) if small else (0.05,):
@@ -428,7 +431,7 @@ def test_lr_by_displacement_at_every_step(mode):
 RESUME = """
     mode = sys.argv[1]
     tree, worst, made = tree_of("lenet"), {}, load("oneflow", mode)
-    for optimizer in ("momentum", "adamw", *(["layer_adaptive"] if mode != "graph_native" else [])):
+    for optimizer in ("momentum", "adamw", *(OWN if mode != "graph_native" else ())):
         freeze = "none" if mode == "graph_native" else "progressive"
         plan = plan_of(tree, optimizer, 10, freeze=freeze, every=2)
         whole = Run(made, tree, plan).steps(0, 10)
@@ -451,9 +454,9 @@ BEHAVIOUR = """
     mode = sys.argv[1]
     from layerwise_lr.models import Layer, Seq, Tree, batchnorm, conv, initial_weights, linear
     made = load("oneflow", mode)
-    drop = Layer("dropout", "", {"p": 0.5})
+    drop, path = (Layer(kind, "", {"p": 0.5}) for kind in ("dropout", "drop_path"))
     tree = Tree("dropping", Seq("", (conv("conv", 3, 8, 3, bias=True, depth=0), Seq("", (batchnorm("bn", 8),), 0),
-                drop, Layer("relu"), Layer("flatten"), drop, linear("fc", 8 * 64, 10, depth=1))), "fc", (3, 8, 8), 10)
+                drop, path, Layer("relu"), Layer("flatten"), drop, linear("fc", 8 * 64, 10, depth=1))), "fc", (3, 8, 8), 10)
     weights = initial_weights(tree, 0)
     weights["conv.weight"].flat[:4] = [-0.0, 1e-42, np.float32(1) / 3, -1e30]
     native = made.make_model(tree)
@@ -562,10 +565,30 @@ def test_weights_seeds_and_predict():
     assert np.allclose(found[0], found[2], rtol=1e-5)
 
 
+PARTS = """
+    mode, kind = sys.argv[1:]
+    from dataclasses import replace
+    from layerwise_lr.models import Layer, Seq, Tree, initial_weights, linear
+    nodes = (Layer("flatten"), Layer(kind, "", {"p": 0.5}), linear("fc", 48, 3, depth=0))
+    tree = Tree("drawing", Seq("", nodes), "fc", (3, 4, 4), 3)
+    plan = replace(plan_of(tree, "sgd", 6), accumulate=2)
+    run = Run(load("oneflow", mode), tree, plan, weights={n: 0 * a for n, a in initial_weights(tree, 0).items()})
+    run.step(0, 3, (np.ones((32, 3, 4, 4), np.float32), np.arange(32) // 16))  # the parts are alike, but for the class
+    print(json.dumps(run.gradients["fc.weight"].tolist()))
+"""
+
+
+@pytest.mark.parametrize("kind", ["dropout", "drop_path"])
+def test_each_part_of_a_batch_is_drawn_for_by_itself(kind):
+    eager, graph = (np.array(answer(child(PARTS, mode, kind))) for mode in ("eager", "graph"))
+    assert not np.allclose(eager[0], eager[1])  # the same masks would give both classes the same
+    assert np.array_equal(eager, graph)
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 REFUSALS = """
-    from layerwise_lr.framework import UserError, registry
+    from layerwise_lr.framework import Clip, UserError, registry
     framework = registry.load("oneflow")
     told = []
     def tell(function, *words):
@@ -580,15 +603,20 @@ REFUSALS = """
     made = framework("auto", "graph_native", deterministic=True)
     for freeze in ("head_first", "progressive"):
         tell(made.make_groups, made.make_model(tree), plan_of(tree, "adamw", 30, freeze=freeze))
-    tell(made.make_groups, made.make_model(tree), plan_of(tree, "layer_adaptive", 30))
+    for optimizer in OWN:
+        tell(made.make_groups, made.make_model(tree), plan_of(tree, optimizer, 30))
+    plan = plan_of(tree, "adamw", 30)
+    for asked in ({"accumulate": 2}, {"clip": Clip(norm=1.0)}, {"clip": Clip(value=1.0)}):
+        tell(made.make_groups, made.make_model(tree), replace(plan, **asked))
     print(json.dumps(told))
 """
 
 
 def test_refusals_say_what_and_what_instead():
     told = answer(child(REFUSALS))
-    assert len(told) == 8
-    assert "layer_adaptive" in told[7]
+    assert len(told) == 14
+    assert all(f"under {optimizer};" in line for optimizer, line in zip(OWN, told[7:], strict=False))
+    assert "accumulate=2" in told[11] and "clipping" in told[12] and "clipping" in told[13]
     assert all("sees: cpu" in line for line in told[:4])
     assert all("framework=oneflow or framework=oneflow_graph" in line for line in told[5:])
     assert all("\n" not in line for line in told)
