@@ -14,7 +14,7 @@ from layerwise_lr.framework import Layer, Tree, fold, join
 
 from .dropout import Draw, Dropout, DropPath
 from .lending import Shelf
-from .optimizers import Natives
+from .natives import Natives
 
 _NORM = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "variance": "running_var"}
 RENAMED: Mapping[str, Mapping[str, str]] = {

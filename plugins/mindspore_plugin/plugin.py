@@ -23,7 +23,8 @@ from .dropout import Draw
 from .layers import Network, Whole
 from .lending import Shelf
 from .native import MindSporeNative
-from .optimizers import Group, Natives, Optimizers
+from .natives import Natives, Optimizers
+from .optimizers import Group
 from .steps import TrainStep, tensor
 
 _DTYPES = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
@@ -58,7 +59,8 @@ class MindSporeFramework(core.Framework):
     """MindSpore on CPU, GPU or Ascend.
 
     pynative: forward and backward op by op, each optimizer's update compiled as MindSpore does it itself.
-    graph: the whole step compiled, once per set of active groups and resting batchnorm layers.
+    graph: the whole step compiled, once per set of active groups and resting batchnorm layers. Where the batch comes in
+    parts, a part is one graph and the update another.
     """
 
     kinds: ClassVar[tuple[str, ...]] = (*core.KINDS, *core.PLAIN_KINDS)

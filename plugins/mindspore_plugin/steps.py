@@ -6,8 +6,9 @@ new lr, which is a Parameter. The underscored methods are code that the compiler
 indices and tuples that grow, and no comprehensions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -51,8 +52,8 @@ class TrainStep:
         self._ranges = tuple(pairwise(edges))
         self._axes = tuple(central_axes(p.shape) if p.name in centralized else () for p in params)
         self._differentiate = ms.value_and_grad(self._forward, None, ParameterTuple(params)) if params else None
-        step, add, update = self._step, self._add, self._update
-        self._run, self._adding, self._updating = map(ms.jit, (step, add, update)) if compiled else (step, add, update)
+        jit: Callable[[Any], Any] = ms.jit if compiled else lambda function: function
+        self._run, self._adding, self._updating = jit(self._step), jit(self._add), jit(self._update)
         self._nothing = Tensor(0.0, ms.float32), tuple(Tensor(np.zeros(p.shape, np.float32)) for p in params)
 
     def __call__(self, x: np.ndarray, y: np.ndarray) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -69,8 +70,8 @@ class TrainStep:
         for first in range(0, len(x), size):
             self._starts_at(first)
             part = slice(first, first + size)
-            loss, gradients = self._adding(tensor(x[part]), tensor(y[part]), loss, gradients)
-        return self._updating(loss, gradients)  # type: ignore[no-any-return]
+            loss, gradients = self._adding(tensor(x[part]), tensor(y[part]), loss, *gradients)
+        return self._updating(loss, *gradients)  # type: ignore[no-any-return]
 
     def _starts_at(self, first: int) -> None:
         if self._network.dropouts:
@@ -81,9 +82,9 @@ class TrainStep:
 
     def _step(self, x, y):
         loss, gradients = self._gradients(x, y)
-        return self._update(loss, gradients)
+        return self._update(loss, *gradients)
 
-    def _add(self, x, y, loss, gradients):
+    def _add(self, x, y, loss, *gradients):
         """One part of the batch more: its share of loss and gradients."""
         more, own = self._gradients(x, y)
         result = ()
@@ -100,7 +101,8 @@ class TrainStep:
             loss, gradients = loss / self._scale, self._unscale(gradients)
         return loss, gradients
 
-    def _update(self, loss, gradients):
+    def _update(self, loss, *gradients):
+        """A tuple that is given whole is a constant to the compiler, and another one a new graph."""
         given = self._centralize(self._clip(gradients))
         for i in range(len(self._natives)):
             start, stop = self._ranges[i]
@@ -111,7 +113,7 @@ class TrainStep:
         """As torch.nn.utils has it; ops.clip_by_norm is of each gradient by itself."""
         result = ()
         if self._norm is not None:
-            squares = 0.0
+            squares, _ = self._nothing
             for i in range(len(gradients)):
                 squares = squares + ops.sum(gradients[i] * gradients[i])
             factor = ops.minimum(self._norm / (ops.sqrt(squares) + 1e-6), 1.0)
