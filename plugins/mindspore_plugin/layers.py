@@ -12,9 +12,9 @@ from mindspore import dtype as mstype
 
 from layerwise_lr.framework import Layer, Tree, fold, join
 
-from .dropout import Dropout
+from .dropout import Draw, Dropout, DropPath
 from .lending import Shelf
-from .optimizers import Natives
+from .natives import Natives
 
 _NORM = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "variance": "running_var"}
 RENAMED: Mapping[str, Mapping[str, str]] = {
@@ -155,11 +155,12 @@ KINDS: Mapping[str, Callable[..., nn.Cell]] = {
     "avgpool": lambda kernel, stride: nn.AvgPool2d(kernel, stride, pad_mode="valid"),
     "globalpool": lambda: Plain(global_pool),
     "flatten": nn.Flatten,
-    "dropout": Dropout,
     "to_tokens": lambda: Plain(to_tokens),
     "first_token": lambda: Plain(first_token),
     "mean_tokens": lambda: Plain(mean_tokens),
 }
+
+DRAWN: Mapping[str, type[Dropout]] = {"dropout": Dropout, "drop_path": DropPath}
 
 
 class Lowered(nn.Cell):
@@ -199,12 +200,12 @@ class Whole(nn.Cell):
     """A network with what the plugin keeps of it, in training mode.
 
     Args:
-        seed: of the dropouts.
+        draw: of the dropouts.
     """
 
-    def __init__(self, seed: Parameter) -> None:
+    def __init__(self, draw: Draw) -> None:
         super().__init__()
-        self.seed, self.dropouts = seed, 0
+        self.draw, self.dropouts = draw, 0
         self.named: dict[str, Parameter] = {}
         self.norms: dict[str, nn.Cell] = {}
         self.natives: Shelf[Natives] = Shelf()
@@ -227,12 +228,12 @@ class Network(Whole):
 
     Args:
         tree: declared.
-        seed: of the dropouts.
+        draw: of the dropouts.
         dtype: of convolutions and matrix products.
     """
 
-    def __init__(self, tree: Tree, seed: Parameter, dtype: mstype.Type) -> None:
-        super().__init__(seed)
+    def __init__(self, tree: Tree, draw: Draw, dtype: mstype.Type) -> None:
+        super().__init__(draw)
         self.dtype = dtype
         self.whole = fold(tree, self._layer, nn.SequentialCell, Sum)
         self._made()
@@ -243,9 +244,9 @@ class Network(Whole):
 
     def _layer(self, name: str, layer: Layer) -> nn.Cell:
         """One layer; its Parameters are noted."""
-        if layer.kind == "dropout":
+        if layer.kind in DRAWN:
             self.dropouts += 1
-            return Dropout(seed=self.seed, layer=self.dropouts, **layer.options)
+            return DRAWN[layer.kind](draw=self.draw, layer=self.dropouts, **layer.options)
         cell, renamed = KINDS[layer.kind](**layer.options), RENAMED.get(layer.kind, {})
         self.named |= {join(name, renamed.get(p.name, p.name)): p for p in cell.get_parameters()}
         if layer.kind == "batchnorm":

@@ -4,24 +4,56 @@ All of them are nn.Optimizer: group dicts, `order_params`, and a `learning_rate`
 elements `ops.assign` changes, in PyNative and in compiled steps alike. nn.Momentum and nn.SGD agree with torch to
 rounding; nn.Momentum's nesterov is another formula, so nesterov is nn.SGD's. Adam is written here: nn.Adam and
 experimental.optim.Adam put eps outside the bias correction, nn.AdamWeightDecay corrects no bias at all, and
-experimental.optim.AdamW counts one step for all parameters, which is wrong for what thaws late. So is
-layer_adaptive, which MindSpore lacks.
+experimental.optim.AdamW counts one step for all parameters, which is wrong for what thaws late. So are rmsprop
+(nn.RMSProp puts eps inside the root and the lr inside the momentum), nadam (experimental.optim.NAdam, one step for all
+again), and lion and layer_adaptive, which MindSpore lacks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from math import inf, log
-from typing import Any
+from typing import Any, ClassVar
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
-from layerwise_lr.framework import STATE_KEYS, OptimizerSpec, Plan, by_optimizer
+from layerwise_lr.framework import OptimizerSpec
 
 Group = dict[str, Any]
 
 
-class Adam(nn.Optimizer):
+class Counted(nn.Optimizer):
+    """Keeps numbers of each parameter beside its arrays, as one float32 Parameter for all of them.
+
+    Args:
+        starts: attribute -> what it is before the first step; one of them is `steps`.
+    """
+
+    starts: ClassVar[Mapping[str, float]] = {"steps": 0.0}
+
+    def __init__(self, params: Sequence[Group], learning_rate: float) -> None:
+        super().__init__(learning_rate, list(params), weight_decay=0.0)
+        count = len(self._parameters)
+        for name, value in self.starts.items():
+            setattr(self, name, Parameter(Tensor(np.full(count, value, np.float32)), name=name, requires_grad=False))
+        self.count(range(count), {name: getattr(self, name) for name in self.starts})
+
+    def count(self, at: Sequence[int], numbers: Mapping[str, Parameter]) -> None:
+        """This optimizer's parameters are counted in these `numbers`, at these places."""
+        for name, held in numbers.items():
+            setattr(self, name, held)
+        ones = np.zeros(self.steps.shape, np.float32)
+        ones[list(at)] = 1
+        self.at, self.ones = tuple(at), Tensor(ones)
+
+    def counted(self):
+        """The steps of all parameters with this one."""
+        t = self.steps + self.ones
+        ops.assign(self.steps, t)
+        return t
+
+
+class Adam(Counted):
     """torch's Adam (L2) and AdamW (decoupled) over MindSpore's fused kernel.
 
     The kernel's own bias correction is switched off (beta powers 0); ours goes in by lr and eps:
@@ -36,31 +68,20 @@ class Adam(nn.Optimizer):
     def __init__(
         self, params: Sequence[Group], learning_rate: float, betas: Sequence[float], eps: float, decoupled: bool
     ) -> None:
-        super().__init__(learning_rate, list(params), weight_decay=0.0)
+        super().__init__(params, learning_rate)
         self.decoupled, self.eps = decoupled, eps
         self.betas = tuple(float(np.float32(beta)) for beta in betas)
         self.logs = tuple(log(beta) if beta else -inf for beta in self.betas)
         self.exp_avg = self._parameters.clone(prefix="exp_avg", init="zeros")
         self.exp_avg_sq = self._parameters.clone(prefix="exp_avg_sq", init="zeros")
-        count = len(self._parameters)
-        self.steps = Parameter(Tensor(np.zeros(count, np.float32)), name="steps", requires_grad=False)
-        self.train_only(range(count), self.steps)
         self.adam = ops.Adam(use_locking=False, use_nesterov=False)
-
-    def train_only(self, at: Sequence[int], steps: Parameter) -> None:
-        """Count this optimizer's parameters in `steps` (float32, one per parameter), at these places."""
-        ones = np.zeros(steps.shape, np.float32)
-        ones[list(at)] = 1
-        self.at, self.ones, self.steps = tuple(at), Tensor(ones), steps
 
     @ms.jit
     def construct(self, gradients):
         """One step of every parameter."""
         if not self.decoupled:
             gradients = self.decay_weight(gradients)
-        lr = self.get_lr()
-        t = self.steps + self.ones
-        ops.assign(self.steps, t)
+        lr, t = self.get_lr(), self.counted()
         root = ops.sqrt(-ops.expm1(t * self.logs[1]))
         factor = root / -ops.expm1(t * self.logs[0])
         eps = root * self.eps
@@ -70,6 +91,109 @@ class Adam(nn.Optimizer):
                 ops.assign(p, p * (1.0 - lr[i] * self.weight_decay[i]))
             rate, beta1, beta2 = lr[i] * factor[k], self.betas[0], self.betas[1]
             self.adam(p, m, v, 0.0, 0.0, rate, beta1, beta2, eps[k], gradients[i])
+        return True
+
+
+class NAdam(Counted):
+    """torch.optim.NAdam, its formula as in the reference plugin: L2 weight decay.
+
+    Args:
+        betas, eps: as Adam's.
+        momentum_decay: how fast the momentum grows to betas[0].
+    """
+
+    starts: ClassVar[Mapping[str, float]] = {"steps": 0.0, "mu_product": 1.0}
+
+    def __init__(
+        self, params: Sequence[Group], learning_rate: float, betas: Sequence[float], eps: float, momentum_decay: float
+    ) -> None:
+        super().__init__(params, learning_rate)
+        self.betas, self.eps, self.growth = tuple(betas), eps, log(0.96) * momentum_decay
+        self.log = log(betas[1]) if betas[1] else -inf
+        self.exp_avg = self._parameters.clone(prefix="exp_avg", init="zeros")
+        self.exp_avg_sq = self._parameters.clone(prefix="exp_avg_sq", init="zeros")
+
+    @ms.jit
+    def construct(self, gradients):
+        """One step of every parameter."""
+        gradients = self.decay_weight(gradients)
+        lr, t = self.get_lr(), self.counted()
+        mu, following = self._momentum(t), self._momentum(t + 1.0)
+        product = self.mu_product * ops.select(self.ones > 0.0, mu, ops.ones_like(mu))
+        ops.assign(self.mu_product, product)
+        root = ops.sqrt(-ops.expm1(t * self.log))
+        now, ahead = (1.0 - mu) / (1.0 - product), following / (1.0 - product * following)
+        for i in range(len(self.at)):
+            p, g, k = self._parameters[i], gradients[i], self.at[i]
+            average = self.betas[0] * self.exp_avg[i] + (1 - self.betas[0]) * g
+            square = self.betas[1] * self.exp_avg_sq[i] + (1 - self.betas[1]) * g * g
+            ops.assign(self.exp_avg[i], average)
+            ops.assign(self.exp_avg_sq[i], square)
+            ops.assign(p, p - lr[i] * (now[k] * g + ahead[k] * average) / (ops.sqrt(square) / root[k] + self.eps))
+        return True
+
+    def _momentum(self, t):
+        """At step t."""
+        return self.betas[0] * (1.0 - 0.5 * ops.exp(t * self.growth))
+
+
+class RMSProp(Counted):
+    """torch.optim.RMSprop, not centered: eps outside the root, momentum over the quotient, L2 weight decay.
+
+    Args:
+        alpha: what the mean of squares keeps at each step.
+        eps: as Adam's.
+        momentum: 0: none, and no buffer.
+    """
+
+    def __init__(
+        self, params: Sequence[Group], learning_rate: float, alpha: float, eps: float, momentum: float
+    ) -> None:
+        super().__init__(params, learning_rate)
+        self.alpha, self.eps, self.keeps = alpha, eps, momentum
+        self.square_avg = self._parameters.clone(prefix="square_avg", init="zeros")
+        if momentum:
+            self.momentum_buffer = self._parameters.clone(prefix="momentum_buffer", init="zeros")
+
+    @ms.jit
+    def construct(self, gradients):
+        """One step of every parameter."""
+        gradients = self.decay_weight(gradients)
+        lr, _ = self.get_lr(), self.counted()
+        for i in range(len(self.at)):
+            p, g = self._parameters[i], gradients[i]
+            square = self.alpha * self.square_avg[i] + (1 - self.alpha) * g * g
+            ops.assign(self.square_avg[i], square)
+            quotient = g / (ops.sqrt(square) + self.eps)
+            if self.keeps:
+                quotient = self.keeps * self.momentum_buffer[i] + quotient
+                ops.assign(self.momentum_buffer[i], quotient)
+            ops.assign(p, p - lr[i] * quotient)
+        return True
+
+
+class Lion(nn.Optimizer):
+    """Chen et al. 2023, decay decoupled: its formula as in the reference plugin.
+
+    Args:
+        betas: of the step and of what is kept.
+    """
+
+    def __init__(self, params: Sequence[Group], learning_rate: float, betas: Sequence[float]) -> None:
+        super().__init__(learning_rate, list(params), weight_decay=0.0)
+        self.betas = tuple(betas)
+        self.exp_avg = self._parameters.clone(prefix="exp_avg", init="zeros")
+
+    @ms.jit
+    def construct(self, gradients):
+        """One step of every parameter."""
+        lr = self.get_lr()
+        for i in range(len(self._parameters)):
+            p, g, average = self._parameters[i], gradients[i], self.exp_avg[i]
+            move = ops.sign(self.betas[0] * average + (1 - self.betas[0]) * g)
+            decayed = p * (1.0 - lr[i] * self.weight_decay[i]) if self.decay_flags[i] else p
+            ops.assign(average, self.betas[1] * average + (1 - self.betas[1]) * g)
+            ops.assign(p, decayed - lr[i] * move)
         return True
 
 
@@ -115,99 +239,8 @@ NATIVE: Mapping[str, Callable[[OptimizerSpec, list[Group]], nn.Optimizer]] = {
     "momentum": _momentum,
     "adam": lambda s, g: Adam(g, s.lr, s.betas, s.eps, decoupled=False),
     "adamw": lambda s, g: Adam(g, s.lr, s.betas, s.eps, decoupled=True),
+    "nadam": lambda s, g: NAdam(g, s.lr, s.betas, s.eps, s.momentum_decay),
+    "rmsprop": lambda s, g: RMSProp(g, s.lr, s.alpha, s.eps, s.momentum),
+    "lion": lambda s, g: Lion(g, s.lr, s.betas),
     "layer_adaptive": lambda s, g: LayerAdaptive(g, s.lr, s.betas, s.eps),
 }
-STATE = ("moments", "accum", "stat", "exp_avg", "exp_avg_sq", "learning_rate")
-"""Attributes of native optimizers that hold one Parameter per trained parameter."""
-
-
-class Natives:
-    """The native optimizers of a plan: per name in use one over all its groups, which owns lr and state, and for
-    every other set of active groups one more that works on the same Parameters."""
-
-    def __init__(self, groups: Sequence[Group], plan: Plan) -> None:
-        self.groups, self.plan = groups, plan
-        self.whole = {name: self._make(name, own) for name, own in by_optimizer(groups, plan).items()}
-        self.lrs = [
-            self.whole[g.optimizer].get_lr_parameter(native["params"][0])
-            for g, native in zip(plan.groups, groups, strict=True)
-        ]
-        self.centralized = frozenset(n for g in plan.groups if g.grad_centralization for n in g.params)
-        self.steps: dict[tuple[tuple[bool, ...], frozenset[str]], Any] = {}
-        """By active groups and resting batchnorm layers: see steps.py."""
-
-    def over(self, active: Sequence[bool]) -> list[nn.Optimizer]:
-        """Native optimizers of the active groups alone; those without any are left out."""
-        found = []
-        for name, own in by_optimizer(list(zip(self.groups, active, strict=True)), self.plan).items():
-            live = [native for native, on in own if on]
-            if live:
-                whole = self.whole[name]
-                found.append(whole if len(live) == len(own) else _sharing(self._make(name, live), whole))
-        return found
-
-    def _make(self, name: str, groups: Sequence[Group]) -> nn.Optimizer:
-        """One native optimizer; order_params keeps the plan's order."""
-        spec, order = self.plan.optimizers[name], [p for native in groups for p in native["params"]]
-        made = NATIVE[spec.name](spec, [*groups, {"order_params": order}])
-        for attribute in (*STATE, "momentum", "global_step", "steps"):  # names must be unique in a compiled step
-            held = getattr(made, attribute, ())
-            for p in {id(p): p for p in ([held] if isinstance(held, Parameter) else held)}.values():
-                p.name = f"{name}.{p.name}"
-        return made
-
-
-class Optimizers:
-    """One run's native optimizers, fresh, and their state under torch's keys."""
-
-    def __init__(self, natives: Natives) -> None:
-        self.natives = natives
-        self.set_state({})
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Arrays by "parameter/key", of the parameters that have trained."""
-        arrays: dict[str, np.ndarray] = {}
-        for name, native in self.natives.whole.items():
-            for key, held in self._held(name, native).items():
-                arrays |= {
-                    f"{p.name}/{key}": np.array(h.asnumpy()) for p, h in zip(native.parameters, held, strict=True)
-                }
-            if isinstance(native, Adam):
-                arrays |= {f"{p.name}/step": n for p, n in zip(native.parameters, native.steps.asnumpy(), strict=True)}
-        return {key: np.asarray(array) for key, array in arrays.items() if key.rpartition("/")[0] in self.begun}
-
-    def set_state(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """The reverse; what has no entry starts fresh."""
-        self.begun = {key.rpartition("/")[0] for key in arrays}
-        for name, native in self.natives.whole.items():
-            for key, held in self._held(name, native).items():
-                for p, h in zip(native.parameters, held, strict=True):
-                    _put(h, arrays.get(f"{p.name}/{key}", np.zeros(p.shape)))
-            if isinstance(native, nn.SGD):  # stat 1: the next gradient replaces the buffer
-                for p, stat in zip(native.parameters, native.stat, strict=True):
-                    _put(stat, np.full(p.shape, f"{p.name}/momentum_buffer" not in arrays))
-            if isinstance(native, Adam):
-                _put(native.steps, np.array([float(arrays.get(f"{p.name}/step", 0)) for p in native.parameters]))
-
-    def _held(self, name: str, native: nn.Optimizer) -> dict[str, ParameterTuple]:
-        """torch's key -> one Parameter per trained parameter; Adam's `steps` is one Parameter for all, and not here."""
-        spec, buffer = self.natives.plan.optimizers[name], "accum" if isinstance(native, nn.SGD) else "moments"
-        attributes = {key: buffer if key == "momentum_buffer" else key for key in STATE_KEYS[spec.name]}
-        return {key: getattr(native, own) for key, own in attributes.items() if key != "step"}
-
-
-def _sharing(part: nn.Optimizer, whole: nn.Optimizer) -> nn.Optimizer:
-    """`part`, working on the lr and state Parameters of `whole`."""
-    place = {id(p): i for i, p in enumerate(whole.parameters)}
-    at = [place[id(p)] for p in part.parameters]
-    for attribute in STATE:
-        if hasattr(part, attribute):
-            held = getattr(whole, attribute)
-            setattr(part, attribute, ParameterTuple([held[i] for i in at]))
-    if isinstance(part, Adam):
-        part.train_only(at, whole.steps)
-    return part
-
-
-def _put(parameter: Parameter, array: np.ndarray) -> None:
-    ops.assign(parameter, Tensor(np.ascontiguousarray(array, np.float32)))

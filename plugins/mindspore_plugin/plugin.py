@@ -19,11 +19,13 @@ from mindspore import Parameter, Tensor, nn, ops
 from layerwise_lr import framework as core
 
 from . import zoo
+from .dropout import Draw
 from .layers import Network, Whole
 from .lending import Shelf
 from .native import MindSporeNative
-from .optimizers import Group, Natives, Optimizers
-from .steps import TrainStep
+from .natives import Natives, Optimizers
+from .optimizers import Group
+from .steps import TrainStep, tensor
 
 _DTYPES = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
 _TARGETS = {"cuda": "GPU", "ascend": "Ascend", "cpu": "CPU"}
@@ -57,11 +59,12 @@ class MindSporeFramework(core.Framework):
     """MindSpore on CPU, GPU or Ascend.
 
     pynative: forward and backward op by op, each optimizer's update compiled as MindSpore does it itself.
-    graph: the whole step compiled, once per set of active groups and resting batchnorm layers.
+    graph: the whole step compiled, once per set of active groups and resting batchnorm layers. Where the batch comes in
+    parts, a part is one graph and the update another.
     """
 
     kinds: ClassVar[tuple[str, ...]] = (*core.KINDS, *core.PLAIN_KINDS)
-    optimizers: ClassVar[tuple[str, ...]] = ("sgd", "momentum", "adam", "adamw", "layer_adaptive")
+    optimizers: ClassVar[tuple[str, ...]] = core.OPTIMIZERS
     modes: ClassVar[tuple[str, ...]] = ("pynative", "graph")
     precisions: ClassVar[tuple[str, ...]] = tuple(_DTYPES)
     sources: ClassVar[tuple[str, ...]] = tuple(zoo.BUILDERS)
@@ -81,7 +84,8 @@ class MindSporeFramework(core.Framework):
         _start(target, self.threads)
         if self.deterministic:
             ms.set_deterministic(True)
-        self._seed = Parameter(Tensor(0, ms.int32), name="dropout_seed", requires_grad=False)
+        names = ("dropout_seed", "dropout_first")
+        self._draw = Draw(*(Parameter(Tensor(0, ms.int32), name=name, requires_grad=False) for name in names))
         self._networks: Shelf[Network] = Shelf()
 
     @classmethod
@@ -105,7 +109,7 @@ class MindSporeFramework(core.Framework):
 
     def make_model(self, tree: core.Tree) -> Model:
         """In training mode; of equal trees it may be a network whose run is over."""
-        return self._networks.lend(tree, lambda: Network(tree, self._seed, _DTYPES[self.precision]), Model)
+        return self._networks.lend(tree, lambda: Network(tree, self._draw, _DTYPES[self.precision]), Model)
 
     @classmethod
     def build(cls, asked: core.ZooModel, seed: int | None, make: Callable[..., Any] | None = None) -> nn.Cell:
@@ -126,7 +130,7 @@ class MindSporeFramework(core.Framework):
     def adopt(self, native: nn.Cell) -> Model:
         """Any Cell that gives logits, in fp32."""
         self.check_native(native)
-        return Model(zoo.Foreign(native, self._seed))
+        return Model(zoo.Foreign(native, self._draw))
 
     def get_weights(self, model: Model) -> core.Weights:
         """Copies by canonical name."""
@@ -161,17 +165,19 @@ class MindSporeFramework(core.Framework):
         return MindSporeScheduler(optimizer.natives.lrs, plan)
 
     def train_step(self, state: core.TrainState, x: np.ndarray, y: np.ndarray, step: core.Step) -> core.StepResult:
-        """The step of the active groups and resting batchnorm layers; it is made once."""
-        network, natives, key = state.model.network, state.optimizer.natives, (step.active, step.frozen)
+        """The step of the active groups and resting batchnorm layers, the clipping and the parts; it is made once."""
+        network, natives = state.model.network, state.optimizer.natives
+        key = (step.active, step.frozen, step.clip, step.accumulate)
         if key not in natives.steps:
             optimizers, compiled = natives.over(step.active), self.mode == "graph"
-            natives.steps[key] = TrainStep(network, optimizers, natives.centralized, compiled, self.loss_scale)
+            rest = (natives.centralized, compiled, self.loss_scale, step.clip, step.accumulate)
+            natives.steps[key] = TrainStep(network, optimizers, *rest)
         train = natives.steps[key]
         network.rest(step.frozen)
         if network.dropouts:
-            ops.assign(self._seed, Tensor(np.array(step.seed % 2**32, np.uint32).view(np.int32)))
+            ops.assign(self._draw.seed, Tensor(np.array(step.seed % 2**32, np.uint32).view(np.int32)))
         with zoo.compiling(network, self.mode):
-            loss, gradients = train(_tensor(x), Tensor(y.astype(np.int32)))
+            loss, gradients = train(x, y)
         state.optimizer.begun.update(train.names)
         if not step.gradients:
             return core.StepResult(loss)
@@ -180,7 +186,7 @@ class MindSporeFramework(core.Framework):
     def predict(self, state: core.TrainState, x: np.ndarray) -> np.ndarray:
         """Logits in evaluation mode."""
         network = state.model.network.set_train(False)
-        logits = np.array(network(_tensor(x)).asnumpy())
+        logits = np.array(network(tensor(x)).asnumpy())
         network.set_train(True)
         return logits
 
@@ -218,8 +224,3 @@ def _fast_convolutions() -> None:
     ops.conv2d(one, one).asnumpy()
     if before is None:
         del os.environ[name]
-
-
-def _tensor(x: np.ndarray) -> Tensor:
-    """float32 as it is; tokens as int32, which every kernel takes."""
-    return Tensor(x if x.dtype == np.float32 else x.astype(np.int32))

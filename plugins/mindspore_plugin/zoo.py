@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Tensor, nn
 
 from layerwise_lr import framework as core
 
-from .dropout import Dropout
+from .dropout import Draw, Dropout
 from .layers import Whole
 from .native import LAYER_TYPES, as_it_was, modules
 
@@ -20,11 +20,11 @@ class Foreign(Whole):
 
     Args:
         net: of any kind.
-        seed: of the dropouts.
+        draw: of the dropouts.
     """
 
-    def __init__(self, net: nn.Cell, seed: Parameter) -> None:
-        super().__init__(seed)
+    def __init__(self, net: nn.Cell, draw: Draw) -> None:
+        super().__init__(draw)
         self.net = net
         self.named |= core.tensors(modules(net), buffers=True)
         for path, cell in list(net.cells_and_names()):
@@ -33,7 +33,7 @@ class Foreign(Whole):
             for place, (key, child) in enumerate(list(cell._cells.items())):
                 if isinstance(child, nn.Dropout):
                     self.dropouts += 1
-                    ours = Dropout(_rate(child), seed, self.dropouts)
+                    ours = Dropout(_rate(child), draw, self.dropouts)
                     if isinstance(cell, nn.SequentialCell | nn.CellList):  # they call a list of their own
                         cell[place] = ours
                     else:

@@ -8,6 +8,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from layerwise_lr.models.layers import Layer, Residual, Seq, Tree, initial_weigh
 from layerwise_lr.models.trees import batchnorm, conv, linear, make_tree
 from layerwise_lr.planning.errors import UserError
 from layerwise_lr.planning.groups import GroupingSpec, GroupSpec
-from layerwise_lr.planning.plan import FreezeSpec, OptimizerSpec, make_plan
+from layerwise_lr.planning.plan import Clip, FreezeSpec, OptimizerSpec, make_plan
 from layerwise_lr.planning.schedules import ScheduleSpec
 
 MODES = ("pynative", "graph")
@@ -30,6 +31,10 @@ SPECS = {
     "adam": OptimizerSpec("adam", 1e-3, 1e-3),
     "adamw": OptimizerSpec("adamw", 1e-3, 0.05),
     "gentle": OptimizerSpec("momentum", 2e-4, 5e-4),
+    "nadam": OptimizerSpec("nadam", 1e-3, 1e-3),
+    "rmsprop": OptimizerSpec("rmsprop", 3e-4, 1e-3, momentum=0.9, eps=1e-4),
+    "plain rmsprop": OptimizerSpec("rmsprop", 1e-3, 1e-3, momentum=0.0, eps=1e-4),
+    "lion": OptimizerSpec("lion", 1e-4, 0.5, betas=[0.9, 0.99]),
     "layer_adaptive": OptimizerSpec("layer_adaptive", 0.05, 1e-3),
 }
 CURVES = {  # case -> model, optimizer, steps, batch, progressive freezing
@@ -44,6 +49,11 @@ CURVES = {  # case -> model, optimizer, steps, batch, progressive freezing
     "several": ("lenet", "several", 12, 16, False),
     "mobilenet": ("mobilenet", "gentle", 2, 16, False),
     "lenet layer_adaptive": ("lenet", "layer_adaptive", 12, 16, True),
+    "lenet nadam": ("lenet", "nadam", 12, 16, True),
+    "lenet rmsprop": ("lenet", "rmsprop", 12, 16, True),
+    "lenet plain rmsprop": ("lenet", "plain rmsprop", 8, 16, False),
+    "lenet lion": ("lenet", "lion", 12, 16, True),
+    "recipe": ("lenet", "recipe", 8, 16, False),
 }
 ONE_MODE = (
     "mobilenet",
@@ -51,6 +61,10 @@ ONE_MODE = (
     "lenet sgd",
     "lenet nesterov",
     "vit momentum",
+    "lenet nadam",
+    "lenet rmsprop",
+    "lenet plain rmsprop",
+    "lenet lion",
 )  # compiled whole they would only cost time
 TREES = {
     "lenet": ("lenet", 1, 16, {}),
@@ -127,9 +141,22 @@ def plan_of(tree, optimizer, steps, progressive=False):
             "head": GroupSpec(["classifier*"], optimizer="fast", start=3),
         }
         optimizers["fast"] = SPECS["adamw"]
+    if optimizer == "recipe":
+        grouping.groups = {
+            "convs": GroupSpec(["conv*"], grad_centralization=True, optimizer="nadam"),
+            "head": GroupSpec(["classifier*"], optimizer="lion", start=3),
+        }
+        optimizers |= {"default": SPECS["rmsprop"], "nadam": SPECS["nadam"], "lion": SPECS["lion"]}
     freeze = FreezeSpec("progressive", every=2) if progressive else FreezeSpec("none")
     schedule = ScheduleSpec(name="cosine", warmup=3)
-    return make_plan(param_table(tree), grouping, optimizers, {"default": schedule}, freeze, steps)[1]
+    plan = make_plan(param_table(tree), grouping, optimizers, {"default": schedule}, freeze, steps)[1]
+    return replace(plan, clip=Clip(norm=0.5), accumulate=4) if optimizer == "recipe" else plan
+
+
+def softened(data):
+    """Targets float32 [B, classes], rows of which no two sum to the same."""
+    weights = np.linspace(0.5, 1.5, len(data[0][1]))[:, None]
+    return [(x, (weights * (0.9 * np.eye(10)[y] + 0.01)).astype(np.float32)) for x, y in data]
 
 
 def batches(tree, size, words=False):
@@ -176,6 +203,7 @@ def play_curves(framework, out, cases):
         tree = tree_of(name)
         model, start, data = framework.make_model(tree), initial_weights(tree, 0), batches(tree, size)
         plan = plan_of(tree, optimizer, steps, progressive)
+        data = softened(data) if case == "recipe" else data
         framework.set_weights(model, start)
         lines = proof.check(framework, model, plan, start, data[0], 0)
         state = begin(framework, model, plan)
@@ -261,6 +289,29 @@ def play_dropout(framework, out):
     }
 
 
+def play_parts(framework, out):
+    """Dropouts of either kind in a batch that comes whole or in parts; what each step took."""
+    nodes = (
+        Layer("flatten"),
+        linear("fc", 3 * 256, 16),
+        Layer("drop_path", "", {"p": 0.4}),
+        Layer("dropout", "", {"p": 0.3}),
+        linear("head", 16, 5),
+    )
+    tree = Tree("parts", Seq("", nodes, depth=0), "head", (3, 16, 16), 5)
+    data, start = batches(tree, 64)[0], initial_weights(tree, 0)
+    for parts in (1, 4):
+        model, plan = framework.make_model(tree), replace(plan_of(tree, "sgd", 4), accumulate=parts)
+        framework.set_weights(model, start)
+        state, seconds = begin(framework, model, plan), []
+        for step in range(4):
+            began = time.perf_counter()
+            gradients = take_step(framework, state, plan, step, data, step, gradients=True).gradients
+            seconds.append(time.perf_counter() - began)
+            out |= {f"parts/{parts}/{step}/{name}": g for name, g in gradients.items()}
+        out[f"seconds/{parts}"] = seconds
+
+
 def play(name, mode, path):
     framework = registry.load(name)("cpu", mode)
     out = {}
@@ -270,6 +321,7 @@ def play(name, mode, path):
     play_rest(framework, out)
     play_lr(framework, out)
     play_dropout(framework, out)
+    play_parts(framework, out)
     for device in ("cuda:7", "ascend:0"):
         with contextlib.suppress(UserError):
             registry.load(name)(device, mode)
@@ -385,6 +437,21 @@ def test_dropout_follows_the_seed(seen, mode):
     assert np.array_equal(seen["graph"]["dropout/losses"], seen["pynative"]["dropout/losses"]) or np.allclose(
         seen["graph"]["dropout/losses"], seen["pynative"]["dropout/losses"], rtol=1e-6
     )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_parts_of_a_batch_have_the_masks_of_the_whole(seen, mode):
+    names = [k.removeprefix("parts/1/") for k in seen[mode] if k.startswith("parts/1/")]
+    assert len(names) == 4 * 4
+    assert max(relative(seen[mode][f"parts/4/{name}"], seen[mode][f"parts/1/{name}"]) for name in names) < 1e-5
+    masks = [seen["eager"]["parts/1/0/fc.weight"], seen[mode]["parts/1/0/fc.weight"], seen[mode]["parts/1/1/fc.weight"]]
+    assert all(relative(a, b) > 1e-2 for a, b in zip(masks, masks[1:], strict=False)), "nothing was dropped"
+
+
+def test_a_part_is_compiled_once(seen):
+    """A second or more to compile, a few milliseconds to run."""
+    first, *later = seen["graph"]["seconds/4"]
+    assert max(later) < first / 3
 
 
 @pytest.mark.parametrize("mode", MODES)
