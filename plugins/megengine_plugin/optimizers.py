@@ -120,6 +120,31 @@ class Lion(Own):
         average += (1 - beta2) * gradient
 
 
+class Muon(Own):
+    """torch.optim.Muon in float32. momentum, nesterov, weight_decay: decay decoupled."""
+
+    keys = STATE_KEYS["muon"]
+
+    def update(self, param: Tensor, gradient: Tensor, state: State, group: Group) -> None:
+        """p (1 - lr wd) - lr 0.2 sqrt(longer side) times the orthogonalized momentum."""
+        buffer, keeps, lr = state["momentum_buffer"], group["momentum"], group["lr"]
+        buffer *= keeps
+        buffer += (1 - keeps) * gradient
+        average = keeps * buffer + (1 - keeps) * gradient if group["nesterov"] else buffer
+        param *= 1 - lr * group["weight_decay"]
+        param -= lr * 0.2 * float(max(param.shape)) ** 0.5 * _newton_schulz(average)
+
+
+def _newton_schulz(x: Tensor) -> Tensor:
+    """[A, B] with its singular values brought near 1."""
+    tall = int(x.shape[0]) > int(x.shape[1])
+    x = (x.transpose(1, 0) if tall else x) / F.maximum(F.sqrt((x * x).sum()), 1e-7)
+    for _ in range(5):
+        square = F.matmul(x, x.transpose(1, 0))
+        x = 3.4445 * x + F.matmul(2.0315 * F.matmul(square, square) - 4.7750 * square, x)
+    return x.transpose(1, 0) if tall else x
+
+
 def _moments(gradient: Tensor, state: State, betas: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Adam's, after this gradient."""
     average, square = state["exp_avg"], state["exp_avg_sq"]
@@ -141,6 +166,7 @@ NATIVE: Mapping[str, Callable[[OptimizerSpec], tuple[Callable[..., Optimizer], d
         {"alpha": s.alpha, "eps": s.eps, "momentum": s.momentum},
     ),
     "lion": lambda s: (Lion, {"betas": tuple(s.betas)}),
+    "muon": lambda s: (Muon, {"momentum": s.momentum, "nesterov": s.nesterov}),
     "layer_adaptive": lambda s: (LayerAdaptive, {"betas": tuple(s.betas), "eps": s.eps}),
 }
 

@@ -6,7 +6,7 @@ rounding; nn.Momentum's nesterov is another formula, so nesterov is nn.SGD's. Ad
 experimental.optim.Adam put eps outside the bias correction, nn.AdamWeightDecay corrects no bias at all, and
 experimental.optim.AdamW counts one step for all parameters, which is wrong for what thaws late. So are rmsprop
 (nn.RMSProp puts eps inside the root and the lr inside the momentum), nadam (experimental.optim.NAdam, one step for all
-again), and lion and layer_adaptive, which MindSpore lacks.
+again), and lion, muon and layer_adaptive, which MindSpore lacks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -197,6 +197,43 @@ class Lion(nn.Optimizer):
         return True
 
 
+class Muon(nn.Optimizer):
+    """torch.optim.Muon in float32, decay decoupled: its formula as in the reference plugin.
+
+    Args:
+        momentum, nesterov: of the buffer, an average of gradients.
+    """
+
+    def __init__(self, params: Sequence[Group], learning_rate: float, momentum: float, nesterov: bool) -> None:
+        super().__init__(learning_rate, list(params), weight_decay=0.0)
+        self.keeps, self.nesterov = momentum, nesterov
+        self.momentum_buffer = self._parameters.clone(prefix="momentum_buffer", init="zeros")
+
+    @ms.jit
+    def construct(self, gradients):
+        """One step of every parameter."""
+        lr = self.get_lr()
+        for i in range(len(self._parameters)):
+            p, g = self._parameters[i], gradients[i]
+            buffer = self.keeps * self.momentum_buffer[i] + (1 - self.keeps) * g
+            ops.assign(self.momentum_buffer[i], buffer)
+            move = self._orthogonal(self.keeps * buffer + (1 - self.keeps) * g if self.nesterov else buffer)
+            decayed = p * (1.0 - lr[i] * self.weight_decay[i]) if self.decay_flags[i] else p
+            ops.assign(p, decayed - lr[i] * (0.2 * max(p.shape) ** 0.5) * move)
+        return True
+
+    def _orthogonal(self, x):
+        """[A, B] with its singular values brought near 1, by five Newton-Schulz steps on its wide side."""
+        tall = x.shape[0] > x.shape[1]
+        if tall:
+            x = x.T
+        x = x / ops.maximum(ops.sqrt((x * x).sum()), 1e-7)
+        for _ in range(5):
+            square = ops.matmul(x, x.T)
+            x = 3.4445 * x + ops.matmul(2.0315 * ops.matmul(square, square) - 4.7750 * square, x)
+        return x.T if tall else x
+
+
 class LayerAdaptive(nn.Optimizer):
     """Seed document 002's LayerAdaptiveLR, its formula as in the reference plugin.
 
@@ -242,5 +279,6 @@ NATIVE: Mapping[str, Callable[[OptimizerSpec, list[Group]], nn.Optimizer]] = {
     "nadam": lambda s, g: NAdam(g, s.lr, s.betas, s.eps, s.momentum_decay),
     "rmsprop": lambda s, g: RMSProp(g, s.lr, s.alpha, s.eps, s.momentum),
     "lion": lambda s, g: Lion(g, s.lr, s.betas),
+    "muon": lambda s, g: Muon(g, s.lr, s.momentum, s.nesterov),
     "layer_adaptive": lambda s, g: LayerAdaptive(g, s.lr, s.betas, s.eps),
 }

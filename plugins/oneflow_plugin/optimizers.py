@@ -107,6 +107,31 @@ class Lion(Own):
         average.mul_(beta2).add_((1 - beta2) * gradient)
 
 
+class Muon(Own):
+    """torch.optim.Muon in float32. momentum, nesterov, weight_decay: decay decoupled."""
+
+    keys = STATE_KEYS["muon"]
+
+    def update(self, param: Tensor, gradient: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
+        """p (1 - lr wd) - lr 0.2 sqrt(longer side) times the orthogonalized momentum."""
+        keeps, lr = group["momentum"], group["lr"]
+        average = _kept(state, "momentum_buffer", param).mul_(keeps).add_((1 - keeps) * gradient)
+        if group["nesterov"]:
+            average = keeps * average + (1 - keeps) * gradient
+        param.mul_(1 - lr * group["weight_decay"])
+        param.sub_(_newton_schulz(average) * (lr * 0.2 * max(param.shape) ** 0.5))
+
+
+def _newton_schulz(x: Tensor) -> Tensor:
+    """[A, B] with its singular values brought near 1."""
+    tall = x.shape[0] > x.shape[1]
+    x = (x.transpose(0, 1) if tall else x) / (x * x).sum().sqrt().clamp(min=1e-7)
+    for _ in range(5):
+        square = flow.matmul(x, x.transpose(0, 1))
+        x = 3.4445 * x + flow.matmul(2.0315 * flow.matmul(square, square) - 4.7750 * square, x)
+    return x.transpose(0, 1) if tall else x
+
+
 def _kept(state: dict[str, Any], key: str, param: Tensor) -> Tensor:
     """Zeros at first."""
     if key not in state:
@@ -131,10 +156,11 @@ NATIVE: Mapping[str, Callable[[OptimizerSpec], tuple[Callable[..., Optimizer], d
     "nadam": lambda s: (Nadam, {"betas": tuple(s.betas), "eps": s.eps, "momentum_decay": s.momentum_decay}),
     "rmsprop": lambda s: (RmsProp, {"alpha": s.alpha, "eps": s.eps, "momentum": s.momentum}),
     "lion": lambda s: (Lion, {"betas": tuple(s.betas)}),
+    "muon": lambda s: (Muon, {"momentum": s.momentum, "nesterov": s.nesterov}),
     "layer_adaptive": lambda s: (LayerAdaptive, {"betas": tuple(s.betas), "eps": s.eps}),
 }
 
-OWN = ("nadam", "rmsprop", "lion", "layer_adaptive")
+OWN = ("nadam", "rmsprop", "lion", "muon", "layer_adaptive")
 """Those that OneFlow lacks."""
 
 EAGER_KEYS = {"momentum_buffer": "momentum_buf", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
