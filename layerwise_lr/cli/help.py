@@ -69,6 +69,8 @@ HYDRA_KEYS = {
     "hydra.run.dir": "the run folder; default outputs/NAME/TIME",
     "hydra.sweep.dir": "the sweep's folder; the same sweep into the same folder runs what is missing",
 }
+RUN = ("checkpoint", "early_stop", "ema")
+"""Parts of the config that belong to the section of the run."""
 FLAGS = """  -m            sweep: key=a,b,c, every combination a job
   --cfg job     print the composed config and stop
   --config-dir  a folder with more options (code: only one that you trust)
@@ -133,7 +135,7 @@ def _sections(config: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     of: dict[str, list[str]] = {}
     for key, meaning in leaves(Config):
         first = key.partition(".")[0]
-        place = {"schedules": "scheduler", "optimizers": "optimizer", "checkpoint": "run"}.get(first, first)
+        place = {"schedules": "scheduler", "optimizers": "optimizer", **dict.fromkeys(RUN, "run")}.get(first, first)
         of.setdefault(place if "." in key or place != first else "run", []).append(
             _entry(key, _value(config, key), meaning)
         )

@@ -402,7 +402,25 @@ CASES = {
     # schedules, optimizers, freezing
     "unknown scheduler": Case("plan scheduler.name=cosin", ("scheduler.name='cosin'", "did you mean 'cosine'")),
     "unknown scheduler option": Case("plan scheduler=cosin", ("scheduler=cosin", "did you mean 'cosine'")),
-    "unknown optimizer": Case("plan optimizer.name=lion", ("optimizer.name='lion'", "adamw")),
+    "two clippings": Case(
+        "plan clip_grad_norm=1 clip_grad_value=1", ("clip_grad_value=1.0 must be null", "clip_grad_norm is given")
+    ),
+    "the average in 64 bits": Case(
+        "train ema.decay=0.9 framework=torch_fp64", ("ema.decay=0.9", "framework.precision=fp32")
+    ),
+    "warm-up of no average": Case("plan ema.warmup=false", ("ema.warmup would be ignored", "ema.decay is given")),
+    "min_delta without patience": Case(
+        "plan early_stop.min_delta=0.1", ("early_stop.min_delta would be ignored", "early_stop.patience is given")
+    ),
+    "muon without a matrix": Case(
+        "plan optimizer=muon model=resnet18 weights=none data.channels=3 data.image_size=32",
+        ("optimizer muon", "none of its 62 parameters is a hidden matrix", "optimizer=adamw"),
+    ),
+    "drop_path of a net without branches": Case("plan model.drop_path=0.1", ("model lenet takes no drop_path",)),
+    "parts of more than there is": Case(
+        "plan accumulate=9", ("batch_size=25 times accumulate=9 is more than the 50 training pictures",)
+    ),
+    "unknown optimizer": Case("plan optimizer.name=adan", ("optimizer.name='adan'", "adamw")),
     "join without parts": Case("plan scheduler=join", ("scheduler.parts", "missing")),
     "join with too many starts": Case(
         JOIN + "scheduler.parts=[up,down] scheduler.starts=[10%,50%]", ("join", "one fewer than parts")
@@ -460,7 +478,8 @@ CASES = {
     "fetch unknown": Case("fetch elvp", ("'elvp'", "did you mean 'elpv'"), env={"LAYERWISE_LR_CACHE": "cache"}),
     # keys that nothing reads
     "momentum of sgd": Case(
-        "plan optimizer=sgd optimizer.momentum=0.9", ("optimizer.momentum would be ignored", "optimizer=momentum does")
+        "plan optimizer=sgd optimizer.momentum=0.9",
+        ("optimizer.momentum would be ignored", "optimizer=momentum, rmsprop or muon does"),
     ),
     "gamma of cosine, in a mapping": Case(
         "plan 'scheduler={name: cosine, gamma: 0.5}'", ("scheduler.gamma would be ignored", "scheduler=step")
