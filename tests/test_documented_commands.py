@@ -46,6 +46,7 @@ IDX = {
 
 
 PACKAGES = ("model=timm", "model=torchvision", "model=transformers", "model=flowvision", "model=mindcv", "model=own")
+PACKAGES += ("data=hf_dataset",)
 
 
 def as_plan(words: list[str]) -> list[str]:
@@ -75,6 +76,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder = home / "pictures" / f"class{index % 2}"
         folder.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4)).save(folder / f"{index}.png")
+    rows = (f"pictures/class{index % 2}/{index}.png,{index % 2}" for index in range(700))
+    (home / "labels.csv").write_text("\n".join(["path,label", *rows]))
     return home
 
 

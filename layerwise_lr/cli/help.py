@@ -40,8 +40,8 @@ step 0. Writes a run folder; with -m, a sweep of them.
   layerwise-lr train
   layerwise-lr train model=vit_tiny weights=none data.image_size=32 epochs=2
   layerwise-lr train -m grouping.layer_decay=0.65,0.75,1.0 seed=0,1,2
-  layerwise-lr train data=image_folder data.path=pictures data.val_size=50 \\
-    data.test_size=50 model=mobilenet_v2 weights=mobilenet_v2_imagenet""",
+  layerwise-lr train data=image_folder data.path=pictures model=mobilenet_v2 \\
+    weights=mobilenet_v2_imagenet""",
     "plan": """layerwise-lr plan: what would `train` do, to every parameter, at every step?
 Prints it and writes params.csv, plan.json, lrs.csv and lr_heatmap.png. Reads no
 pictures and no weights, loads no framework.

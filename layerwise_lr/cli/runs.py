@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data import batches
+from ..data import batches, train_count
 from ..framework import proof, registry
 from ..models import USUAL_SHAPES, param_table
 from ..planning import UserError, differences
@@ -131,9 +131,11 @@ def intent(config: Config) -> str:
         config: final.
     """
     start = "initial values" if config.weights.name == "none" else config.weights.path or config.weights.name
+    data = config.data
+    sizes = f"{train_count(data)} pictures to train on, {data.val_size} to choose by, {data.test_size} to report"
     return (
-        f"{config.model.name} from {start} on {config.data.name}: {config.steps} steps of {config.batch_size} "
-        f"pictures, {config.grouping.strategy}, {config.optimizer.name} at lr {config.optimizer.lr:g}; "
+        f"{config.model.name} from {start} on {data.name} ({sizes}): {config.steps} steps of {config.batch_size}, "
+        f"{config.grouping.strategy}, {config.optimizer.name} at lr {config.optimizer.lr:g}; "
         f"loading {config.framework.name} ..."
     )
 

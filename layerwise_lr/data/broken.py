@@ -20,7 +20,7 @@ def sound(pool: Pool, root: Path, of: str, skip: bool) -> Pool:
     """
     looks = [look(path) for path in pool.files]
     framed = sum(framed for _, framed in looks)
-    notes = [f"{framed} pictures of several frames or pages: the first is taken"] if framed else []
+    notes = [f"of several frames or pages the first is taken: {framed} of {len(looks)} pictures"] if framed else []
     pool = replace(pool, notes=(*pool.notes, *notes))
     shown = [plain(path.relative_to(root) if path.is_relative_to(root) else path, 160) for path in pool.files]
     return without(pool, shown, [fault for fault, _ in looks], of, skip)

@@ -54,21 +54,23 @@ class Walk:
 
     def pictures(self, folder: Path) -> Iterator[Path]:
         """All below a folder; links are followed where they do not lead back."""
-        root = self.root.resolve()
-        return self._below(folder, {_identity(above) for above in (root, *root.parents)})
-
-    def _below(self, folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-        if _identity(folder) in seen:
-            self.leave(LINKS, folder)
-            return
-        seen.add(_identity(folder))
-        for path in self.entries(folder):
-            if path.is_dir():
-                yield from self._below(path, seen)
-            elif path.is_file() and path.suffix.lower() in SUFFIXES:
-                yield path
-            else:
-                self.leave(LINKS if path.is_symlink() and not path.exists() else OTHERS, path)
+        root, todo = self.root.resolve(), [folder]
+        seen = {_identity(above) for above in (root, *root.parents)}
+        while todo:
+            here = todo.pop()
+            if _identity(here) in seen:
+                self.leave(LINKS, here)
+                continue
+            seen.add(_identity(here))
+            inner = []
+            for path in self.entries(here):
+                if path.is_dir():
+                    inner.append(path)
+                elif path.is_file() and path.suffix.lower() in SUFFIXES:
+                    yield path
+                else:
+                    self.leave(LINKS if path.is_symlink() and not path.exists() else OTHERS, path)
+            todo += reversed(inner)
 
     def told(self) -> list[str]:
         """What was left out, in one line; nothing where that is nothing."""

@@ -118,6 +118,8 @@ def _loaded(path: str, of: str) -> Mapping[str, Any]:
             f"data=hf_dataset: datasets {datasets.__version__} can run a set's own code: pip install -U datasets"
         )
     place = Path(path).expanduser()
+    if place.exists():
+        datasets.disable_progress_bars()  # nothing is on its way
     try:
         if not place.exists():
             held = datasets.load_dataset(path)

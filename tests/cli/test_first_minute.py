@@ -82,7 +82,12 @@ def test_too_few_pictures_says_which_sizes_would_do() -> None:
         Path(f"pictures/{index % 2}").mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (index, 0, 0)).save(f"pictures/{index % 2}/{index}.png")
     words = ("data=image_folder", "data.path=pictures", "data.image_size=16", "model=mlp", "weights=none", "epochs=1")
-    assert layerwise_lr("train", *words).returncode == 0, "sizes have a default"
+    Path("pictures/0/._0.png").touch()
+    trained = layerwise_lr("train", *words)
+    assert trained.returncode == 0, "sizes have a default"
+    assert "(70 pictures to train on, 15 to choose by, 15 to report)" in " ".join(trained.stdout.split())
+    for command in (trained, layerwise_lr("plan", *words)):
+        assert "left out of pictures: 1 with a dot in front (0/._0.png)" in command.stdout
     told = layerwise_lr("train", *words, "data.val_size=50", "data.test_size=60").stderr
     remedy = told.partition("try ")[2].split()
     assert remedy == ["data.val_size=20", "data.test_size=20"]

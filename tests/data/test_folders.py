@@ -1,6 +1,8 @@
 """Folders of pictures as people have them."""
 
+import inspect
 import os
+import sys
 import zipfile
 from pathlib import Path
 
@@ -125,6 +127,28 @@ def test_any_name_that_a_file_system_takes(name, tmp_path):
     dataset = batches.load(spec(root, skip_broken=True), 0)
     assert all(line.isprintable() for line in dataset.notes())
     assert dataset.fingerprint()["classes"][1] == f"z{name}"
+
+
+@pytest.mark.parametrize("path", [".", "../pictures", "../pictures/", "../pictures/cat/.."])
+def test_any_way_to_say_the_folder(path, tmp_path, monkeypatch):
+    root = tree(tmp_path / "pictures")
+    put(root / "cat" / ".x.png")
+    monkeypatch.chdir(root)
+    assert held(path) == WHOLE
+    assert "1 with a dot in front (cat/.x.png)" in batches.notes(spec(path))[0]
+
+
+def test_a_folder_deeper_than_a_program_may_call_itself(tmp_path):
+    root = tree(tmp_path / "pictures", n=5)
+    put(root / "dog" / "5.png", 105)
+    put(root / "cat" / "/".join("d" * 300) / "5.png", 5)
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 150)
+    try:
+        assert facts(spec(root)).pictures == 12
+    finally:
+        sys.setrecursionlimit(limit)
+    assert held(root) == WHOLE
 
 
 def test_thousands_of_files(tmp_path):
@@ -316,4 +340,4 @@ def test_frames_are_told(tmp_path):
     frames = [Image.new("L", (8, 8), v) for v in (50, 60)]
     frames[0].save(root / "cat" / "x.gif", save_all=True, append_images=frames[1:])
     assert 50 in held(root)["cat"]
-    assert batches.load(spec(root), 0).notes() == ["1 pictures of several frames or pages: the first is taken"]
+    assert batches.load(spec(root), 0).notes() == ["of several frames or pages the first is taken: 1 of 13 pictures"]

@@ -291,6 +291,9 @@ def test_of_a_run(key, tmp_path, monkeypatch):
 
 # --- data and weights: every option x every key
 
+HERE = [option for option in options.DATA if option != "hf_dataset"]
+"""It needs a library: tests/zoo/test_hub.py."""
+
 
 def write_idx(path, array):
     path.write_bytes(bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.tobytes())
@@ -322,10 +325,15 @@ def held(tmp_path, monkeypatch):
                 rows = rng.integers(0, 256, (40, 3073), np.uint8)
                 rows[:, 0] = np.arange(40) % 10
                 (folder / f"{name}.bin").write_bytes(rows.tobytes())
-        elif option == "image_folder":
-            for label, picture in zip(y, x, strict=True):
+        elif option in ("image_folder", "csv"):
+            rows = ["path,label,coarse"]
+            for number, (label, picture) in enumerate(zip(y, x, strict=True)):
                 (folder / str(label)).mkdir(exist_ok=True)
-                Image.fromarray(picture).save(folder / str(label) / f"{picture[0, 0]}_{picture[0, 1]}.png")
+                Image.fromarray(picture).save(folder / str(label) / f"{number}.png")
+                rows.append(f"{label}/{number}.png,{label},{label % 2}")
+            if option == "csv":
+                (folder / "t.csv").write_text("\n".join(rows))
+                return folder / "t.csv"
         return folder
 
     def needs(option):
@@ -342,7 +350,7 @@ def held(tmp_path, monkeypatch):
     return needs, make
 
 
-@pytest.mark.parametrize("option", options.DATA)
+@pytest.mark.parametrize("option", HERE)
 @pytest.mark.parametrize("key", DRAWN)
 def test_of_every_data_set(option, key, held):
     base = held[0](option)
@@ -350,25 +358,33 @@ def test_of_every_data_set(option, key, held):
     assert told(arrays, base) != told(arrays, {**base, key: DRAWN[key]})
 
 
-@pytest.mark.parametrize("option", options.DATA)
-@pytest.mark.parametrize("key", ["path", "checksum", "stand_in"])
+@pytest.mark.parametrize("option", HERE)
+@pytest.mark.parametrize("key", ["path", "label", "skip_broken", "checksum", "stand_in"])
 def test_of_a_data_set(option, key, held, tmp_path):
     needs, make = held
     base = needs(option)
-    value = {"path": tmp_path / "other", "checksum": key == "checksum" and option != "cifar10", "stand_in": "digits"}[
-        key
-    ]
+    value = {
+        "path": str(tmp_path / "other"),
+        "label": "coarse",
+        "skip_broken": True,
+        "checksum": key == "checksum" and option != "cifar10",
+        "stand_in": "digits",
+    }[key]
     if key not in options.DATA[option]:
-        final = resolve(
-            config({**base, f"data.{key}": str(value) if key == "path" else False if key == "checksum" else value})
-        )
+        final = resolve(config({**base, f"data.{key}": value}))
         assert final == resolve(config(base)), "equal in what they do, so equal"
         with pytest.raises(UserError, match=f"data.{key} would be ignored: data={option} does not read it"):
             options.refuse_ignored([f"data.{key}"], options.ignored(final))
     elif key == "path":
-        value = make(option, value)
+        value = make(option, tmp_path / "other")
         pictures._read.cache_clear()
         assert told(arrays, base) != told(arrays, {**base, "data.path": str(value)})
+    elif key == "label":
+        assert told(arrays, base) != told(arrays, {**base, "data.label": value})
+    elif key == "skip_broken":
+        (tmp_path / option / "0" / "0.png").write_bytes(b"")
+        assert "data.skip_broken=true" in told(arrays, base)
+        assert isinstance(told(arrays, {**base, "data.skip_broken": True}), list)
     elif key == "checksum":
         assert "data.checksum=false" in told(arrays, {**base, "data.checksum": True})
     else:

@@ -4,7 +4,9 @@ import shlex
 import subprocess
 import sys
 
+import datasets
 import pytest
+from PIL import Image
 from test_documented_commands import COMMANDS, PACKAGES, as_plan
 
 OTHERS = ("model=own", "framework=")  # ours is torch
@@ -19,6 +21,10 @@ def test_there_are_some():
 
 @pytest.mark.parametrize("command", THEIRS)
 def test_it_can_be_planned(command, tmp_path):
+    if "data.path=my_set" in command:
+        pictures = [Image.new("RGB", (4, 4))] * 60
+        labels = ["cat", "dog"] * 30
+        datasets.Dataset.from_dict({"image": pictures, "label": labels}).save_to_disk(tmp_path / "my_set")
     words = as_plan(shlex.split(command))
     done = subprocess.run([sys.executable, "-m", "layerwise_lr", *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
