@@ -7,7 +7,7 @@ import numpy as np
 
 from ..planning import Absent, UserError
 from .files import read_npz
-from .spec import DataSpec, Facts, Pool, from_arrays, resize
+from .spec import DataSpec, Facts, Pool, from_arrays
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
@@ -95,18 +95,10 @@ def _folder_files(spec: DataSpec) -> list[tuple[Path, int]]:
 
 
 def folder_pool(spec: DataSpec) -> Pool:
-    """The folder's pictures, class by class."""
-    from PIL import Image, UnidentifiedImageError
-
-    pictures, labels = [], []
-    for path, label in _folder_files(spec):
-        try:
-            with Image.open(path) as image:
-                pictures.append(resize(image, spec))
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise UserError(f"{path}: not a readable picture ({error}); mend or remove it") from None
-        labels.append(label)
-    return Pool(np.stack(pictures), np.array(labels, np.int64), names=tuple(p.name for p in class_folders(find(spec))))
+    """The folder's pictures, class by class; they stay files."""
+    found = _folder_files(spec)
+    names = tuple(p.name for p in class_folders(find(spec)))
+    return Pool(None, np.array([n for _, n in found], np.int64), names=names, files=tuple(p for p, _ in found))
 
 
 def folder_facts(spec: DataSpec) -> Facts:

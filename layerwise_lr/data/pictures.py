@@ -72,11 +72,13 @@ class Reader(NamedTuple):
         find: raises Absent where its files are not on this machine.
         facts: what is known of it without reading the pictures.
         pool: the pictures.
+        files: whether they are files, of which no more than data.memory is held.
     """
 
     find: Callable[[DataSpec], object]
     facts: Callable[[DataSpec], Facts]
     pool: Callable[[DataSpec], Pool]
+    files: bool = False
 
 
 READERS: Mapping[str, Reader] = {
@@ -100,7 +102,7 @@ READERS: Mapping[str, Reader] = {
         lambda spec: _resized(idx.read(own.given_path(spec)), spec),
     ),
     "npz": Reader(own.find, own.npz_facts, own.npz_pool),
-    "image_folder": Reader(own.find, own.folder_facts, own.folder_pool),
+    "image_folder": Reader(own.find, own.folder_facts, own.folder_pool, files=True),
 }
 
 
@@ -129,10 +131,13 @@ def load_pool(spec: DataSpec) -> Pool:
 
 
 def _pool(spec: DataSpec) -> Pool:
-    return _read(spec.name, spec.path, spec.image_size, spec.channels, spec.checksum)
+    given = (spec.name, spec.path, spec.image_size, spec.channels, spec.checksum, spec.resize, tuple(spec.mean))
+    return _read(*given)
 
 
 @lru_cache(maxsize=4)
-def _read(name: str, path: str | None, image_size: int, channels: int, checksum: bool) -> Pool:
-    spec = DataSpec(name=name, path=path, image_size=image_size, channels=channels, checksum=checksum)
+def _read(
+    name: str, path: str | None, image_size: int, channels: int, checksum: bool, resize: str, mean: tuple[float, ...]
+) -> Pool:
+    spec = DataSpec(name, path, image_size, resize, channels, checksum=checksum, mean=list(mean))
     return reader(name).pool(spec)
