@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,8 @@ def _keep(path: Path, made: np.ndarray) -> None:
         part.replace(path)
         _make_room(path.parent)
     except OSError:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def _make_room(folder: Path) -> None:
