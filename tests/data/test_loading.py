@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -255,7 +256,7 @@ print(max(seen[10:]) - max(seen[:10]))
 """
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="this system does not tell a process's memory")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system does not tell a process's memory")
 def test_memory_is_flat_over_an_epoch(tmp_path):
     """1920 pictures of 77 KB, decoded 147 MB: what is held at its end is what was after ten batches."""
     for name in ("a", "b"):
@@ -291,7 +292,7 @@ def names():
 
 
 def handles():
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_no_thread_and_no_file_is_left(root):
