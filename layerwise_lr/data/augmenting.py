@@ -25,9 +25,10 @@ class AugmentSpec:
         hflip: probability to mirror left to right. 0.5: ImageNet recipes.
         vflip: probability to mirror top to bottom. 0.5: pictures without an up.
         crop_scale: least and most of the picture's area that a random crop keeps. [0.08,1]: torchvision, timm, MAE,
-            BEiT; [0.35,1]: timm's later ResNet recipes. null: no random crop.
+            BEiT. null: no random crop.
         crop_ratio: least and most width/height of that crop. [0.75,1.3333]: all of these.
-        color_jitter: brightness, contrast and saturation times 1 - this to 1 + this. 0.4: timm, BEiT.
+        color_jitter: brightness, contrast and saturation times 1 - this to 1 + this. 0.4: timm, which
+            leaves it off where RandAugment is on.
         randaugment_ops: operations of RandAugment a picture. 2: MAE, BEiT, DeiT (rand-m9-mstd0.5-inc1).
         randaugment_magnitude: of them, 0 to 10. 9: MAE, BEiT, DeiT; 7: timm's A1 ResNets.
         randaugment_std: of a magnitude drawn anew for each. 0.5: MAE, BEiT, DeiT.

@@ -59,8 +59,15 @@ class Dataset:
         self._ahead.close()
 
     def notes(self) -> list[str]:
-        """What must be told before a metric is read: a small test part, classes that a part has no picture of."""
+        """What must be told before a metric is read: a small test part, classes that a part has no picture of, pictures
+        that are not held."""
         found = []
+        needs = int(np.prod(self.train.x.shape)) / 2**30
+        if isinstance(self.train.x, Files) and needs > self.spec.memory:
+            found.append(
+                f"{len(self.train.y)} training pictures would take {needs:.3g} GiB, data.memory is {self.spec.memory:g}: "
+                "they are read from their files in every epoch"
+            )
         if len(self.test.y) < self.spec.test_size:
             found.append(f"the set's own test part has {len(self.test.y)} pictures, fewer than data.test_size asks for")
         for what, split in (("validation", self.val), ("test", self.test)):
