@@ -103,15 +103,14 @@ class Dataset:
             self._make, key, [(step + k, batch_size, seed) for k in range(1, self._ahead.workers + 1)]
         )
 
-    def batches(self, part: str, size: int) -> Iterator[np.ndarray]:
-        """The pictures of `part` (train, val or test) in their order, float32 [`size` or fewer, C, S, S] each."""
-        x: Pixels = getattr(self, part).x
-        begins = range(0, len(x), size)
+    def batches(self, split: Split, size: int) -> Iterator[np.ndarray]:
+        """The pictures of a part in their order, float32 [`size` or fewer, C, S, S] each."""
+        begins = range(0, len(split.y), size)
 
         def normalised(begin: int) -> np.ndarray:
-            return self.normalise(x[begin : begin + size])
+            return self.normalise(split.x[begin : begin + size])
 
-        return self._ahead.each(normalised, begins) if isinstance(x, Files) else map(normalised, begins)
+        return self._ahead.each(normalised, begins) if isinstance(split.x, Files) else map(normalised, begins)
 
     def _make(self, key: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
         """The batch of (step, batch_size, seed)."""

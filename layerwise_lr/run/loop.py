@@ -76,9 +76,9 @@ class Loop:
         return loss, gradients
 
     def _evaluate(self, step: int, before: Weights, now: Weights, gradients: Weights, log: Lines) -> dict[str, Any]:
-        record: dict[str, Any] = {"step": step, "val": self._measure("val")}
+        record: dict[str, Any] = {"step": step, "val": self._measure(self.dataset.val)}
         if step == self.plan.total_steps:
-            record["test"] = self._measure("test")
+            record["test"] = self._measure(self.dataset.test)
         record["groups"] = {
             g.name: {
                 "gradient_norm": _gradient_norm(g, gradients),
@@ -118,13 +118,13 @@ class Loop:
         own = f"; group {highest.name} has {lrs[highest]:.3g}" if lrs[highest] > 1.001 * base else ""
         return f"lower optimizer.lr (it is {base:g}{own}) or lengthen scheduler.warmup"
 
-    def _measure(self, part: str) -> dict[str, float]:
-        """Every metric over a part, in batches of the training's size (a graph has one shape only)."""
+    def _measure(self, split: batches.Split) -> dict[str, float]:
+        """Every metric over a split, in batches of the training's size (a graph has one shape only)."""
         size, logits = self.config.batch_size, []
-        for x in self.dataset.batches(part, size):
+        for x in self.dataset.batches(split, size):
             full = np.concatenate([x, np.zeros((size - len(x), *x.shape[1:]), np.float32)])
             logits.append(self.framework.predict(self.state, full)[: len(x)])
-        return metrics.measure(np.concatenate(logits), getattr(self.dataset, part).y) if logits else {}
+        return metrics.measure(np.concatenate(logits), split.y) if logits else {}
 
     def _weights(self) -> Weights:
         return self.framework.get_weights(self.state.model)

@@ -92,7 +92,7 @@ def test_what_stays_files_gives_what_is_held(root, augment):
         for step in range(8):
             assert bytes_of(lazy.batch(step, 6, 1)) == bytes_of(held.batch(step, 6, 1))
         for part in ("train", "val", "test"):
-            one, two = list(lazy.batches(part, 4)), list(held.batches(part, 4))
+            one, two = (list(d.batches(getattr(d, part), 4)) for d in (lazy, held))
             assert [len(x) for x in one] == [len(x) for x in two]
             assert np.array_equal(np.concatenate(one), np.concatenate(two))
             split = getattr(held, part)
@@ -300,7 +300,7 @@ def test_no_thread_and_no_file_is_left(root):
     with closing(batches.load(spec_of(root, workers=3), 0, ALL)) as data:
         for step in range(6):
             data.batch(step, 7, 5)
-        list(data.batches("val", 3))
+        list(data.batches(data.val, 3))
         assert 1 <= len(names()) <= 3
     assert not names()
     assert handles() == held_before
