@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..planning import UserError, plain
 from .files import cache_folder
 from .spec import DataSpec, filling
 
@@ -42,6 +43,18 @@ def kept(files: Sequence[Path], spec: DataSpec, decode: Callable[[], np.ndarray]
     return _recent[key]
 
 
+def status(path: Path) -> os.stat_result:
+    """Size and time of change of a file that was there a moment ago.
+
+    Raises:
+        UserError: it is gone.
+    """
+    try:
+        return path.stat()
+    except OSError as error:
+        raise UserError(f"{plain(path, 400)}: not a readable picture ({error.strerror}); mend or remove it") from None
+
+
 def _from_disk(path: Path, shape: tuple[int, ...], decode: Callable[[], np.ndarray]) -> np.ndarray:
     try:
         held = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -60,7 +73,7 @@ def _from_disk(path: Path, shape: tuple[int, ...], decode: Callable[[], np.ndarr
 def _key(files: Sequence[Path], spec: DataSpec) -> str:
     import PIL
 
-    found = [(str(path.resolve()), (at := path.stat()).st_size, at.st_mtime_ns) for path in files]
+    found = [(str(path.resolve()), (at := status(path)).st_size, at.st_mtime_ns) for path in files]
     how = [PIL.__version__, spec.image_size, spec.channels, spec.resize, filling(spec)]
     return hashlib.sha256(json.dumps([how, found]).encode()).hexdigest()
 

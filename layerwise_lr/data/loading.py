@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from .caching import kept
+from .caching import kept, status
 from .decoding import open_picture
 from .spec import DataSpec, resize
 
@@ -96,7 +96,7 @@ class Files:
     def fingerprint(self) -> str:
         """sha256 over the files' names below their common folder and their sizes in bytes: nothing is decoded."""
         above = os.path.commonpath([path.parent for path in self.files]) if self.files else ""
-        lines = [f"{path.relative_to(above).as_posix()}\0{path.stat().st_size}" for path in self.files]
+        lines = [f"{path.relative_to(above).as_posix()}\0{status(path).st_size}" for path in self.files]
         return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 

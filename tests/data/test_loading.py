@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 
 from layerwise_lr.data import AugmentSpec, DataSpec, batches, caching, loading
 from layerwise_lr.planning.errors import UserError
+from layerwise_lr.run import CONFIG, RunFolder, page, reading, resolve
 
 ALL = AugmentSpec(
     hflip=0.5,
@@ -422,3 +424,47 @@ def test_the_fingerprint_of_what_is_held_is_the_pixels(root):
     data = batches.load(spec_of(root, memory=2.0), 0)
     digest = hashlib.sha256(data.val.x.tobytes() + data.val.y.tobytes()).hexdigest()
     assert data.fingerprint()["val"] == {"n": 10, "class_counts": [5, 5], "sha256": digest}
+
+
+# --- a whole run
+
+
+def trained(root, place, **data):
+    """The final weights of a run with the reference plugin."""
+    given = {
+        "framework": {"name": "reference"},
+        "model": {"name": "mlp", "width": 4, "depth": 1},
+        "data": {**asdict(spec_of(root)), **data},
+        "augment": {"hflip": 0.5, "crop_scale": [0.1, 1.0]},
+        "batch_size": 8,
+        "epochs": 2,
+    }
+    folder = RunFolder.claim(place)
+    folder.write_text(CONFIG, resolve(reading.from_data(given)).to_yaml())
+    page.run(folder.path, say=lambda line: None)
+    return [path.read_bytes() for path in sorted(place.rglob("model.safetensors"))]
+
+
+def test_a_run_ends_in_the_same_weights_whatever_the_workers_and_leaves_no_thread(root, tmp_path):
+    one = trained(root, tmp_path / "one", workers=0)
+    assert one == trained(root, tmp_path / "two", workers=3)
+    assert one == trained(root, tmp_path / "three", workers=1, memory=2.0)
+    assert not names()
+
+
+@pytest.mark.parametrize("when", ["load", "fingerprint"])
+def test_a_picture_that_goes_during_a_run_ends_it_in_one_line_and_leaves_no_thread(root, tmp_path, monkeypatch, when):
+    owner = batches if when == "load" else batches.Dataset
+    kept = getattr(owner, when)
+
+    def then_gone(*given):
+        made = kept(*given)
+        data = made if when == "load" else given[0]
+        data.train.x.files[-1].unlink()
+        return made
+
+    monkeypatch.setattr(owner, when, then_gone)
+    with pytest.raises(UserError, match=r"\.(jpg|png): not a readable picture \(.*No such file") as told:
+        trained(root, tmp_path / "run", workers=2)
+    assert "\n" not in str(told.value)
+    assert not names()
