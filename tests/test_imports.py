@@ -188,11 +188,21 @@ STARTERS = re.compile(
 )
 
 
+THREADS = {"concurrent.futures.Future", "concurrent.futures.ThreadPoolExecutor"}
+"""No processes."""
+
+
+def test_threads_are_started_where_pictures_are_loaded():
+    users = {name_of(p) for p in ALL if imported(p) & THREADS or "threading.Thread" in {n for n, _ in calls(p)}}
+    assert users == {"layerwise_lr/data/loading.py"}
+
+
 def test_processes_are_started_where_it_is_said():
     users = {
         name_of(p)
         for p in ALL
-        if any(STARTERS.match(n) for n, _ in calls(p)) or tops(p) & {"multiprocessing", "concurrent"}
+        if any(STARTERS.match(n) for n, _ in calls(p))
+        or any(n.startswith(("multiprocessing", "concurrent")) and n not in THREADS for n in imported(p))
     }
     assert users <= {f"layerwise_lr/{n}.py" for n in ("cli/machine", "sweep/jobs", "data/fetch", "run/provenance")}
     assert "layerwise_lr/sweep/jobs.py" in users
@@ -224,7 +234,7 @@ def writes(path):
 
 def test_files_are_written_where_it_is_said():
     writers = {p.stem: sorted(set(writes(p))) for p in ALL if list(writes(p))}
-    assert set(writers) <= {"folder", "fetch", "jobs", "pool", "report", "plots"}
+    assert set(writers) <= {"folder", "fetch", "caching", "jobs", "pool", "report", "plots"}
     assert {"folder", "fetch", "jobs"} <= set(writers)
 
 

@@ -141,7 +141,19 @@ def _sections(config: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
         )
     of["grouping"] += ["  of each named group, +grouping.groups.NAME={KEY: VALUE}:"]
     of["grouping"] += [_entry(f"  {key}", None, meaning) for key, meaning in leaves(GroupSpec)]
-    order = ("model", "data", "weights", "grouping", "scheduler", "optimizer", "freeze", "framework", "verify", "run")
+    order = (
+        "model",
+        "data",
+        "augment",
+        "weights",
+        "grouping",
+        "scheduler",
+        "optimizer",
+        "freeze",
+        "framework",
+        "verify",
+        "run",
+    )
     assert set(of) == set(order), set(of) ^ set(order)
     yield from ((f"The {name}" if name == "run" else name.capitalize(), of[name]) for name in order)
     launcher = [_entry(f"hydra.launcher.{key}", None, text) for key, text in meanings(Options).items()]

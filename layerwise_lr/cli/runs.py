@@ -6,7 +6,7 @@ No Hydra here: the config is typed already; it is resolved first of all.
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -220,7 +220,8 @@ def prove(config: Config, path: Path, given: Given) -> None:
     streams = page.seed_streams(config.seed)
     framework = page.make_framework(config)
     model, start, _ = model_of.start(framework, config, streams["init"])
-    batch = batches.load(config.data, streams["subset"]).batch(0, config.batch_size, streams["order"])
+    with closing(page.load(config, streams)) as dataset:
+        batch = dataset.batch(0, config.batch_size, streams["order"])
     prover = page.Prover(replace(config.verify, start=True), folder, framework, planned, console.text)
     with np.errstate(all="ignore"):  # what is no number is told as such
         prover.rehearse(model, start, batch, streams["dropout"])

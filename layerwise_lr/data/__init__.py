@@ -4,25 +4,31 @@ Uses planning (its errors). Files are read as plain arrays; no code in them can 
 """
 
 from . import batches, fetch, pictures
+from .augmenting import AugmentSpec
 from .batches import Dataset, Split, available
 from .files import cache_folder, read_npz, read_torch_file
+from .loading import read_resized
 from .pictures import READERS, facts
 from .spec import DataSpec
 from .splitting import is_size, sized, train_count
+from .targets import check as check_class_weights
 
 __all__ = [
     "READERS",
+    "AugmentSpec",
     "DataSpec",
     "Dataset",
     "Split",
     "available",
     "batches",
     "cache_folder",
+    "check_class_weights",
     "facts",
     "fetch",
     "is_size",
     "pictures",
     "read_npz",
+    "read_resized",
     "read_torch_file",
     "sized",
     "train_count",

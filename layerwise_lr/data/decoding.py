@@ -61,15 +61,21 @@ FRAMED = ("GIF", "PNG", "WEBP", "TIFF", "AVIF")
 """Formats whose further pictures are frames or pages; those of an MPO or a PSD are versions and layers of the first."""
 
 
-def open_picture(path: Path, channels: int) -> "Image.Image":
+def open_picture(path: Path, channels: int, least: int | None = None) -> "Image.Image":
     """The picture, upright, of mode "L" (1 channel) or "RGB" (3), at its own size; of several frames the first.
+
+    Args:
+        path: of the file.
+        channels: 1 or 3.
+        least: a JPEG may be read at 1/2, 1/4 or 1/8 of its size, as long as its short side keeps this many pixels:
+            its decoder then skips most of the work. None: at its own size.
 
     Raises:
         UserError: it cannot be read; names the file in one line.
     """
     try:
         with path.open("rb") as file:
-            return read_picture(file, channels, path.suffix)
+            return read_picture(file, channels, path.suffix, least)
     except Exception as error:  # Pillow promises no list of what a faulty file raises
         raise UserError(
             f"{plain(path, 400)}: not a readable picture ({why(error, path.suffix)}); mend or remove it, or leave out "
@@ -77,9 +83,12 @@ def open_picture(path: Path, channels: int) -> "Image.Image":
         ) from None
 
 
-def read_picture(file: BinaryIO, channels: int, suffix: str = "") -> "Image.Image":
+def read_picture(file: BinaryIO, channels: int, suffix: str = "", least: int | None = None) -> "Image.Image":
     """As open_picture, of an open file; raises what Pillow raises."""
     with _opened(file, suffix) as image:
+        if least is not None:
+            (width, height), short = image.size, max(min(image.size), 1)
+            image.draft(image.mode, (-(-width * least // short), -(-height * least // short)))
         image.load()
         turn = UPRIGHT.get(_orientation(image))  # after load, which turns a TIFF itself
         flat = _eight_bits(image).convert("L" if channels == 1 else "RGB")

@@ -78,7 +78,7 @@ class Walk:
             f"{len(names)} {reason} ({names[0]}{', ...' if len(names) > 1 else ''})"
             for reason, names in self.left.items()
         ]
-        return [f"left out of {plain(self.root)}: {', '.join(reasons)}"] if reasons else []
+        return [f"left out of {plain(self.root, 400)}: {', '.join(reasons)}"] if reasons else []
 
 
 def _identity(path: Path) -> tuple[int, int]:

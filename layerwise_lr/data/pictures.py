@@ -1,7 +1,7 @@
 """Where the pictures come from: what each data set is called, where its files are, how they are read."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -12,9 +12,8 @@ import numpy as np
 from ..planning import Absent, UserError, did_you_mean, plain
 from . import cifar10, folders, hub, idx, own, tables
 from .broken import sound
-from .decoding import open_picture
 from .files import cache_folder
-from .spec import DataSpec, Facts, Pictures, Pool, facts_of, from_arrays, resize, test_last
+from .spec import DataSpec, Facts, Pictures, Pool, facts_of, from_arrays, test_last
 
 
 def _resized(held: Pictures, spec: DataSpec) -> Pool:
@@ -97,12 +96,6 @@ def _sound_at(name: str, path: Path, label: str | None, skip: bool, at: Path) ->
     return sound(_listed_at(name, path, label, at), root, f"data.path={plain(path, 400)}", skip)
 
 
-def _decoded(spec: DataSpec) -> Pool:
-    """Of files: their pictures in memory, at the size asked for."""
-    pool = _sound(spec)
-    return replace(pool, x=np.stack([resize(open_picture(path, spec.channels), spec) for path in pool.files]))
-
-
 class Reader(NamedTuple):
     """How a data set is read.
 
@@ -110,18 +103,21 @@ class Reader(NamedTuple):
         find: raises Absent where its files are not on this machine.
         facts: what is known of it without reading the pictures.
         pool: the pictures.
+        files: whether they are files, of which no more than data.memory is held.
     """
 
     find: Callable[[DataSpec], object]
     facts: Callable[[DataSpec], Facts]
     pool: Callable[[DataSpec], Pool]
+    files: bool = False
 
 
 FILES = Reader(
     own.find,
     # where broken ones are left out, only looking at all of them tells how many are left
     lambda spec: facts_of(_sound(spec) if spec.skip_broken else _listed(spec)),
-    _decoded,
+    _sound,
+    files=True,
 )
 
 
@@ -182,11 +178,11 @@ def load_pool(spec: DataSpec) -> Pool:
 
 def _pool(spec: DataSpec) -> Pool:
     """Kept by what decides it."""
-    drawn = ("train_size", "val_size", "test_size", "split_seed", "mean", "std", "flip", "stand_in", "stands_for")
-    other = {f.name: getattr(spec, f.name) for f in fields(spec) if f.name not in drawn}
-    return _read(Path.cwd(), **other)
+    drawn = ("train_size", "val_size", "test_size", "split_seed", "std", "flip", "workers", "memory", "stand_in")
+    other = {f.name: getattr(spec, f.name) for f in fields(spec) if f.name not in (*drawn, "stands_for")}
+    return _read(Path.cwd(), **{**other, "mean": tuple(spec.mean)})
 
 
 @lru_cache(maxsize=4)
 def _read(at: Path, **spec: Any) -> Pool:
-    return reader(spec["name"]).pool(DataSpec(**spec))
+    return reader(spec["name"]).pool(DataSpec(**{**spec, "mean": list(spec["mean"])}))

@@ -25,6 +25,8 @@ class DataSpec:
             (image_folder); of a table with columns path and label (csv); of a Hugging Face set's folder, or its name
             (hf_dataset); of an .npz with arrays x, y; of IDX files; of CIFAR-10's archive (null: the cache's).
         image_size: pixels a side; pictures are resized to it.
+        resize: crop (short side to the size, then the middle) | squash | pad (long side to the size, the mean colour
+            around it): what is done with pictures that are no squares.
         channels: 1 (grey) or 3.
         train_size: pictures drawn by the seed, in proportion, or a share of what is left (10%); null: all left.
         val_size: pictures that choices are made on, or a share (20%); null: the set's own, else 15%.
@@ -34,7 +36,10 @@ class DataSpec:
         skip_broken: leave out pictures that cannot be read, and say so; else they are an error.
         mean: of pixels in 0 to 1, per channel or one for all.
         std: likewise.
-        flip: mirror training pictures with probability 1/2.
+        flip: mirror training pictures with probability 1/2: augment.hflip=0.5, by its first name.
+        workers: threads that read, augment and batch pictures ahead of the step; the result does not hang on it.
+            0: none; null: one for each core but one, 1 to 8.
+        memory: GiB of pictures of files that are held decoded; the parts that do not fit are read anew every epoch.
         checksum: refuse a CIFAR-10 that is not the published one.
         stand_in: digits | null: what to take where the data are absent; null: that is an error.
         stands_for: filled in: the data that were absent.
@@ -43,6 +48,7 @@ class DataSpec:
     name: str = "digits"
     path: Optional[str] = None  # noqa: UP045 (OmegaConf 2.3 reads Optional)
     image_size: int = 28
+    resize: str = "crop"
     channels: int = 1
     train_size: Size = 50
     val_size: Size = 400
@@ -53,6 +59,8 @@ class DataSpec:
     mean: list[float] = field(default_factory=lambda: [0.5])
     std: list[float] = field(default_factory=lambda: [0.5])
     flip: bool = False
+    workers: Optional[int] = None  # noqa: UP045
+    memory: float = 2.0
     checksum: bool = True
     stand_in: Optional[str] = None  # noqa: UP045
     stands_for: Optional[str] = None  # noqa: UP045
@@ -108,13 +116,28 @@ def test_last(pictures: int, test: int) -> np.ndarray | None:
     return np.repeat(np.array([TRAIN, TEST], np.int8), [pictures - test, test]) if test else None
 
 
-def resize(image: "Image.Image", spec: DataSpec) -> np.ndarray:
-    """uint8 [C, S, S]."""
-    from PIL import Image
+def filling(spec: DataSpec) -> tuple[int, ...]:
+    """The colour of what is not in a picture: the mean, which is zero once normalised; per channel, 0 to 255."""
+    mean = spec.mean if len(spec.mean) == spec.channels else spec.mean[:1] * spec.channels
+    return tuple(min(255, max(0, round(255 * one))) for one in mean)
 
-    mode = "L" if spec.channels == 1 else "RGB"
-    size = (spec.image_size, spec.image_size)
-    array = np.asarray(image.convert(mode).resize(size, Image.Resampling.BILINEAR))
+
+def resize(image: "Image.Image", spec: DataSpec) -> np.ndarray:
+    """uint8 [C, S, S]; a picture that is no square is cropped, squashed or padded as spec.resize says."""
+    from PIL import Image, ImageOps
+
+    image = image.convert("L" if spec.channels == 1 else "RGB")
+    size, bilinear = (spec.image_size, spec.image_size), Image.Resampling.BILINEAR
+    if spec.resize == "pad":
+        fill = filling(spec)
+        image = ImageOps.pad(image, size, bilinear, color=fill if spec.channels == 3 else fill[0])
+    else:
+        width, height = image.size
+        side = min(width, height)
+        left, upper = (width - side) / 2, (height - side) / 2
+        box = (left, upper, left + side, upper + side) if spec.resize == "crop" else None
+        image = image.resize(size, bilinear, box=box)
+    array = np.asarray(image)
     return array[None] if spec.channels == 1 else array.transpose(2, 0, 1)
 
 

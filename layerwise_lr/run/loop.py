@@ -153,8 +153,7 @@ class Loop:
     def _measure(self, split: batches.Split) -> dict[str, float]:
         """Every metric over a split, in batches of the training's size (a graph has one shape only)."""
         size, logits = self.config.batch_size, []
-        for begin in range(0, len(split.y), size):
-            x = self.dataset.normalise(split.x[begin : begin + size])
+        for x in self.dataset.batches(split, size):
             full = np.concatenate([x, np.zeros((size - len(x), *x.shape[1:]), np.float32)])
             logits.append(self.framework.predict(self.state, full)[: len(x)])
         return metrics.measure(np.concatenate(logits), split.y) if logits else {}

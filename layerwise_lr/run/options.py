@@ -10,6 +10,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from ..data import READERS
 from ..framework import registry
 from ..planning import ScheduleSpec, UserError
 from .schema import Config
@@ -60,11 +61,11 @@ DATA: Table = {
     "elpv": ("stand_in",),
     "mnist": ("stand_in",),
     "cifar10": ("path", "checksum", "stand_in"),
-    "idx": ("path", "stand_in"),
-    "npz": ("path", "stand_in"),
-    "csv": ("path", "label", "skip_broken", "stand_in"),
-    "hf_dataset": ("path", "label", "skip_broken", "stand_in"),
-    "image_folder": ("path", "skip_broken", "stand_in"),
+    "idx": ("path", "resize", "stand_in"),
+    "npz": ("path", "resize", "stand_in"),
+    "csv": ("path", "label", "resize", "memory", "skip_broken", "stand_in"),
+    "hf_dataset": ("path", "label", "resize", "skip_broken", "stand_in"),
+    "image_folder": ("path", "resize", "memory", "skip_broken", "stand_in"),
 }
 WEIGHTS: Table = {
     "none": (),
@@ -145,6 +146,7 @@ def _by_value(config: Config) -> Iterator[tuple[str, str]]:
     if not registry.threaded(config.framework.name):
         why = "NumPy reads OPENBLAS_NUM_THREADS when it starts"
         yield "framework.threads", f"framework={config.framework.name} does not read it ({why})"
+    yield from _of_pictures(config)
     grouping, freeze = config.grouping, config.freeze
     for instead in ("stem_scale", "decay_per_12_layers"):
         if grouping.strategy == "layer_decay" and getattr(grouping, instead) is not None:
@@ -178,6 +180,24 @@ def _by_value(config: Config) -> Iterator[tuple[str, str]]:
         yield "verify.every", "it is read where verify.training is true"
     if not (config.verify.start or config.verify.training):
         yield "verify.on_mismatch", "nothing is measured (verify=off)"
+
+
+def _of_pictures(config: Config) -> Iterator[tuple[str, str]]:
+    """Keys of loading and augmentation that hang on another's value."""
+    augment = config.augment
+    if not READERS[config.data.name].files and not augment.any():
+        yield "data.workers", "the pictures are in memory and nothing is done with them (augment=none)"
+    if augment.hflip:
+        yield "data.flip", f"augment.hflip={augment.hflip:g} is given and says it"
+    if augment.crop_scale is None:
+        yield "augment.crop_ratio", "it is read where augment.crop_scale is given"
+    if not augment.randaugment_ops:
+        for key in ("magnitude", "std", "prob"):
+            yield f"augment.randaugment_{key}", "it is read where augment.randaugment_ops is above 0"
+    if not augment.mixes():
+        yield "augment.mix_prob", "it is read where augment.mixup or augment.cutmix is above 0"
+    if not (augment.mixup and augment.cutmix):
+        yield "augment.mix_switch", "it is read where augment.mixup and augment.cutmix are above 0"
 
 
 def _named(config: Config) -> Iterator[tuple[str, str]]:

@@ -3,6 +3,7 @@
 import os
 import resource
 import time
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data import batches, facts
+from ..data import READERS, batches, facts
 from ..framework import Framework, begin, registry
 from ..planning import Clip, ParamTable, Plan, UserError, make_plan
 from . import provenance, reading
@@ -34,10 +35,10 @@ def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps)
     """
     folder = RunFolder(path)
     config = reading.read(path / CONFIG)
-    with folder.running(), np.errstate(all="ignore"):  # the loop looks for infinities itself
+    with folder.running(), np.errstate(all="ignore"), ExitStack() as stack:  # the loop looks for infinities itself
         began = time.perf_counter()
         streams = seed_streams(config.seed)
-        dataset = batches.load(config.data, streams["subset"])
+        dataset = stack.enter_context(closing(load(config, streams)))
         model_of, table, plan = plan_of(config)
         write_plan(folder, table, plan)
         folder.write_json("seed.json", {"seed": config.seed, "streams": streams})
@@ -70,6 +71,11 @@ def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps)
         summary = summarise(config, plan, loop, time.perf_counter() - began, notes)
         folder.write_json("summary.json", summary)
     return summary
+
+
+def load(config: Config, streams: dict[str, int]) -> batches.Dataset:
+    """The run's pictures and what training makes of them; to be closed."""
+    return batches.load(config.data, streams["subset"], config.augment, config.label_smoothing, config.class_weights)
 
 
 def seed_streams(seed: int) -> dict[str, int]:
@@ -113,7 +119,10 @@ def check_memory(config: Config) -> None:
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for what, needs in (
         (f"model {config.model.name} has {numel:,} numbers; with gradients and optimizer state they need", 16 * numel),
-        (f"data {data.name} at image_size={data.image_size} need", known.pictures * data.channels * data.image_size**2),
+        (
+            f"data {data.name} at image_size={data.image_size} need",
+            0 if READERS[data.name].files else known.pictures * data.channels * data.image_size**2,
+        ),
     ):
         if needs > there:
             raise UserError(

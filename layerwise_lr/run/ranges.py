@@ -4,17 +4,46 @@ A rule holds for every spec of its kind: for the run's own optimizer and for eac
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
-from ..data import READERS, DataSpec, is_size
+from ..data import READERS, AugmentSpec, DataSpec, is_size
 from ..planning import UserError
 from ..planning import ranges as planned
 from .schema import CheckpointSpec, Config, EarlyStopSpec, EmaSpec, FrameworkSpec, ModelSpec, VerifySpec
 
 MOST_STEPS = 10**6
 """Of a run, however it is said: lrs.csv has a row for each."""
+
+
+def _weights(asked: Any) -> bool:
+    numbers = isinstance(asked, list) and all(isinstance(w, int | float) and not isinstance(w, bool) for w in asked)
+    return numbers and all(1e-6 <= w <= 1e6 for w in asked)
+
+
+def _ends(low: float, high: float) -> Callable[[Any, Any], bool]:
+    """Of two numbers in order within `low` to `high`."""
+    return lambda ends, _: len(ends) == 2 and low <= ends[0] <= ends[1] <= high
+
+
+def _alpha(alpha: float, _: Any) -> bool:
+    return alpha == 0 or 1e-3 <= alpha <= 1e3
+
+
+AUGMENT = (
+    *(planned.share(AugmentSpec, key) for key in ("hflip", "vflip", "color_jitter", "mix_switch", "random_erasing")),
+    planned.Rule(AugmentSpec, "crop_scale", _ends(1e-4, 1), "two numbers from 0.0001 to 1, the lower first"),
+    planned.Rule(AugmentSpec, "crop_ratio", _ends(1e-2, 100), "two numbers from 0.01 to 100, the lower first"),
+    planned.Rule(AugmentSpec, "randaugment_ops", lambda n, _: 0 <= n <= 16, "from 0 to 16"),
+    planned.Rule(AugmentSpec, "randaugment_magnitude", lambda m, _: 0 <= m <= 10, "from 0 to 10"),
+    planned.Rule(AugmentSpec, "randaugment_std", lambda std, _: 0 <= std <= 10, "from 0 to 10"),
+    planned.Rule(AugmentSpec, "randaugment_prob", lambda p, _: 0 < p <= 1, "above 0 and at most 1"),
+    planned.Rule(AugmentSpec, "mix_prob", lambda p, _: 0 < p <= 1, "above 0 and at most 1"),
+    planned.Rule(AugmentSpec, "mixup", _alpha, "0 or from 0.001 to 1000"),
+    planned.Rule(AugmentSpec, "cutmix", _alpha, "0 or from 0.001 to 1000"),
+)
+"""Of what is changed in pictures."""
 
 RULES = (
     planned.least(Config, "seed", 0),
@@ -76,6 +105,17 @@ RULES = (
         "stands_for",
         lambda name, data: data.name == "digits" and name in READERS,
         "null: it is filled in where data.stand_in takes effect",
+    ),
+    planned.Rule(DataSpec, "resize", lambda way, _: way in ("crop", "squash", "pad"), "crop, squash or pad"),
+    planned.Rule(DataSpec, "workers", lambda n, _: 0 <= n <= 64, "from 0 to 64"),
+    planned.Rule(DataSpec, "memory", lambda gib, _: 0 <= gib <= 1e5, "from 0 to 100000 GiB"),
+    *AUGMENT,
+    planned.Rule(Config, "label_smoothing", lambda share, _: 0 <= share < 1, "from 0 to below 1"),
+    planned.Rule(
+        Config,
+        "class_weights",
+        lambda asked, _: asked in ("none", "balanced") or _weights(asked),
+        "none, balanced or a number from 1e-6 to 1e6 for each class: [1,2.5]",
     ),
     planned.least(CheckpointSpec, "keep", 1),
     *planned.RULES,

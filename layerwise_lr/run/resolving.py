@@ -6,7 +6,7 @@ It is what config.resolved.yaml holds and all that `page.run` reads.
 from dataclasses import replace
 from math import ceil
 
-from ..data import available, facts, sized, train_count
+from ..data import available, check_class_weights, facts, sized, train_count
 from ..planning import UserError
 from . import options, ranges
 from .durations import Clock, in_steps
@@ -22,7 +22,9 @@ def resolve(config: Config) -> Config:
     """
     ranges.check(config)
     config = replace(config, data=sized(available(config.data)))
-    model = _fill(config, facts(config.data).classes)
+    classes = facts(config.data).classes
+    check_class_weights(config.class_weights, classes)
+    model = _fill(config, classes)
     per_epoch = train_count(config.data) // config.pictures_a_step()
     if per_epoch == 0:
         asked = f"batch_size={config.batch_size}" + (

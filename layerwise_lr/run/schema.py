@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 import yaml
 
-from ..data import DataSpec
+from ..data import AugmentSpec, DataSpec
 from ..models import Tree, WeightsSpec, make_tree
 from ..planning import Duration, FreezeSpec, GroupingSpec, OptimizerSpec, ScheduleSpec
 
@@ -147,6 +147,8 @@ class Config:
         seed: of weights, choice and order of pictures, dropout.
         schedules: more schedules by name, for groups: +schedules.NAME={name: linear}.
         optimizers: more optimizers by name, for groups: +optimizers.NAME={name: sgd, lr: 0.1}.
+        label_smoothing: this much of each training label is spread over all classes. 0.1: torchvision, timm, MAE, BEiT.
+        class_weights: none | balanced (each class weighs as much as any other) | a number for each class: [1,2.5].
         batch_size: pictures that go through the model at once.
         accumulate: batches whose mean gradient is one step's: a step takes batch_size * accumulate pictures.
         clip_grad_norm: bound on the norm of all gradients together; null: none.
@@ -164,6 +166,9 @@ class Config:
     model: ModelSpec = field(default_factory=ModelSpec)
     weights: WeightsSpec = field(default_factory=WeightsSpec)
     data: DataSpec = field(default_factory=DataSpec)
+    augment: AugmentSpec = field(default_factory=AugmentSpec)
+    label_smoothing: float = 0.0
+    class_weights: Any = "none"
     grouping: GroupingSpec = field(default_factory=GroupingSpec)
     scheduler: ScheduleSpec = field(default_factory=ScheduleSpec)
     schedules: dict[str, ScheduleSpec] = field(default_factory=dict)

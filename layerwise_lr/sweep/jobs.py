@@ -15,7 +15,6 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from ..data import pictures
 from ..framework import registry
 from ..planning import UserError
 from ..run import Config, FrameworkSpec, RunFolder, page
@@ -145,8 +144,8 @@ def _preload(jobs: Mapping[Path, Config], threads: int) -> Callable[[Path], Proc
     """Import the framework and read the data once; a failure here is each job's own to meet and to report."""
     try:
         framework = registry.load(next(iter(jobs.values())).framework.name)
-        for spec in {repr(c.data): c.data for c in jobs.values()}.values():
-            pictures.load_pool(spec)
+        for config in {repr((c.data, c.augment)): c for c in jobs.values()}.values():
+            page.load(config, page.seed_streams(config.seed)).close()
     except UserError:
         return _fork
     return _fork if framework.fork_safe else partial(_spawn, threads=threads)

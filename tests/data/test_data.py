@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from layerwise_lr.data import batches, pictures, splitting
+from layerwise_lr.data import batches, pictures, read_resized, splitting
 from layerwise_lr.data.pictures import DataSpec
 from layerwise_lr.planning.errors import UserError
 
@@ -328,6 +328,7 @@ def folder_spec(root, **options):
             "name": "image_folder",
             "path": str(root),
             "image_size": 6,
+            "resize": "squash",
             "channels": 3,
             "train_size": 8,
             "val_size": 4,
@@ -337,14 +338,20 @@ def folder_spec(root, **options):
     )
 
 
+def pixels(spec):
+    """The pictures of a pool of files, each as it is read."""
+    return np.stack([read_resized(path, spec) for path in pictures.load_pool(spec).files])
+
+
 def test_an_image_folder_s_classes_are_its_folders_in_order(tmp_path):
     root = write_folder(tmp_path / "pictures", ("bee", "ant", "cow"))
     pool = pictures.load_pool(folder_spec(root))
     assert pictures.facts(folder_spec(root))[:3] == (24, 3, 0)
     blue = {0: 100, 1: 0, 2: 200}  # sorted: ant bee cow; write_folder numbers bee ant cow
-    assert (pool.x[:, 2, 3, 3] == [blue[label] for label in pool.y.tolist()]).all()
+    x = pixels(folder_spec(root))
+    assert (x[:, 2, 3, 3] == [blue[label] for label in pool.y.tolist()]).all()
     image = Image.open(root / "bee" / "3.png").resize((6, 6), Image.Resampling.BILINEAR)
-    assert np.array_equal(pool.x[8 + 3], np.asarray(image).transpose(2, 0, 1))
+    assert np.array_equal(x[8 + 3], np.asarray(image).transpose(2, 0, 1))
 
 
 def test_grey_and_palette_pictures_and_transparency_become_what_is_asked(tmp_path):
@@ -352,8 +359,8 @@ def test_grey_and_palette_pictures_and_transparency_become_what_is_asked(tmp_pat
     Image.new("L", (9, 9), 7).save(root / "ant" / "grey.png")
     Image.new("P", (9, 9), 0).save(root / "ant" / "palette.gif")
     Image.new("RGBA", (9, 9), (1, 2, 3, 4)).save(root / "ant" / "alpha.PNG")
-    assert pictures.load_pool(folder_spec(root)).x.shape == (19, 3, 6, 6)
-    assert pictures.load_pool(folder_spec(root, channels=1)).x.shape == (19, 1, 6, 6)
+    assert pixels(folder_spec(root)).shape == (19, 3, 6, 6)
+    assert pixels(folder_spec(root, channels=1)).shape == (19, 1, 6, 6)
 
 
 @pytest.mark.parametrize("how", ["text", "torn", "empty"])
@@ -395,7 +402,7 @@ def test_class_folders_count_as_people_do(tmp_path, names, order):
     pool = pictures.load_pool(folder_spec(root))
     assert pool.names == tuple(order)
     first = np.asarray(Image.open(root / order[-1] / "0.png").resize((6, 6), Image.Resampling.BILINEAR))
-    assert np.array_equal(pool.x[pool.y == len(order) - 1][0], first.transpose(2, 0, 1))
+    assert np.array_equal(pixels(folder_spec(root))[pool.y == len(order) - 1][0], first.transpose(2, 0, 1))
 
 
 def test_pictures_without_names_have_their_numbers():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from layerwise_lr.data import DataSpec, batches, facts, pictures
+from layerwise_lr.data import DataSpec, batches, facts, pictures, read_resized
 from layerwise_lr.planning import UserError
 
 WORDS = ["cat", "dog", "cat", "dog", "fox", "fox"] * 4
@@ -33,7 +33,8 @@ def table(path, header, rows, delimiter=",", encoding="utf-8", end="\n"):
 def read(path, **options):
     """{picture's number: class name}"""
     pool = pictures.load_pool(spec(path, **options))
-    return {int(v): pool.names[label] for v, label in zip(pool.x[:, 0, 0, 0], pool.y, strict=True)}
+    values = [read_resized(file, spec(path, **options))[0, 0, 0] for file in pool.files]
+    return {int(v): pool.names[label] for v, label in zip(values, pool.y, strict=True)}
 
 
 EXPECTED = dict(enumerate(WORDS))

@@ -1,6 +1,7 @@
 """Every key of the schema: read under each option of its group, which shows in what it changes, or refused."""
 
 import re
+from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from layerwise_lr.data import batches, pictures
+from layerwise_lr.data import pictures
 from layerwise_lr.framework import proof, registry
 from layerwise_lr.models import walk, weights
 from layerwise_lr.models.layers import initial_weights
@@ -59,8 +60,13 @@ def moves(given):
 
 
 def arrays(given):
-    data = batches.load(given.data, 0)
-    held = [*data.train, *data.val, *data.test, data.batch(0, given.batch_size, 0)[0]]
+    with closing(page.load(given, {"subset": 0})) as data:
+        held = [
+            *data.train,
+            *data.val,
+            *data.test,
+            *(a for step in range(4) for a in data.batch(step, given.batch_size, 0)),
+        ]
     return [(a.shape, a.tobytes()) for a in held]
 
 
@@ -129,6 +135,26 @@ DRAWN = {
     "data.std": [0.2],
     "data.flip": True,
 }
+RANDAUGMENT = {**LENET, "augment.randaugment_ops": 2, "augment.randaugment_prob": 1.0}
+MIXED = {**LENET, "augment.mixup": 0.8, "augment.cutmix": 1.0}
+BATCHED = {
+    "augment.hflip": (0.5, LENET),
+    "augment.vflip": (0.5, LENET),
+    "augment.crop_scale": ([0.1, 0.9], LENET),
+    "augment.crop_ratio": ([0.2, 0.4], {**LENET, "augment.crop_scale": [0.1, 0.9]}),
+    "augment.color_jitter": (0.4, LENET),
+    "augment.randaugment_ops": (3, RANDAUGMENT),
+    "augment.randaugment_magnitude": (3.0, RANDAUGMENT),
+    "augment.randaugment_std": (2.0, RANDAUGMENT),
+    "augment.randaugment_prob": (0.2, RANDAUGMENT),
+    "augment.mixup": (0.2, MIXED),
+    "augment.cutmix": (0.2, MIXED),
+    "augment.mix_prob": (0.2, MIXED),
+    "augment.mix_switch": (0.0, MIXED),
+    "augment.random_erasing": (0.5, LENET),
+    "label_smoothing": (0.1, LENET),
+    "class_weights": ([1.0] * 9 + [3.0], LENET),
+}
 RUN = {
     "name": ("other", TINY),
     "seed": (1, TINY),
@@ -166,8 +192,9 @@ MODEL = {
 VIT = {"depth", "dropout", "drop_path", "patch_size", "embed_dim", "num_heads", "layer_scale", "pool", "pre_norm"}
 TAKES = {"mlp": {"width", "depth"}, "mobilenet_v2": {"dropout"}, "vit_tiny": VIT, "vit_small": VIT, "vit_base": VIT}
 TAKES |= {f"resnet{depth}": {"width", "drop_path"} for depth in (18, 34, 50)}
-ELSEWHERE = {"data.stands_for", "model.source", "model.options"}
-"""The first is refused: test_bad_input; the others: tests/zoo/test_runs.py."""
+ELSEWHERE = {"data.stands_for", "model.source", "model.options", "data.workers"}
+"""The first is refused: test_bad_input; of the model: tests/zoo/test_runs.py; the last must change nothing:
+tests/data/test_loading.py, where data.resize and data.memory are as well."""
 SIZES = {"model.num_classes": 3, "model.in_channels": 3, "model.image_size": 30}
 GROUP = {
     "match": ["conv2*"],
@@ -187,6 +214,7 @@ def test_no_key_is_left_out():
     tried = {
         *PLANNED,
         *DRAWN,
+        *BATCHED,
         *RUN,
         *SIZES,
         *(f"framework.{key}" for key in FRAMEWORK),
@@ -209,6 +237,31 @@ def test_of_the_plan(key):
         assert told(moves, {**base, key: value}) != told(moves, {**base, key: other})
     else:
         assert told(moves, base) != told(moves, {**base, key: value})
+
+
+@pytest.mark.parametrize("key", BATCHED)
+def test_of_the_batches(key):
+    value, base = BATCHED[key]
+    assert isinstance(told(arrays, base), list)
+    assert told(arrays, base) != told(arrays, {**base, key: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "of"),
+    [
+        ("augment.crop_ratio", LENET),
+        ("augment.randaugment_magnitude", LENET),
+        ("augment.randaugment_std", LENET),
+        ("augment.randaugment_prob", LENET),
+        ("augment.mix_prob", LENET),
+        ("augment.mix_switch", {**LENET, "augment.mixup": 0.8}),
+        ("data.flip", {**LENET, "augment.hflip": 0.5}),
+        ("data.workers", LENET),
+    ],
+)
+def test_a_key_of_the_batches_that_another_leaves_unread(given, of):
+    with pytest.raises(UserError, match=f"{given} would be ignored: "):
+        options.refuse_ignored([given], options.ignored(resolve(config(of))))
 
 
 @pytest.mark.parametrize("strategy", ["flat", "layer_decay", "backbone_head", "by_name", "by_module", "by_layer_type"])

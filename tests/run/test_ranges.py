@@ -3,7 +3,7 @@ from typing import get_args
 
 import pytest
 
-from layerwise_lr.data import DataSpec
+from layerwise_lr.data import AugmentSpec, DataSpec
 from layerwise_lr.planning import FreezeSpec, GroupingSpec, GroupSpec, OptimizerSpec, ScheduleSpec, UserError
 from layerwise_lr.run import Config, FrameworkSpec, ranges, resolve
 from layerwise_lr.run.reading import from_data
@@ -50,6 +50,28 @@ REFUSED = (
     (
         DataSpec(name="mnist", stands_for="elpv"),
         "stands_for=elpv must be null: it is filled in where data.stand_in takes effect",
+    ),
+    (DataSpec(resize="fit"), "resize=fit must be crop, squash or pad"),
+    (DataSpec(workers=65), "workers=65 must be from 0 to 64"),
+    (DataSpec(memory=-1.0), "memory=-1.0 must be from 0 to 100000 GiB"),
+    (AugmentSpec(hflip=1.5), "hflip=1.5 must be from 0 to 1"),
+    (AugmentSpec(vflip=-0.5), "vflip=-0.5 must be from 0 to 1"),
+    (AugmentSpec(color_jitter=1.5), "color_jitter=1.5 must be from 0 to 1"),
+    (AugmentSpec(mix_switch=1.5), "mix_switch=1.5 must be from 0 to 1"),
+    (AugmentSpec(random_erasing=1.5), "random_erasing=1.5 must be from 0 to 1"),
+    (AugmentSpec(crop_scale=[0.5]), "crop_scale=[0.5] must be two numbers from 0.0001 to 1, the lower first"),
+    (AugmentSpec(crop_ratio=[2.0, 1.0]), "crop_ratio=[2.0, 1.0] must be two numbers from 0.01 to 100, the lower first"),
+    (AugmentSpec(randaugment_ops=-1), "randaugment_ops=-1 must be from 0 to 16"),
+    (AugmentSpec(randaugment_magnitude=11.0), "randaugment_magnitude=11.0 must be from 0 to 10"),
+    (AugmentSpec(randaugment_std=-1.0), "randaugment_std=-1.0 must be from 0 to 10"),
+    (AugmentSpec(randaugment_prob=0.0), "randaugment_prob=0.0 must be above 0 and at most 1"),
+    (AugmentSpec(mix_prob=0.0), "mix_prob=0.0 must be above 0 and at most 1"),
+    (AugmentSpec(mixup=1e-9), "mixup=1e-09 must be 0 or from 0.001 to 1000"),
+    (AugmentSpec(cutmix=-1.0), "cutmix=-1.0 must be 0 or from 0.001 to 1000"),
+    (Config(label_smoothing=1.0), "label_smoothing=1.0 must be from 0 to below 1"),
+    (
+        Config(class_weights=[1, 0]),
+        "class_weights=[1, 0] must be none, balanced or a number from 1e-6 to 1e6 for each class: [1,2.5]",
     ),
     (GroupingSpec(layer_decay=0.0), "layer_decay=0.0 must be above 0 and at most 1"),
     (GroupingSpec(stem_scale=1.5), "stem_scale=1.5 must be above 0 and at most 1"),
