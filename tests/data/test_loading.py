@@ -464,7 +464,7 @@ def test_a_picture_that_goes_during_a_run_ends_it_in_one_line_and_leaves_no_thre
         return made
 
     monkeypatch.setattr(owner, when, then_gone)
-    with pytest.raises(UserError, match=r"\.(jpg|png): not a readable picture \(.*no such file") as told:
+    with pytest.raises(UserError, match=r"(?i)\.(jpg|png): not a readable picture \(.*no such file") as told:
         trained(root, tmp_path / "run", workers=2)
     assert "\n" not in str(told.value)
     assert not names()
