@@ -32,8 +32,7 @@ def most(size: Size, limit: int) -> Size:
 
 def sized(spec: DataSpec) -> DataSpec:
     """`spec` with every size a number of pictures; train_size null stays: all that are left."""
-    sizes = (spec.val_size, spec.test_size, spec.train_size)
-    if all(isinstance(size, int) for size in sizes[:2]) and not isinstance(spec.train_size, float | str):
+    if {type(spec.val_size), type(spec.test_size)} == {int} and _share_of(spec.train_size) is None:
         return spec
     known = facts(spec)
     free = known.pictures - known.test - known.val
