@@ -8,6 +8,7 @@ Uses planning and models. `registry` finds plugins by name, `proof` measures tha
 from ..models import KINDS, PLAIN_KINDS, Layer, Node, Residual, Seq, Tree, Weights, join, specs
 from ..planning import OPTIMIZERS, Group, Module, OptimizerSpec, ParamInfo, Plan, UserError, bare_name, near, plain
 from . import metrics, native, proof, registry
+from .attempts import GroupTrial, check_finite, check_loss, made_up
 from .contract import LOSS_SCALE, Framework, Scheduler, Step, StepResult, TrainState
 from .describing import Description, Native, ZooModel
 from .following import (
@@ -40,6 +41,7 @@ __all__ = [
     "Group",
     "GroupPlanScheduler",
     "GroupScheduler",
+    "GroupTrial",
     "Known",
     "Layer",
     "Memento",
@@ -70,6 +72,8 @@ __all__ = [
     "begin",
     "by_optimizer",
     "central_axes",
+    "check_finite",
+    "check_loss",
     "check_lrs",
     "check_name",
     "check_picture",
@@ -85,6 +89,7 @@ __all__ = [
     "likely_inputs",
     "logits",
     "lrs_at",
+    "made_up",
     "metrics",
     "native",
     "near",

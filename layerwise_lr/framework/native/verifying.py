@@ -95,6 +95,7 @@ def _notes(case: Case, told: bool) -> Iterator[str]:
     m = case.m
     if not m.exact:
         yield f"{m.subject.optimizer} does not step in float64: measured in the parameters' own numbers, to 5 %"
+    yield from m.subject.notes
     if told or case.plan is not None:
         return
     if len(m.subject.groups) > 1 and m.subject.peaks:
