@@ -8,7 +8,7 @@ Uses planning and models. `registry` finds plugins by name, `proof` measures tha
 from ..models import KINDS, PLAIN_KINDS, Layer, Node, Residual, Seq, Tree, Weights, join, specs
 from ..planning import OPTIMIZERS, Group, Module, OptimizerSpec, ParamInfo, Plan, UserError, bare_name, near, plain
 from . import metrics, native, proof, registry
-from .attempts import GroupTrial, check_finite, check_loss, made_up
+from .attempts import GroupTrial, SmallTrial, check_finite, check_loss, made_up
 from .contract import LOSS_SCALE, Framework, Scheduler, Step, StepResult, TrainState
 from .describing import Description, Native, ZooModel
 from .following import (
@@ -58,6 +58,7 @@ __all__ = [
     "Residual",
     "Scheduler",
     "Seq",
+    "SmallTrial",
     "Step",
     "StepResult",
     "Subject",

@@ -4,6 +4,7 @@ A plugin says how its framework reads, writes and keeps; which steps are taken f
 """
 
 import inspect
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -101,7 +102,8 @@ class GroupTrial(Trial):
                 raise
             except Exception as error:  # whatever a foreign step raises: it may want its own numbers
                 last = error
-        told, name = plain(f"{type(last).__name__}: {last}", 120), type(self.optimizer).__name__
+        told = plain(re.sub(r"-{4,}", "", f"{type(last).__name__}: {last}"), 120)  # MindSpore draws lines
+        name = type(self.optimizer).__name__
         raise UserError(f"cannot be measured: a step of {name} fails on gradients that are given to it ({told})")
 
     @cached_property
@@ -181,6 +183,30 @@ class GroupTrial(Trial):
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {name: self.array(p) for name, p in self.named.items()}
+
+
+class SmallTrial(GroupTrial):
+    """Where there is no float64: steps are taken from weights so small that none of a step rounds away. The lr of a step
+    does not depend on them, and weight decay and norms are of the same small weights in every step that is compared."""
+
+    @abstractmethod
+    def put(self, parameter: Any, array: np.ndarray) -> None:
+        """Numbers (float64) into a parameter, in place."""
+
+    @property
+    def exact(self) -> bool:
+        """But for 16 bits."""
+        return self._exact and not self.subject.coarse
+
+    @property
+    def rounding(self) -> float:
+        """Of float32, or of 16 bits."""
+        return 1e-6 if self.exact else 1e-2
+
+    def refine(self) -> None:
+        """As small as the type bears."""
+        for name, p in self.named.items():
+            self.put(p, self.array(p) * 2.0 ** (-10 if self.subject.dtypes[name] == "float16" else -40))
 
 
 def made_up(wanted: Mapping[str, Any], make: Callable[[np.ndarray, Any], Any]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from mindspore import Parameter, Tensor, mint, nn, ops
 
 from layerwise_lr import framework as core
 
+from .trial import MindSporeTrial
+
 LAYER_TYPES: Mapping[str, tuple[type, ...]] = {
     "conv": (nn.Conv2d.__base__, mint.nn.Conv2d.__base__),
     "batchnorm": (nn.BatchNorm2d.__base__, mint.nn.BatchNorm2d.__base__, nn.InstanceNorm2d.__base__),
@@ -49,6 +51,11 @@ class MindSporeNative(core.Native):
     def scheduler(self, optimizer: nn.Cell, plan: core.Plan, start: int) -> "PlanScheduler":
         """For PyNative and compiled steps alike."""
         return PlanScheduler(optimizer, core.tensors(modules(self.model)), plan, start)
+
+    def trial(self, optimizer: Any, schedulers: Sequence[Any], batch: Any) -> MindSporeTrial:
+        """Of an nn.Optimizer, or one of mindspore.experimental.optim; in PyNative, whatever the mode."""
+        named = core.tensors(modules(self.model))
+        return MindSporeTrial(self.model, optimizer, schedulers, batch, named, as_it_was(self.model))
 
     def _trace(self, batch: Any) -> dict[str, int]:
         calls: dict[str, int] = {}
