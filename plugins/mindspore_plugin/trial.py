@@ -125,9 +125,7 @@ class MindSporeTrial(core.SmallTrial):
     def take(self, gradients: Mapping[str, Tensor], own: bool) -> None:
         """All gradients at once, in the optimizer's order; zeros, as value_and_grad has them, where there is none."""
         by_id = {id(self.named[name]): g for name, g in gradients.items()}
-        given = (by_id.get(id(p)) for p in self.optimizer.parameters)
-        zeros = (ops.zeros_like(p) for p in self.optimizer.parameters)
-        self.optimizer(tuple(z if g is None else g for g, z in zip(given, zeros, strict=True)))
+        self.optimizer(tuple(by_id[id(p)] if id(p) in by_id else ops.zeros_like(p) for p in self.optimizer.parameters))
         (Tensor(0.0) + 1.0).asnumpy()  # waits for what was queued: some kernels do not say what they write
 
     def gradients(self) -> tuple[dict[str, Tensor], tuple[str, ...]]:
