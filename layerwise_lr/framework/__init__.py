@@ -11,6 +11,7 @@ from . import metrics, native, proof, registry
 from .attempts import GroupTrial, SmallTrial, check_finite, check_loss, made_up
 from .contract import LOSS_SCALE, Framework, Scheduler, Step, StepResult, TrainState
 from .describing import Description, Native, ZooModel
+from .finding import alive, children, owner, schedulers, stepping, until_first_step
 from .following import (
     GroupPlanScheduler,
     PlanScheduler,
@@ -68,6 +69,7 @@ __all__ = [
     "UserError",
     "Weights",
     "ZooModel",
+    "alive",
     "arrays_once",
     "bare_name",
     "begin",
@@ -79,6 +81,7 @@ __all__ = [
     "check_name",
     "check_picture",
     "check_state",
+    "children",
     "describe",
     "first_calls",
     "first_that_fits",
@@ -94,6 +97,7 @@ __all__ = [
     "metrics",
     "native",
     "near",
+    "owner",
     "param_groups",
     "places",
     "plain",
@@ -102,8 +106,11 @@ __all__ = [
     "registry",
     "renew_head",
     "run",
+    "schedulers",
     "specs",
+    "stepping",
     "stretches",
     "take_step",
     "tensors",
+    "until_first_step",
 ]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..planning import UserError, plain
+from .finding import children
 from .following import PlanScheduler
 from .keeping import Memento
 from .trials import Move, Subject, Trial
@@ -113,7 +114,7 @@ class GroupTrial(Trial):
         held = [own for _, own in self.groups()]
         labels = [own.get("name") for own in held]
         inits = ["initial_lr" in own for own in held]
-        parts = [part for s in self.schedulers for part in (s, *_parts(s))]
+        parts = [part for s in self.schedulers for part in (s, *children(s))]
         return Subject(
             type(self.model).__name__,
             type(self.optimizer).__name__,
@@ -246,7 +247,7 @@ def horizon(scheduler: Any) -> int:
         length = scheduler.plan.total_steps - 1
         length = length if length <= MOST else USUAL
     else:
-        length = sum(map(_length, (scheduler, *_parts(scheduler)))) or USUAL
+        length = sum(map(_length, (scheduler, *children(scheduler)))) or USUAL
     return max(min(length, MOST) - max(at, 0), 1)
 
 
@@ -255,8 +256,3 @@ def _length(scheduler: Any) -> int:
         return int(max(milestones)) + 1
     known = [getattr(scheduler, name, None) for name in LENGTHS]
     return int(max((n for n in known if isinstance(n, int | float) and not isinstance(n, bool)), default=0))
-
-
-def _parts(scheduler: Any) -> Sequence[Any]:
-    """Schedulers that it is made of."""
-    return getattr(scheduler, "schedulers", None) or getattr(scheduler, "_schedulers", None) or ()

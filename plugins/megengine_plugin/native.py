@@ -12,6 +12,7 @@ from megengine.utils.naming import AutoNaming
 
 from layerwise_lr import framework as core
 
+from . import finding
 from .trial import MegEngineTrial
 
 LAYER_TYPES: Mapping[str, tuple[type, ...]] = {
@@ -50,6 +51,11 @@ class MegEngineNative(core.Native):
     def trial(self, optimizer: Any, schedulers: Sequence[Any], batch: Any) -> MegEngineTrial:
         """Of any optimizer with param_groups; a traced step reads the same lrs at each call."""
         return MegEngineTrial(self.model, optimizer, schedulers, batch, core.tensors(_modules(self.model)))
+
+    @classmethod
+    def first_step(cls, run: Callable[[], object], act: Callable[[Any, Any, Sequence[Any], Any], object]) -> None:
+        """By the step of every optimizer that it makes."""
+        finding.first_step(run, act)
 
     def _trace(self, batch: Any) -> dict[str, int]:
         calls: dict[str, int] = {}

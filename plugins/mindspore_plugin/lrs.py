@@ -50,6 +50,9 @@ class Groups:
         """Its schedules' next step; False where there is none."""
         return False
 
+    def hold(self) -> None:
+        """Before a step: it is of the same lr as the one before, `advance` alone goes on."""
+
     def notes(self) -> tuple[str, ...]:
         """A compiled step reads Parameters alone."""
         baked = [str(i) for i, own in enumerate(self.groups) if not isinstance(own["lr"], Parameter)]
@@ -110,6 +113,11 @@ class NnGroups(Groups):
         self.at += 1
         fill(self.counter, self.at)
         return True
+
+    def hold(self) -> None:
+        """A list may have no next lr."""
+        if self.scheduler:
+            fill(self.counter, self.at)
 
     def notes(self) -> tuple[str, ...]:
         """All that it holds is a Parameter or a Cell."""

@@ -124,6 +124,7 @@ class MindSporeTrial(core.SmallTrial):
 
     def take(self, gradients: Mapping[str, Tensor], own: bool) -> None:
         """All gradients at once, in the optimizer's order; zeros, as value_and_grad has them, where there is none."""
+        self._lrs.hold()
         by_id = {id(self.named[name]): g for name, g in gradients.items()}
         self.optimizer(tuple(by_id[id(p)] if id(p) in by_id else ops.zeros_like(p) for p in self.optimizer.parameters))
         (Tensor(0.0) + 1.0).asnumpy()  # waits for what was queued: some kernels do not say what they write

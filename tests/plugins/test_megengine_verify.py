@@ -15,6 +15,7 @@ import megengine.functional as F
 import megengine.module as M
 from megengine import optimizer as optim
 from megengine.autodiff import GradManager
+from scripts import verified
 
 
 class Net(M.Module):
@@ -246,3 +247,51 @@ def test_what_cannot_be_measured_is_said(net):
         llr.verify(net, optimizer)
     assert "\n" not in str(caught.value)
     assert (megengine.Tensor(1.0) + 1).numpy() == 2
+
+
+SCRIPT = """
+import numpy as np
+import megengine, megengine.functional as F, megengine.module as M
+from megengine import Tensor, optimizer as optim
+from megengine.autodiff import GradManager
+
+class Net(M.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = M.Linear(4, 8), M.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(F.relu(self.stem(x)))
+
+def make(key="lr_scale"):
+    net = Net()
+    groups = [{"params": list(part.parameters()), "lr": 0.1} for part in (net.stem, net.head)]
+    groups[0][key] = 0.01
+    optimizer = optim.SGD(groups, lr=0.1)
+    return net, optimizer, optim.MultiStepLR(optimizer, [3])
+
+def train(net, optimizer, scheduler):
+    manager = GradManager().attach(net.parameters())
+    for step in range(3):
+        with manager:
+            manager.backward(F.nn.cross_entropy(net(Tensor(np.ones((2, 4), np.float32))), Tensor([0, 1])))
+        optimizer.step().clear_grad()
+        open(f"step{step}", "w").close()
+        scheduler.step()
+
+if __name__ == "__main__":
+    train(*make(KEY))
+"""
+
+
+def test_a_script_is_verified_at_its_first_step(tmp_path):
+    code, out, err = verified(tmp_path, SCRIPT.replace("KEY", "'lr'"))
+    assert (code, "MultiStepLR" in out, "nothing is wrong" in out) == (0, True, True), err
+    code, out, err = verified(tmp_path, SCRIPT.replace("KEY", ""))
+    assert (code, out.count("WRONG: "), "lr_scale that nobody reads" in out) == (1, 1, True), err
+    assert not list(tmp_path.glob("step*"))
+
+
+def test_a_factory_is_verified(tmp_path):
+    code, out, err = verified(tmp_path, SCRIPT.replace("KEY", ""), factory=True)
+    assert (code, "lr_scale that nobody reads" in out) == (1, True), err

@@ -13,6 +13,7 @@ from mindcv.models.vit import VisionTransformer
 from mindcv.optim import create_optimizer
 from mindspore import mint, nn, ops
 from mindspore.experimental import optim
+from scripts import verified
 
 import layerwise_lr as llr
 from layerwise_lr.framework import registry
@@ -330,3 +331,72 @@ def test_mindcv_layer_decay_gives_every_layer_the_same_lr(name):
     assert diseases(net, optimizer, plan, steps=1) == ["no layer-wise lr at all"]
     healthy = nn.SGD(plan.param_groups(net), 1.0)
     assert not llr.verify(net, healthy, plan.scheduler(healthy), plan, steps=1).faults
+
+
+# --- scripts ---------------------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import numpy as np
+import mindspore as ms
+from mindspore import nn, ops
+from mindspore.experimental import optim
+
+ms.set_context(mode=ms.GRAPH_MODE)
+
+class Net(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Dense(4, 8), nn.Dense(8, 3)
+
+    def construct(self, x):
+        return self.head(ops.relu(self.stem(x)))
+
+net = Net().set_train()
+X, Y = ms.Tensor(np.ones((2, 4), np.float32)), ms.Tensor([0, 1], ms.int32)
+groups = [{"params": part.trainable_params(), "lr": lr} for part, lr in ((net.stem, 0.001), (net.head, 0.1))]
+loss = nn.CrossEntropyLoss()
+
+def train(optimizer):
+    differentiate = ms.value_and_grad(lambda x, y: loss(net(x), y), None, optimizer.parameters)
+
+    @ms.jit
+    def step(x, y):
+        value, gradients = differentiate(x, y)
+        optimizer(gradients)
+        return value
+
+    for i in range(2):
+        step(X, Y)
+        open(f"step{i}", "w").close()
+"""
+LOOPS = {
+    "jit": "train(nn.SGD(groups, 0.1))",
+    "cell": "nn.TrainOneStepCell(nn.WithLossCell(net, loss), nn.SGD(groups, 0.1)).set_train()(X, Y)",
+    "Model.train": """
+data = ms.dataset.GeneratorDataset([(X.asnumpy()[0], Y.asnumpy()[0])] * 4, ["x", "y"], shuffle=False).batch(2)
+ms.Model(net, loss, nn.SGD(groups, 0.1)).train(1, data, dataset_sink_mode=False)
+""",
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_script_is_verified_at_its_first_step_compiled_or_not(tmp_path, loop):
+    code, out, err = verified(tmp_path, SCRIPT + LOOPS[loop])
+    assert (code, "of 4 parameters of Net in 2 groups" in out, "nothing is wrong" in out) == (0, True, True), out + err
+    assert not list(tmp_path.glob("step*"))
+
+
+def test_a_sick_script_is_told_and_its_scheduler_is_found(tmp_path):
+    sick = """
+groups = [{**group, "lr": 0.1, "lr_scale": scale} for group, scale in zip(groups, (0.01, 1.0))]
+optimizer = optim.SGD(groups, 0.1)
+scheduler = optim.lr_scheduler.StepLR(optimizer, 2)
+train(optimizer)
+"""
+    code, out, err = verified(tmp_path, SCRIPT + sick)
+    assert (code, "StepLR" in out, "lr_scale that nobody reads" in out) == (1, True, True), out + err
+
+
+def test_a_factory_is_verified(tmp_path):
+    code, out, err = verified(tmp_path, SCRIPT + "make = lambda: (net, nn.Adam(groups, 0.1))", factory=True)
+    assert (code, "nothing is wrong" in out) == (0, True), out + err
