@@ -45,9 +45,8 @@ def until_first_step(
         if ended:
             raise _Enough
 
-    with arm(caught):
-        with suppress(_Enough):
-            run()
+    with arm(caught), suppress(_Enough):
+        run()
     if not begun:
         raise UserError("it ended without an optimizer step: verify needs one")
     if not isinstance(ended[0], _Enough):
@@ -62,34 +61,25 @@ def stepping(base: type, caught: Caught) -> Iterator[None]:
         base: the framework's class of optimizers.
         caught: of until_first_step.
     """
-    init, changed = base.__init__, dict[type, Any]()  # type: ignore[misc]
+    init = base.__init__  # type: ignore[misc]
 
     @wraps(init)
     def made(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
-        if type(self) not in changed:
-            changed[type(self)] = vars(type(self)).get("step")
-            type(self).step = _telling(type(self).step, caught)
+        step = self.step
+
+        @wraps(step)
+        def told(*args: Any, **kwargs: Any) -> Any:
+            caught(self)
+            return step(*args, **kwargs)
+
+        self.step = told
 
     base.__init__ = made  # type: ignore[misc]
     try:
         yield
     finally:
         base.__init__ = init  # type: ignore[misc]
-        for kind, own in changed.items():
-            if own is None:
-                del kind.step  # type: ignore[attr-defined]
-            else:
-                kind.step = own  # type: ignore[attr-defined]
-
-
-def _telling(step: Callable[..., Any], caught: Caught) -> Callable[..., Any]:
-    @wraps(step)
-    def told(self: Any, *args: Any, **kwargs: Any) -> Any:
-        caught(self)
-        return step(self, *args, **kwargs)
-
-    return told
 
 
 def owner(

@@ -30,22 +30,27 @@ def first_step(run: Callable[[], object], act: Callable[[Any, Any, Sequence[Any]
 
 @contextmanager
 def _armed(caught: Callable[..., None]) -> Iterator[None]:
-    """Every call of a Cell."""
-    call, mode, jit = nn.Cell.__call__, ms.get_context("mode"), os.environ.get("MS_JIT")
+    """Every call of a Cell; whoever sets the mode gets PyNative, where value_and_grad and ms.jit are Python."""
+    call, put, mode, jit = nn.Cell.__call__, ms.set_context, ms.get_context("mode"), os.environ.get("MS_JIT")
 
     @wraps(call)
     def told(cell: nn.Cell, *args: Any, **kwargs: Any) -> Any:
-        if ms.get_context("mode") != ms.PYNATIVE_MODE:
-            ms.set_context(mode=ms.PYNATIVE_MODE)
         if isinstance(cell, OPTIMIZERS):
             caught(cell, args[0])
         return call(cell, *args, **kwargs)
 
+    @wraps(put)
+    def pynative(**given: Any) -> Any:
+        return put(**{**given, "mode": ms.PYNATIVE_MODE})
+
     nn.Cell.__call__, os.environ["MS_JIT"] = told, "0"
+    ms.set_context = ms.context.set_context = pynative
+    ms.set_context()
     try:
         yield
     finally:
         nn.Cell.__call__ = call
+        ms.set_context = ms.context.set_context = put
         ms.set_context(mode=mode)
         os.environ.pop("MS_JIT")
         os.environ |= {"MS_JIT": jit} if jit is not None else {}

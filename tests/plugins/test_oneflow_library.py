@@ -397,11 +397,11 @@ def test_a_graph_is_refused_with_the_way_out(net):
     optimizer, other = (flow.optim.SGD(scaled(net, "lr"), lr=0.1) for _ in range(2))
     graph = Training(net, optimizer)
     with pytest.raises(
-        llr.UserError, match="Training compiles the lrs of this SGD in.*before the Graph is made"
+        llr.UserError, match=r"Training compiles the lrs of this SGD in.*before the Graph is made"
     ) as caught:
         llr.verify(net, optimizer)
     assert "\n" not in str(caught.value)
-    with pytest.raises(llr.UserError, match="Training is an nn.Graph: give the module that it runs"):
+    with pytest.raises(llr.UserError, match=r"Training is an nn\.Graph: give the module that it runs"):
         llr.verify(graph, optimizer)
     assert not llr.verify(net, other).faults
 
