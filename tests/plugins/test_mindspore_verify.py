@@ -257,6 +257,15 @@ def test_a_python_number_that_compiled_steps_do_not_read_again_is_noted(net):
     assert any("lr of group 1 is a Python number" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_updates_too_small_for_float16(net, name):
+    for p in net.trainable_params():
+        p.set_dtype(ms.float16)
+    report = llr.verify(net, made(name, groups(net, lr=0.05)))
+    np.testing.assert_allclose(report.measured.group_lr, np.array(report.measured.held), rtol=0.02)
+    assert diseases(net, made(name, groups(net, lr=5e-5))) == ["updates too small for float16"]
+
+
 def test_what_is_no_optimizer_is_said(net):
     with pytest.raises(llr.UserError, match="object is no MindSpore optimizer"):
         llr.verify(net, object())
