@@ -1,6 +1,7 @@
 """`verify --script` and `verify --factory`: the same proof on code that is not ours, which the user names."""
 
 import argparse
+import ast
 import importlib
 import os
 import runpy
@@ -40,7 +41,8 @@ def verify(words: Sequence[str]) -> int:
         ),
     )
     parser.add_argument("--steps", type=int, help="scheduler steps to look ahead; default: to the scheduler's end")
-    parser.add_argument("--framework", default="torch", choices=registry.names(), metavar="NAME", help="default torch")
+    told = "default: the one that the script, or the factory's module, imports"
+    parser.add_argument("--framework", choices=registry.names(), metavar="NAME", help=told)
     door = parser.add_mutually_exclusive_group(required=True)
     door.add_argument("--factory", metavar="MODULE:FUNCTION")
     door.add_argument(
@@ -48,7 +50,9 @@ def verify(words: Sequence[str]) -> int:
     )
     given = parser.parse_args([part for word in words for part in _parted(word)])
     report = (
-        _factory(given.factory, given.steps) if given.factory else _script(given.script, given.steps, given.framework)
+        _factory(given.factory, given.steps, given.framework)
+        if given.factory
+        else _script(given.script, given.steps, given.framework)
     )
     console.say(str(report))
     if report.faults:
@@ -62,33 +66,67 @@ def _parted(word: str) -> list[str]:
     return [door, value] if equals and door == "--script" else [word]
 
 
-def _script(words: Sequence[str], steps: int | None, framework: str) -> native.Report:
+def _script(words: Sequence[str], steps: int | None, framework: str | None) -> native.Report:
     if not words:
         raise UserError("--script needs a file: layerwise-lr verify --script train.py")
     path = Path(words[0])
     if not path.is_file():
         raise UserError(f"--script {path}: there is no such file in {Path.cwd()}")
+    framework = framework or _imported(path, f"--script {path}") or "torch"
     adapter = registry.load(framework).native()
     if adapter is None:
         raise UserError(f"--framework {framework} takes no models of others")
     found: list[native.Report] = []
 
-    def act(model: Any, optimizer: Any, schedulers: Sequence[Any]) -> None:
-        found.append(native.examine(model, optimizer, scheduler=schedulers, batch=_as_they_are, steps=steps))
+    def act(model: Any, optimizer: Any, schedulers: Sequence[Any], batch: Any) -> None:
+        found.append(native.examine(model, optimizer, scheduler=schedulers, batch=batch, steps=steps))
 
     with _at_home(path.resolve().parent, [str(path), *words[1:]]), _told(str(path)):
         adapter.first_step(lambda: runpy.run_path(str(path), run_name="__main__"), act)
     return found[0]
 
 
-def _as_they_are(model: Any) -> None:
-    """The batch of a script: its gradients are in place already."""
+def _imported(path: Path, what: str) -> str | None:
+    """The framework that a script imports, or a module beside it that it imports; None where it imports none.
+
+    Raises:
+        UserError: there are several.
+    """
+    found, left, seen = dict[str, None](), [path], set[Path]()
+    while left:
+        file = left.pop()
+        seen.add(file)
+        named = list(_imports(file))
+        found |= dict.fromkeys(registry.needing(named))
+        beside = (path.parent / f"{name.replace('.', '/')}{end}" for name in named for end in (".py", "/__init__.py"))
+        left += [other for other in beside if other not in seen and other.is_file()]
+    if len(found) > 1:
+        raise UserError(
+            f"{what}: it imports {' and '.join(found)}: say whose optimizer steps, --framework {[*found][-1]}"
+        )
+    return next(iter(found), None)
 
 
-def _factory(named: str, steps: int | None) -> native.Report:
+def _imports(file: Path) -> Iterator[str]:
+    """Dotted names of the modules that a file imports; a file that is no Python is told of when it runs."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def _factory(named: str, steps: int | None, framework: str | None) -> native.Report:
     module, _, function = named.partition(":")
     if not module or not function:
         raise UserError(f"--factory {named}: write MODULE:FUNCTION, mymodule:make for make() in mymodule.py")
+    file = Path.cwd() / f"{module.replace('.', '/')}.py"
+    if framework := framework or (_imported(file, f"--factory {named}") if file.is_file() else None):
+        registry.load(framework)  # before the module's own import: OneFlow's wheel needs the plugin's help
     with _at_home(Path.cwd(), sys.argv), _told(f"--factory {named}"):
         try:
             make = getattr(importlib.import_module(module), function, None)

@@ -20,8 +20,10 @@ from ..planning import (
     plain,
 )
 from . import metrics, native, proof, registry
+from .attempts import GroupTrial, SmallTrial, check_finite, check_loss, made_up
 from .contract import LOSS_SCALE, Framework, Scheduler, Step, StepResult, TrainState
 from .describing import Description, Native, ZooModel
+from .finding import alive, children, owner, schedulers, stepping, until_first_step
 from .following import (
     GroupPlanScheduler,
     PlanScheduler,
@@ -53,6 +55,7 @@ __all__ = [
     "Group",
     "GroupPlanScheduler",
     "GroupScheduler",
+    "GroupTrial",
     "Known",
     "Layer",
     "Memento",
@@ -69,6 +72,7 @@ __all__ = [
     "Residual",
     "Scheduler",
     "Seq",
+    "SmallTrial",
     "Step",
     "StepResult",
     "Subject",
@@ -78,15 +82,19 @@ __all__ = [
     "UserError",
     "Weights",
     "ZooModel",
+    "alive",
     "arrays_once",
     "bare_name",
     "begin",
     "by_optimizer",
     "central_axes",
+    "check_finite",
+    "check_loss",
     "check_lrs",
     "check_name",
     "check_picture",
     "check_state",
+    "children",
     "describe",
     "first_calls",
     "first_that_fits",
@@ -98,9 +106,11 @@ __all__ = [
     "likely_inputs",
     "logits",
     "lrs_at",
+    "made_up",
     "metrics",
     "native",
     "near",
+    "owner",
     "param_groups",
     "places",
     "plain",
@@ -109,8 +119,11 @@ __all__ = [
     "registry",
     "renew_head",
     "run",
+    "schedulers",
     "specs",
+    "stepping",
     "stretches",
     "take_step",
     "tensors",
+    "until_first_step",
 ]

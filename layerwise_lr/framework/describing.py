@@ -95,7 +95,7 @@ class Native(ABC):
         raise UserError(f"verify knows no optimizers of {self.package} yet; layerwise-lr verify proves a run of ours")
 
     @classmethod
-    def first_step(cls, run: Callable[[], object], act: Callable[[Any, Any, Sequence[Any]], object]) -> None:
-        """Runs somebody's script as far as its first optimizer step, gives (model, optimizer, schedulers) to `act` there,
-        and ends it."""
+    def first_step(cls, run: Callable[[], object], act: Callable[[Any, Any, Sequence[Any], Any], object]) -> None:
+        """Runs somebody's script as far as its first optimizer step, gives (model, optimizer, schedulers, batch) to `act`
+        there, and ends it. The batch is one of `trial`'s: the gradients as they are."""
         raise UserError(f"verify --script knows no optimizers of {cls.package} yet: write a --factory")

@@ -57,6 +57,12 @@ def names() -> list[str]:
     return [*BUILT_INS, *sorted(_third_party())]
 
 
+def needing(modules: Iterable[str]) -> list[str]:
+    """Built-in frameworks to whose packages these dotted names belong."""
+    tops = {module.partition(".")[0] for module in modules}
+    return [name for name, built_in in BUILT_INS.items() if built_in.needs in tops - {"numpy"}]
+
+
 def threaded(name: str) -> bool:
     """Whether the framework reads framework.threads; nothing is imported."""
     return name not in BUILT_INS or BUILT_INS[name].threaded

@@ -1,7 +1,8 @@
 """Somebody else's optimizer on trial: a plugin derives from Trial and hands it out in `Native.trial`.
 
 A trial takes optimizer steps from one state, each time from the same one, and lets the schedulers go on in between.
-What it measures are displacements in float64; what they mean is `native/`'s to say.
+What it measures are displacements in float64; what they mean is `native/`'s to say. attempts.py has what most trials
+share.
 """
 
 from abc import ABC, abstractmethod
@@ -34,6 +35,7 @@ class Subject:
         per_group: it has a function of its own for each group: what they do is meant.
         horizon: after how many steps it has shown its shape; 0 without one.
         planned: the plan that it applies itself, and the step that it is at.
+        notes: what people should know of the framework's part.
     """
 
     model: str
@@ -50,6 +52,7 @@ class Subject:
     per_group: bool = False
     horizon: int = 0
     planned: tuple[Plan, int] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def coarse(self) -> frozenset[str]:
@@ -104,7 +107,12 @@ class Trial(ABC):
     @property
     @abstractmethod
     def exact(self) -> bool:
-        """Whether steps are taken in float64, so that nothing rounds away."""
+        """Whether steps are taken so that nothing rounds away: in float64, or from weights made small."""
+
+    @property
+    def rounding(self) -> float:
+        """What a displacement may be off by, as a share of the largest: of its own numbers."""
+        return 1e-12 if self.exact else 1e-4
 
     @abstractmethod
     def options(self) -> list[dict[str, Any]]:
@@ -116,7 +124,7 @@ class Trial(ABC):
 
         Args:
             lr: put into every group, with the step's own hooks left out; None: as it is.
-            exact: in float64; else in the parameters' own numbers.
+            exact: so that nothing rounds away; else from the weights as they are, in their own numbers.
             times: how many.
         """
 

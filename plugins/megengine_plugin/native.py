@@ -1,6 +1,6 @@
 """Any MegEngine Module: its parameters and nesting, groups for MegEngine's optimizers, lrs in eager and traced steps."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -11,6 +11,9 @@ from megengine.optimizer import Optimizer
 from megengine.utils.naming import AutoNaming
 
 from layerwise_lr import framework as core
+
+from . import finding
+from .trial import MegEngineTrial
 
 LAYER_TYPES: Mapping[str, tuple[type, ...]] = {
     "conv": (M.Conv2d.__base__,),
@@ -44,6 +47,15 @@ class MegEngineNative(core.Native):
         """For eager steps and for traced ones, with the optimizer inside of the trace or outside: Python runs at each, and
         reads group["lr"]. Only step() itself stays outside."""
         return core.GroupPlanScheduler(optimizer, [group.get("name") for group in optimizer.param_groups], plan, start)
+
+    def trial(self, optimizer: Any, schedulers: Sequence[Any], batch: Any) -> MegEngineTrial:
+        """Of any optimizer with param_groups; a traced step reads the same lrs at each call."""
+        return MegEngineTrial(self.model, optimizer, schedulers, batch, core.tensors(_modules(self.model)))
+
+    @classmethod
+    def first_step(cls, run: Callable[[], object], act: Callable[[Any, Any, Sequence[Any], Any], object]) -> None:
+        """By the step of every optimizer that it makes."""
+        finding.first_step(run, act)
 
     def _trace(self, batch: Any) -> dict[str, int]:
         calls: dict[str, int] = {}

@@ -179,13 +179,13 @@ def make(spec: OptimizerSpec, groups: Sequence[Group]) -> Optimizer:
 
 def step(optimizers: Sequence[Optimizer]) -> None:
     """One step of each; parameters without gradient are left alone: no weight decay, no momentum, no step count."""
-    with _switches():
+    with switches():
         for optimizer in optimizers:
             optimizer.step()
 
 
 @contextmanager
-def _switches() -> Iterator[None]:
+def switches() -> Iterator[None]:
     """An exception inside Optimizer.step leaves three global switches off, after which every `tensor + 1` raises
     "py_apply expects tensor as inputs": put them back."""
     formats = get_auto_format_convert()

@@ -10,6 +10,9 @@ from mindspore import Parameter, Tensor, mint, nn, ops
 
 from layerwise_lr import framework as core
 
+from . import finding
+from .trial import MindSporeTrial
+
 LAYER_TYPES: Mapping[str, tuple[type, ...]] = {
     "conv": (nn.Conv2d.__base__, mint.nn.Conv2d.__base__),
     "batchnorm": (nn.BatchNorm2d.__base__, mint.nn.BatchNorm2d.__base__, nn.InstanceNorm2d.__base__),
@@ -50,6 +53,16 @@ class MindSporeNative(core.Native):
         """For PyNative and compiled steps alike."""
         return PlanScheduler(optimizer, core.tensors(modules(self.model)), plan, start)
 
+    def trial(self, optimizer: Any, schedulers: Sequence[Any], batch: Any) -> MindSporeTrial:
+        """Of an nn.Optimizer, or one of mindspore.experimental.optim; in PyNative, whatever the mode."""
+        named = core.tensors(modules(self.model))
+        return MindSporeTrial(self.model, optimizer, schedulers, batch, named, as_it_was(self.model))
+
+    @classmethod
+    def first_step(cls, run: Callable[[], object], act: Callable[[Any, Any, Sequence[Any], Any], object]) -> None:
+        """By the call of every optimizer, with all that is compiled run as Python."""
+        finding.first_step(run, act)
+
     def _trace(self, batch: Any) -> dict[str, int]:
         calls: dict[str, int] = {}
         handles = []
@@ -81,7 +94,7 @@ class PlanScheduler(core.PlanScheduler):
     """
 
     def __init__(self, optimizer: nn.Cell, named: Mapping[str, Parameter], plan: core.Plan, start: int = 0) -> None:
-        self._lrs = _lrs(optimizer, named, plan)
+        self.optimizer, self._lrs = optimizer, _lrs(optimizer, named, plan)
         super().__init__(plan, start)
 
     def read(self) -> list[float]:

@@ -10,6 +10,7 @@ from oneflow import nn
 
 from layerwise_lr import framework as core
 
+from . import finding
 from .trial import OneflowTrial
 
 LAYER_TYPES: Mapping[str, tuple[type, ...]] = {
@@ -26,6 +27,11 @@ class OneflowNative(core.Native):
     """Any nn.Module; OneFlow's DistributedDataParallel leaves it the same object."""
 
     package: ClassVar[str] = "oneflow"
+
+    def __init__(self, model: nn.Module) -> None:
+        if isinstance(model, nn.Graph):
+            raise core.UserError(f"{type(model).__name__} is an nn.Graph: give the module that it runs")
+        super().__init__(model)
 
     def describe(self, batch: Any = None, trace: bool = True) -> core.Description:
         """From named_modules; the trace is by forward pre-hooks."""
@@ -44,8 +50,14 @@ class OneflowNative(core.Native):
         return PlanScheduler(optimizer, plan, start)
 
     def trial(self, optimizer: Any, schedulers: Sequence[Any], batch: Any) -> OneflowTrial:
-        """Of any eager optimizer; what an nn.Graph makes of one is its own."""
+        """Of any eager optimizer; what an nn.Graph compiles of one cannot be taken back, and is refused."""
+        finding.refuse_graphs(optimizer)
         return OneflowTrial(self.model, optimizer, schedulers, batch)
+
+    @classmethod
+    def first_step(cls, run: Callable[[], object], act: Callable[[Any, Any, Sequence[Any], Any], object]) -> None:
+        """By the step of every optimizer that it makes."""
+        finding.first_step(run, act)
 
     def _trace(self, batch: Any) -> dict[str, int]:
         calls: dict[str, int] = {}

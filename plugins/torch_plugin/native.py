@@ -52,7 +52,7 @@ class TorchNative(core.Native):
         return TorchTrial(unwrapped(self.model), optimizer, schedulers, batch)
 
     @classmethod
-    def first_step(cls, run: Callable[[], object], act: Callable[[Any, Any, Sequence[Any]], object]) -> None:
+    def first_step(cls, run: Callable[[], object], act: Callable[[Any, Any, Sequence[Any], Any], object]) -> None:
         """By torch's global optimizer hook."""
         finding.first_step(run, act)
 

@@ -240,3 +240,16 @@ def test_help_of_both_doors(call: Callable, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = call("verify --factory x --help")
     assert code == 0 and "--script" in out and [line for line in out.splitlines() if len(line) > 80] == []
+
+
+def test_the_framework_is_the_one_that_is_imported(call: Callable, write: Callable, tmp_path: Path) -> None:
+    (tmp_path / "loop.py").write_text("import torch\ndef train(optimizer): optimizer.step()\n")
+    (tmp_path / "data.py").write_text("import oneflow.utils.data\n")
+    (tmp_path / "own.py").write_text("from loop import train\nprint('ran')\n")
+    ended, out, err = call("verify --script own.py")
+    assert (ended, "ran" in out, "without an optimizer step" in err) == (2, True, True)
+    write("both.py", "import data\n")
+    for line in ("--script both.py", "--factory both:make"):
+        ended, out, err = call(f"verify {line}")
+        assert (ended, out, len(err.splitlines())) == (2, "", 1)
+        assert "it imports torch and oneflow: say whose optimizer steps, --framework oneflow" in err

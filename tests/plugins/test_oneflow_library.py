@@ -17,6 +17,7 @@ import layerwise_lr as llr
 import oneflow as flow
 from native_law import PLAN, STEPS, check_move, constants, depth, law, spared
 from oneflow import nn
+from scripts import verified
 
 
 class Block(nn.Module):
@@ -377,6 +378,84 @@ def test_everything_is_as_it_was(net, name, kind, given):
 def test_what_is_no_optimizer_is_said(net):
     with pytest.raises(llr.UserError, match="object is no OneFlow optimizer"):
         llr.verify(net, object())
+
+
+class Training(nn.Graph):
+    def __init__(self, net, optimizer):
+        super().__init__()
+        self.net = net
+        self.add_optimizer(optimizer)
+
+    def build(self, x):
+        loss = self.net(x).square().mean()
+        loss.backward()
+        return loss
+
+
+def test_a_graph_is_refused_with_the_way_out(net):
+    """Nothing is compiled here: OneFlow's race does not come into it."""
+    optimizer, other = (flow.optim.SGD(scaled(net, "lr"), lr=0.1) for _ in range(2))
+    graph = Training(net, optimizer)
+    with pytest.raises(
+        llr.UserError, match=r"Training compiles the lrs of this SGD in.*before the Graph is made"
+    ) as caught:
+        llr.verify(net, optimizer)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(llr.UserError, match=r"Training is an nn\.Graph: give the module that it runs"):
+        llr.verify(graph, optimizer)
+    assert not llr.verify(net, other).faults
+
+
+SCRIPT = """
+import oneflow as flow
+from oneflow import nn
+
+net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+groups = [{"params": list(part.parameters()), "lr": lr} for part, lr in ((net[0], 0.001), (net[2], 0.1))]
+X, Y = flow.ones(2, 4), flow.tensor([0, 1])
+
+def train(optimizer):
+    scheduler = flow.optim.lr_scheduler.CosineDecayLR(optimizer, 10)
+    for step in range(2):
+        optimizer.zero_grad(set_to_none=True)
+        nn.CrossEntropyLoss()(net(X), Y).backward()
+        optimizer.step()
+        open(f"step{step}", "w").close()
+        scheduler.step()
+
+def make():
+    return net, flow.optim.SGD([{**group, "lr": 0.1, "lr_scale": 0.1 ** i} for i, group in enumerate(groups)], lr=0.1)
+
+"""
+GRAPH = """
+class Training(nn.Graph):
+    def __init__(self):
+        super().__init__()
+        self.net, self.loss = net, nn.CrossEntropyLoss()
+        self.add_optimizer(flow.optim.SGD(groups, lr=0.1))
+
+    def build(self, x, y):
+        loss = self.loss(self.net(x), y)
+        loss.backward()
+        return loss
+
+Training()(X, Y)
+"""
+
+
+def test_a_script_is_verified_at_its_first_step(tmp_path):
+    code, out, err = verified(tmp_path, SCRIPT + "train(flow.optim.AdamW(groups))")
+    assert (code, "CosineDecayLR" in out, "nothing is wrong" in out) == (0, True, True), out + err
+    code, out, err = verified(tmp_path, SCRIPT + "train(make()[1])")
+    assert (code, "lr_scale that nobody reads" in out) == (1, True), out + err
+    assert not list(tmp_path.glob("step*"))
+    code, _, err = verified(tmp_path, SCRIPT + GRAPH)
+    assert (code, "cannot be measured: the nn.Graph Training" in err) == (2, True), err
+
+
+def test_a_factory_is_verified(tmp_path):
+    code, out, err = verified(tmp_path, SCRIPT, factory=True)
+    assert (code, "lr_scale that nobody reads" in out) == (1, True), out + err
 
 
 if __name__ == "__main__":

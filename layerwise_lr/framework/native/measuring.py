@@ -114,7 +114,6 @@ def measure(trial: Trial, steps: int | None) -> Measured:
     _ahead(trial, measured, moments(steps if steps is not None else subject.horizon))
     for key in ("held", "lr", "moves", "arrived"):
         setattr(measured, key, np.array(getattr(measured, key)))
-    measured.lr[np.abs(measured.lr) < (1e-12 if trial.exact else 1e-4) * measured.high] = 0.0  # a difference's rounding
     return measured
 
 
@@ -127,7 +126,8 @@ def moments(horizon: int) -> list[int]:
 def _refuse_chance(trial: Trial, first: Move) -> None:
     again = trial.move()
     for name, moved in first.moved.items():
-        if not np.array_equal(moved, again.moved[name], equal_nan=True):
+        near = trial.rounding * np.abs(moved).max(initial=0)  # the last bit may depend on where an array lies
+        if not np.allclose(moved, again.moved[name], rtol=0, atol=near, equal_nan=True):
             raise UserError(
                 f"cannot be measured: two steps of {trial.subject.optimizer} from the same state move {name} differently: "
                 "it draws on something outside of its state and of the random generators"
@@ -164,6 +164,8 @@ def _moment(trial: Trial, measured: Measured, step: int, lrs: list[float], units
         unit, constant, square = units[name]
         if square:
             lr[i] = -((own[name].ravel() - constant) @ unit) / square
+            if constant.any() and abs(lr[i]) < trial.rounding * measured.high:
+                lr[i] = 0.0  # a difference's rounding
             if name in coarse and lr[i] > 0 and square / unit.size > noise:
                 arrived[i] = -((rounded[name].ravel() - constant) @ unit) / square / lr[i]
     moves = [bool(own[name].any() or rounded[name].any()) for name in measured.names]
@@ -186,7 +188,9 @@ def _units(trial: Trial, measured: Measured, lrs: Sequence[float]) -> Units:
             if not np.abs(unit).max(initial=0) * high > _FAINT * np.abs(a).max(initial=0):
                 unit = np.zeros_like(unit)
                 measured.deaf |= {group} if a.any() else set()
-            found[name] = (unit, a + high * unit)
+            constant = a + high * unit
+            rounded = np.abs(constant).max(initial=0) <= 4 * trial.rounding * np.abs(a).max(initial=0)
+            found[name] = (unit, np.zeros(1) if rounded else constant)
         measured.high = max(measured.high, high)
     return {name: (unit, constant, float(unit @ unit)) for name, (unit, constant) in found.items()}
 

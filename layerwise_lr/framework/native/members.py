@@ -14,7 +14,8 @@ def holdings(case: Case) -> list[Fault]:
     """Does the optimizer hold the model's parameters, each once?"""
     s, faults = case.m.subject, []
     held = [name for group in s.groups for name in group]
-    if missing := tuple(n for n, on in s.trainable.items() if on and n not in held):
+    planned = {name for group in case.plan.groups for name in group.params} if case.plan else set()
+    if missing := tuple(n for n, on in s.trainable.items() if (on or n in planned) and n not in held):
         faults.append(
             Fault(
                 "parameters in no group",
@@ -84,7 +85,12 @@ def stuck(case: Case) -> list[Fault]:
                 "look for detach(), no_grad() or a branch that is not taken, or freeze them",
             )
         )
-    lrs = np.array(m.lr)
+    lrs, held = np.array(m.lr), np.array(m.held)
+    trains = tuple(n for n in m.names if m.subject.trainable[n] and n not in m.subject.unreached)
+    if trains and not np.array(m.moves).any() and (held > 0).any():
+        told = f"no step of {m.subject.optimizer} moves anything"
+        remedy = "its steps do nothing, on this device at least: take another optimizer"
+        return [*faults, Fault("trainable parameters that cannot move", trains, told, f"lr {shown(held[0])}", remedy)]
     zero = np.isfinite(lrs).all(axis=0) & (np.abs(lrs).max(axis=0) == 0)
     meant = np.zeros(len(m.names), bool)
     if case.plan is not None:

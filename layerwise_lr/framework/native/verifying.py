@@ -29,7 +29,8 @@ def verify(
         print(llr.verify(...))                                  # the effective lr of every group
 
     The optimizer itself steps, from the state that it is in and back to it: weights, buffers, optimizer and scheduler
-    state, gradients, random generators, flags and hooks are afterwards bit by bit what they were. It takes torch's own
+    state, gradients, random generators (MegEngine's cannot be read, so its dropouts rest), flags and hooks are afterwards
+    bit by bit what they were. It takes torch's own
     SGD, Adam and AdamW at their formula, any other optimizer at its word: two steps with known lrs tell how far it
     moves by each. Found are: lr_scale that nobody reads, no layer-wise lr at all, schedulers that flatten the groups,
     ratios that a floor or a warm-up destroys, lr that compounds, parameters in no group or in two or no longer the
@@ -37,12 +38,13 @@ def verify(
     small for bfloat16. What the config meant is known to a plan alone: without one, equal lrs in all groups are no fault.
 
     Args:
-        model: a torch model, wrapped or not, or one of OneFlow in eager mode.
-        optimizer: any that holds its parameters, before or after some training; wrapped or not.
+        model: a torch model, wrapped or not, or one of OneFlow (eager), MindSpore or MegEngine.
+        optimizer: any that holds its parameters, before or after some training; wrapped or not. MindSpore's own schedules
+            and lists of lrs are gone along.
         given: scheduler, plan and batch in any order, recognised by what they are.
         scheduler: anything with step(); several that write the same optimizer as a list.
         plan: of llr.plan. Under its own scheduler the lrs must be the plan's, under another one their ratios.
-        batch: (inputs, classes) for a cross-entropy, a mapping with labels for a model that gives its loss, or a
+        batch: (inputs, classes) for a cross-entropy, a mapping with labels for a torch model that gives its loss, or a
             function of the model that gives the loss. None: gradients are drawn from a fixed seed, no forward is run.
         steps: how many scheduler steps to look ahead; None: to the scheduler's end, where it says how long it is.
 
@@ -95,6 +97,7 @@ def _notes(case: Case, told: bool) -> Iterator[str]:
     m = case.m
     if not m.exact:
         yield f"{m.subject.optimizer} does not step in float64: measured in the parameters' own numbers, to 5 %"
+    yield from m.subject.notes
     if told or case.plan is not None:
         return
     if len(m.subject.groups) > 1 and m.subject.peaks:
