@@ -6,6 +6,7 @@ Uses planning (its errors). Files are read as plain arrays; no code in them can 
 from . import batches, fetch, pictures
 from .batches import Dataset, Split, available, train_count
 from .files import cache_folder, read_npz, read_torch_file
+from .huggingface import as_timm
 from .pictures import READERS, facts
 from .spec import DataSpec
 
@@ -14,6 +15,7 @@ __all__ = [
     "DataSpec",
     "Dataset",
     "Split",
+    "as_timm",
     "available",
     "batches",
     "cache_folder",

@@ -14,7 +14,7 @@ class DataSpec:
     """The data as data.
 
     Args:
-        name: digits | elpv | mnist | cifar10 | idx | npz | image_folder.
+        name: digits | elpv | emoji | mnist | cifar10 | idx | npz | image_folder.
         path: of the .npz file (arrays x, y), or of the folder: a sub-folder of pictures per class (image_folder),
             the IDX files, CIFAR-10's archive (null: the cache's).
         image_size: pixels a side; pictures are resized to it.
