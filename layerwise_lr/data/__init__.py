@@ -7,6 +7,7 @@ from . import batches, fetch, pictures
 from .augmenting import AugmentSpec
 from .batches import Dataset, Split, available
 from .files import cache_folder, read_npz, read_torch_file
+from .huggingface import as_timm
 from .loading import read_resized
 from .pictures import READERS, facts
 from .spec import DataSpec
@@ -19,6 +20,7 @@ __all__ = [
     "DataSpec",
     "Dataset",
     "Split",
+    "as_timm",
     "available",
     "batches",
     "cache_folder",

@@ -1,7 +1,7 @@
 """Where the pictures come from: what each data set is called, where its files are, how they are read."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +13,7 @@ from ..planning import Absent, UserError, did_you_mean, plain
 from . import cifar10, folders, hub, idx, own, tables
 from .broken import sound
 from .files import cache_folder
+from .sources import EMOJI, EMOJI_CLASSES
 from .spec import DataSpec, Facts, Pictures, Pool, facts_of, from_arrays, test_last
 
 
@@ -125,6 +126,11 @@ READERS: Mapping[str, Reader] = {
     "digits": Reader(lambda spec: None, lambda spec: Facts(1797, 10, 0), _digits),
     "elpv": Reader(
         lambda spec: _cache_of("elpv"), lambda spec: Facts(2624, 2, 0), lambda spec: from_arrays(*_cached("elpv"), spec)
+    ),
+    "emoji": Reader(
+        lambda spec: _cache_of("emoji"),
+        lambda spec: Facts(EMOJI, len(EMOJI_CLASSES), 0),
+        lambda spec: replace(from_arrays(*_cached("emoji"), spec), names=EMOJI_CLASSES),
     ),
     "mnist": Reader(
         lambda spec: _cache_of("mnist"),

@@ -20,7 +20,7 @@ class DataSpec:
     """The data as data.
 
     Args:
-        name: digits | elpv | mnist | cifar10 | idx | npz | image_folder | csv | hf_dataset.
+        name: digits | elpv | emoji | mnist | cifar10 | idx | npz | image_folder | csv | hf_dataset.
         path: of a folder with a sub-folder of pictures per class, or with train, val and test folders of these
             (image_folder); of a table with columns path and label (csv); of a Hugging Face set's folder, or its name
             (hf_dataset); of an .npz with arrays x, y; of IDX files; of CIFAR-10's archive (null: the cache's).

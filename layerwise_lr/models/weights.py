@@ -7,13 +7,14 @@ from typing import Optional
 
 import numpy as np
 
-from ..data import cache_folder
+from ..data import as_timm, cache_folder
 from ..planning import UserError, did_you_mean, plain
 from . import finding, fitting, likeness, reading
 from .layers import Tree, initial_weights
 
 Weights = dict[str, np.ndarray]
 """float32 arrays by canonical name, in PyTorch shapes; parameters and buffers."""
+FETCHED = ("mobilenet_v2_imagenet", "dinov2_vits14")
 
 
 @dataclass
@@ -21,7 +22,7 @@ class WeightsSpec:
     """Where the pretrained weights come from.
 
     Args:
-        name: none | lenet_mnist (shipped) | mobilenet_v2_imagenet (fetched) | file | pretrained (a package's own).
+        name: none | lenet_mnist (shipped) | mobilenet_v2_imagenet, dinov2_vits14 (fetched) | file | pretrained (a package's own).
         path: a .safetensors, .npz or torch file, an .index.json, a run folder (file).
         key: which weights of a file that holds several: teacher (file).
         resize_pos_embed: fit a ViT's position embedding of another grid; false: refuse it.
@@ -41,17 +42,17 @@ def locate(spec: WeightsSpec) -> Path | None:
     Raises:
         UserError: it is not there; says how to get it.
     """
-    known = ["none", "lenet_mnist", "mobilenet_v2_imagenet", "file", "pretrained"]
+    known = ["none", "lenet_mnist", *FETCHED, "file", "pretrained"]
     if spec.name == "none":
         return None
     if spec.name == "pretrained":
         raise UserError(
-            "weights=pretrained are a package's own (model=timm); a declared model has weights=file, lenet_mnist or "
-            "mobilenet_v2_imagenet"
+            "weights=pretrained are a package's own (model=timm); a declared model has weights=file, lenet_mnist, "
+            f"{' or '.join(FETCHED)}"
         )
     if spec.name == "lenet_mnist":
         return Path(str(files("layerwise_lr.data.assets") / "lenet_mnist.npz"))
-    if spec.name == "mobilenet_v2_imagenet":
+    if spec.name in FETCHED:
         path = cache_folder() / spec.name / "model.safetensors"
         if not path.exists():
             raise UserError(f"weights {spec.name!r} are not on this machine: layerwise-lr fetch {spec.name}")
@@ -83,7 +84,7 @@ def start_weights(tree: Tree, spec: WeightsSpec, seed: int) -> tuple[Weights, li
     weights, path = initial_weights(tree, seed), locate(spec)
     if path is None:
         return weights, ["no pretrained weights: every layer starts from its initial values"]
-    file = reading.read(path)
+    file = _by_timm_s_names(reading.read(path)) if tree.name.startswith("vit") else reading.read(path)
 
     def fit(other: Tree) -> fitting.Fitted:
         return fitting.fit(
@@ -103,3 +104,12 @@ def start_weights(tree: Tree, spec: WeightsSpec, seed: int) -> tuple[Weights, li
             1, f"weights.path={spec.path} is a folder: {path.relative_to(Path(spec.path).expanduser())} is read"
         )
     return weights | fitted.arrays, notes
+
+
+def _by_timm_s_names(file: reading.File) -> reading.File:
+    """The same file; a ViT of Hugging Face under the names that declared models have."""
+    renamed = {at: as_timm(state) for at, state in file.states.items()}
+    if not any(renamed.values()):
+        return file
+    states = {at: renamed[at] or state for at, state in file.states.items()}
+    return file._replace(states=states, notes=[f"Hugging Face's names of {file.name} read as timm's", *file.notes])

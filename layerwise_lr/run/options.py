@@ -59,6 +59,7 @@ FREEZE: Table = {
 DATA: Table = {
     "digits": (),
     "elpv": ("stand_in",),
+    "emoji": ("stand_in",),
     "mnist": ("stand_in",),
     "cifar10": ("path", "checksum", "stand_in"),
     "idx": ("path", "resize", "stand_in"),
@@ -71,6 +72,7 @@ WEIGHTS: Table = {
     "none": (),
     "lenet_mnist": ("renew_head",),
     "mobilenet_v2_imagenet": ("renew_head",),
+    "dinov2_vits14": ("resize_pos_embed", "renew_head"),
     "file": ("path", "key", "resize_pos_embed", "renew_head"),
     "pretrained": (),
 }

@@ -74,6 +74,54 @@ def refused(tmp_path, held, *words, **more):
     return message
 
 
+# names
+
+
+def hugging_face(held, prefix="vit."):
+    """The model's arrays as transformers writes them, spelt out."""
+    found = {}
+    names = {
+        "cls_token": "embeddings.cls_token",
+        "pos_embed": "embeddings.position_embeddings",
+        "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+        "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+        "norm.weight": "layernorm.weight",
+        "norm.bias": "layernorm.bias",
+    }
+    blocks = {
+        "norm1": "layernorm_before",
+        "norm2": "layernorm_after",
+        "attn.proj": "attention.output.dense",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    }
+    for kind in ("weight", "bias"):
+        names |= {f"blocks.0.{own}.{kind}": f"encoder.layer.0.{theirs}.{kind}" for own, theirs in blocks.items()}
+        for part, array in zip(("query", "key", "value"), np.split(held[f"blocks.0.attn.qkv.{kind}"], 3), strict=True):
+            found[f"{prefix}encoder.layer.0.attention.attention.{part}.{kind}"] = array
+    return found | {prefix + theirs: held[own] for own, theirs in names.items()}
+
+
+def test_hugging_face_s_names_are_read(tmp_path):
+    theirs = hugging_face(HELD)
+    assert len(theirs) == len(BODY) + 4, "three arrays for each qkv"
+    found, notes = start(tmp_path, theirs)
+    same(found, BODY)
+    fresh(found, HEAD)
+    assert "Hugging Face's names of w.npz read as timm's" in notes
+    found, notes = start(
+        tmp_path, {**theirs, "classifier.weight": HELD["head.weight"], "classifier.bias": HELD["head.bias"]}
+    )
+    same(found, HELD)
+    assert "head head is read from classifier" in notes
+
+
+def test_hugging_face_s_names_without_a_key_are_refused_as_theirs(tmp_path):
+    theirs = hugging_face(HELD)
+    del theirs["vit.encoder.layer.0.attention.attention.key.bias"]
+    refused(tmp_path, theirs, "those names are Hugging Face's")
+
+
 # heads and leftovers
 
 

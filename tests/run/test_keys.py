@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from layerwise_lr.data import pictures
 from layerwise_lr.framework import proof, registry
@@ -361,9 +362,9 @@ def held(tmp_path, monkeypatch):
 
     def make(option, folder):
         folder.mkdir(parents=True)
-        count, classes = {"mnist": (70000, 10), "elpv": (2624, 2)}.get(option, (120, 3))
+        count, classes = {"mnist": (70000, 10), "elpv": (2624, 2), "emoji": (1433, 8)}.get(option, (120, 3))
         x, y = rng.integers(0, 256, (count, 8, 8), np.uint8), np.arange(count) % classes
-        if option in ("mnist", "elpv"):
+        if option in ("mnist", "elpv", "emoji"):
             np.save(folder / "images.npy", x)
             np.save(folder / "labels.npy", y)
         elif option == "npz":
@@ -449,7 +450,7 @@ def test_of_a_data_set(option, key, held, tmp_path):
 
 @pytest.mark.parametrize("option", options.WEIGHTS)
 @pytest.mark.parametrize("key", ["path", "resize_pos_embed"])
-def test_of_weights(option, key, tmp_path):
+def test_of_weights(option, key, tmp_path, monkeypatch):
     vit = {"model.name": "vit_tiny", "model.depth": 1, "data.image_size": 32, "batch_size": 5}
     small = resolve(config({**vit, "data.image_size": 16})).tree()
     full = resolve(config(vit)).tree()
@@ -465,7 +466,12 @@ def test_of_weights(option, key, tmp_path):
         one, two = (told(start, {**base, "weights.path": str(tmp_path / f"{n}.npz")}) for n in ("one", "two"))
         assert one != two and one == {n: a.tobytes() for n, a in initial_weights(full, 0).items()}
     else:
-        base["weights.path"] = str(tmp_path / "small.npz")
+        if option == "file":
+            base["weights.path"] = str(tmp_path / "small.npz")
+        else:
+            monkeypatch.setenv("LAYERWISE_LR_CACHE", str(tmp_path))
+            (tmp_path / option).mkdir()
+            save_file(initial_weights(small, 0), str(tmp_path / option / "model.safetensors"))
         assert "weights.resize_pos_embed" in told(start, {**base, "weights.resize_pos_embed": False})
         assert isinstance(told(start, base), dict)
 

@@ -115,7 +115,7 @@ def test_the_tables_have_every_option():
         "grouping": set(STRATEGIES),
         "freeze": {"none", "head_first", "progressive", "after", "only"},
         "data": set(READERS),
-        "weights": {"none", "lenet_mnist", "mobilenet_v2_imagenet", "file", "pretrained"},
+        "weights": {"none", "lenet_mnist", "mobilenet_v2_imagenet", "dinov2_vits14", "file", "pretrained"},
     }
     assert {s.at: set(s.table) for s in options.SECTIONS} == known
 
