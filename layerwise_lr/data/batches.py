@@ -12,7 +12,7 @@ import numpy as np
 
 from ..planning import Absent, UserError
 from .pictures import facts, load_pool, reader
-from .spec import DataSpec
+from .spec import DataSpec, normalise
 
 
 class Split(NamedTuple):
@@ -49,10 +49,7 @@ class Dataset:
 
     def normalise(self, x: np.ndarray) -> np.ndarray:
         """uint8 [B, C, S, S] -> float32, (x / 255 - mean) / std."""
-        shape = (1, -1, 1, 1)
-        mean = np.array(self.spec.mean, np.float32).reshape(shape)
-        std = np.array(self.spec.std, np.float32).reshape(shape)
-        return np.ascontiguousarray((x.astype(np.float32) / np.float32(255) - mean) / std)
+        return normalise(x, self.spec)
 
     def batch(self, step: int, batch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """(float32 [B, C, S, S], int64 [B]) of `step`; every epoch is a new permutation, its rest is dropped."""
