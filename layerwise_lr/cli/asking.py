@@ -1,4 +1,4 @@
-"""What a finished run's model is asked: `predict` pictures, `evaluate` a set of them. RUN may be a sweep."""
+"""A finished run's model is asked: RUN opened (of a sweep its best run), and `predict`."""
 
 import csv
 import glob
@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,20 +53,21 @@ def predict(words: Sequence[str]) -> int:
     form.add_argument("--json", action="store_true", help="one object")
     parser.add_argument("framework", nargs="*", metavar="framework=NAME", help="compute there; default: as the run did")
     given = parser.parse_intermixed_args(words)
-    places, framework = _framework(given.pictures)
+    places, framework = without_framework(given.pictures)
     if given.top < 1:
         raise UserError(f"--top {given.top}: must be at least 1")
-    say: Say = _to_stderr if given.csv or given.json else console.text
+    say: Say = to_stderr if given.csv or given.json else console.text
     files = list(_files(places, say))
     run = opened(given.run, say)
-    model = _model(run, framework, say)
+    model = model_of(run, framework, say)
     found = list(_answers(model, files, min(given.top, len(run.classes))))
-    {"csv": _csv, "json": _json}.get("csv" if given.csv else "json" if given.json else "", _table)(run, found)
+    show = _csv if given.csv else _json if given.json else _table
+    show(run, found)
     broken = [answer for answer in found if answer.broken]
     for answer in broken:
-        _to_stderr(answer.broken)
+        to_stderr(answer.broken)
     if broken:
-        _to_stderr(f"{len(broken)} of {len(found)} pictures could not be read, the others are answered")
+        to_stderr(f"{len(broken)} of {len(found)} pictures could not be read, the others are answered")
     return 1 if broken else 0
 
 
@@ -82,18 +82,20 @@ def opened(path: Path, say: Say) -> Finished:
     return open_run(path)
 
 
-def _model(run: Finished, framework: str | None, say: Say) -> asking.Model:
+def model_of(run: Finished, framework: str | None, say: Say) -> asking.Model:
+    """The run's model in a framework; None: its own."""
     name = framework or run.config.framework.name
     say(f"{run.config.model.name}, step {run.step} of {console.relative(run.path)}; loading {name} ...")
     os.environ |= jobs.thread_environment(run.config.framework.threads)
     return asking.Model(run, framework)
 
 
-def _to_stderr(line: str) -> None:
+def to_stderr(line: str) -> None:
+    """What is no answer, where standard output is for a program."""
     print(f"layerwise-lr: {line}", file=sys.stderr)
 
 
-def _framework(words: Sequence[str]) -> tuple[list[str], str | None]:
+def without_framework(words: Sequence[str]) -> tuple[list[str], str | None]:
     """The words but for framework=NAME, and that name."""
     named = [word.partition("=")[2] for word in words if word.startswith("framework=")]
     return [word for word in words if not word.startswith("framework=")], named[-1] if named else None
@@ -112,10 +114,8 @@ def _files(places: Sequence[str], say: Say) -> Iterator[Path]:
                 own, more = picture_files(path)
                 others += more
                 found |= dict.fromkeys(own)
-            elif path.is_file():
-                found[path] = None
             else:
-                raise UserError(f"{path}: is no file")
+                found[path] = None
     if others:
         say(f"{others} file{'s' if others > 1 else ''} in these folders not named as a picture is: left out")
     if not found:
@@ -175,93 +175,9 @@ def _json(run: Finished, found: Sequence[Answer]) -> None:
         if not a.broken
     ]
     broken = [{"picture": a.picture, "why": a.broken} for a in found if a.broken]
-    _print_json(run, {"pictures": told, "broken": broken})
+    print_json(run, {"pictures": told, "broken": broken})
 
 
-def _print_json(run: Finished, facts: dict[str, Any]) -> None:
+def print_json(run: Finished, facts: dict[str, Any]) -> None:
+    """`facts`, with the run that they are of."""
     print(json.dumps({"run": str(run.path), "step": run.step, "classes": list(run.classes), **facts}, indent=1))
-
-
-def evaluate(words: Sequence[str]) -> int:
-    """Every metric, and each class's."""
-    parser = Parser(
-        "layerwise-lr evaluate",
-        description=(
-            "How right is a finished run? On its own validation and test pictures, or on\n"
-            "others, whose classes are matched by name; they are made ready as its own were.\n"
-            "RUN may be a sweep's folder: then its best setting on validation.\n\n"
-            "  layerwise-lr evaluate outputs/mine\n"
-            "  layerwise-lr evaluate outputs/mine data=image_folder data.path=more"
-        ),
-    )
-    parser.add_argument("run", type=Path, metavar="RUN")
-    parser.add_argument("words", nargs="*", metavar="data=...", help="data=..., data.path=..., framework=NAME")
-    parser.add_argument("--json", action="store_true", help="one object, with the counts of every confusion")
-    given = parser.parse_intermixed_args(words)
-    keys, framework = _framework(given.words)
-    say: Say = _to_stderr if given.json else console.text
-    run = opened(given.run, say)
-    data = _data(run, keys)
-    parts = asking.own_parts(run) if data is None else [asking.other_part(run, data)]
-    model = _model(run, framework, say)
-    scores = [asking.score(model, part) for part in parts]
-    if given.json:
-        _print_json(run, {"parts": {score.part: _as_json(run, score) for score in scores}})
-        return 0
-    _show(run, scores)
-    for note in asking.unlike_the_run(run, scores) if data is None else [_note_own(run, data)]:
-        if note:
-            console.text(note)
-    return 0
-
-
-def _data(run: Finished, words: Sequence[str]) -> DataSpec | None:
-    """Where other pictures are; None: the run's own are meant."""
-    strange = [word for word in words if word.lstrip("+").partition("=")[0].partition(".")[0] != "data"]
-    if strange:
-        raise UserError(f"{strange[0]}: evaluate takes data=..., data.path=... and framework=NAME")
-    if not words:
-        return None
-    from . import hydra_app
-
-    config, _ = hydra_app.composed(words)
-    keys = [key.removeprefix("data.") for key in hydra_app.given(words).keys if key != "data"]
-    if kept := [key for key in keys if key not in asking.SOURCE]:
-        why = "is the run's own" if kept[0] in asking.PREPARATION else "divides or varies pictures for training"
-        raise UserError(f"data.{kept[0]}: {why}; evaluate takes {', '.join(f'data.{key}' for key in asking.SOURCE)}")
-    there: dict[str, Any] = {key: None if value == "???" else value for key, value in config["data"].items()}
-    if any(word.startswith("data=") for word in words):
-        return DataSpec(**there)
-    return replace(run.config.data, **{key: there[key] for key in keys})
-
-
-def _note_own(run: Finished, data: DataSpec) -> str:
-    """That these are pictures which the run was trained on; "" where they are not."""
-    own = run.config.data
-    if own.name != data.name or Path(own.path or "").resolve() != Path(data.path or "").resolve():
-        return ""
-    return "note: the run was trained on pictures of this very set; without data=... only val and test are asked"
-
-
-def _show(run: Finished, scores: Sequence[asking.Score]) -> None:
-    rows = [
-        [s.part, str(s.pictures), *(f"{s.metrics[m]:.4f}" for m in ("loss", "accuracy", "balanced_accuracy"))]
-        for s in scores
-    ]
-    console.table(["part", "pictures", "loss", "accuracy", "balanced"], rows, right=range(1, 5))
-    console.say("")
-    last = scores[-1]
-    rows = []
-    for one in asking.by_class(run, last):
-        often = f"{plain(one.often, NAME)} ({one.times})" if one.times else ""
-        rows.append([plain(one.name, NAME), str(one.pictures), _share(one.recall), _share(one.precision), often])
-    console.table(["class", last.part, "recall", "precision", "else taken for"], rows, right=(1, 2, 3))
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _as_json(run: Finished, score: asking.Score) -> dict[str, Any]:
-    classes = [one._asdict() for one in asking.by_class(run, score)]
-    return {"pictures": score.pictures, **score.metrics, "classes": classes, "confusion": score.confusion.tolist()}

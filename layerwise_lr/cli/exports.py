@@ -39,6 +39,6 @@ def export(words: Sequence[str]) -> int:
     console.text(f"{run.config.model.name}, step {run.step} of {console.relative(run.path)}: {made.facts['checked']}")
     for line in made.facts.get("load", ()):
         console.say(f"  {line.replace(repr(made.path.name), repr(console.relative(made.path)))}")
-    for path in (made.path, made.path.with_name(f"{made.path.name}.json")):
+    for path in (made.path, made.beside):
         console.say(f"{console.relative(path)}  ({path.stat().st_size:,} bytes)")
     return 0

@@ -82,10 +82,14 @@ def _dispatch(words: list[str]) -> int:
         from . import results
 
         return results.report(rest)
-    if command in ("predict", "evaluate"):
+    if command == "predict":
         from . import asking
 
-        return {"predict": asking.predict, "evaluate": asking.evaluate}[command](rest)
+        return asking.predict(rest)
+    if command == "evaluate":
+        from . import evaluating
+
+        return evaluating.evaluate(rest)
     if command == "export":
         from . import exports
 

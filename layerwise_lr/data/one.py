@@ -21,6 +21,8 @@ def read_picture(path: Path, spec: DataSpec) -> np.ndarray:
     """
     from PIL import Image
 
+    if not path.is_file():
+        raise UserError(f"{path}: not a readable picture (no file)")
     try:
         with Image.open(path, formats=FORMATS) as image:
             return resize(image, spec)

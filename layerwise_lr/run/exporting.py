@@ -15,45 +15,31 @@ from safetensors.numpy import save
 from .. import __version__
 from ..framework import Framework, Weights, ZooModel, registry
 from ..planning import UserError
-from . import page
+from . import makers, page
 from .asking import PREPARATION, Model, answers, bare, own_parts
 from .finished import Finished
 from .folder import RunFolder
 from .onnx_file import finish
-from .schema import ModelSpec
 
 TARGETS = ("safetensors", "onnx", "torchvision", "timm", "transformers")
 CLOSE = 1e-4
 """How far logits may be from the model's own, as a share of the largest (of 1 where all are smaller)."""
 TRIED = 64
 """Pictures that an export is tried on."""
-SIZE = {"timm": "img_size", "torchvision": "image_size", "transformers": "image_size"}
-"""What a package's maker calls the side of a picture, where it takes one."""
-CALLS = {
-    "timm": ("num_classes", "in_chans", "import timm", "timm.create_model({name!r}, {options})"),
-    "torchvision": ("num_classes", "", "import torchvision", "torchvision.models.get_model({name!r}, {options})"),
-    "transformers": (
-        "num_labels",
-        "num_channels",
-        "from transformers import AutoModelForImageClassification, CONFIG_MAPPING",
-        "AutoModelForImageClassification.from_config(CONFIG_MAPPING[{name!r}]({options}))",
-    ),
-}
-"""Per package: its words for classes and channels, and the two lines that make a model."""
 
 
 class Exported(NamedTuple):
     """What an export came to.
 
     Args:
-        path: the file; the facts are beside it, under the same name and .json.
-        facts: as written.
-        bytes: of the file.
+        path: the file.
+        beside: its facts as JSON.
+        facts: these.
     """
 
     path: Path
+    beside: Path
     facts: Mapping[str, Any]
-    bytes: int
 
 
 def export(run: Finished, target: str, out: Path | None, scaled: bool) -> Exported:
@@ -83,7 +69,7 @@ def export(run: Finished, target: str, out: Path | None, scaled: bool) -> Export
     home = RunFolder(out.parent)
     home.write_whole(out.name, held)
     home.write_json(f"{out.name}.json", facts)
-    return Exported(out, facts, len(held))
+    return Exported(out, out.with_name(f"{out.name}.json"), facts)
 
 
 def _facts(run: Finished, scaled: bool) -> dict[str, Any]:
@@ -115,8 +101,8 @@ def _weights(run: Finished, target: str, facts: dict[str, Any], name: str) -> tu
         model = Model(run, _at_home(target), device="cpu", precision="fp32")
         weights = model.framework.get_weights(model.state.model)
         asked, checked = _tried(model, weights, target)
-        facts["model"] = {"source": target, "name": asked.name, "arguments": _told(asked)}
-        facts["load"] = _lines(asked, name)
+        facts["model"] = {"source": target, "name": asked.name, "arguments": makers.told(asked)}
+        facts["load"] = makers.lines(asked, name)
     metadata = {"format": "pt", "layerwise_lr": json.dumps(facts)}  # "pt": what transformers and timm ask for
     return save({n: np.asarray(a, order="C") for n, a in weights.items()}, metadata), checked
 
@@ -132,7 +118,7 @@ def _at_home(target: str) -> str:
 def _tried(model: Model, weights: Weights, target: str) -> tuple[ZooModel, str]:
     """The target's own model under these weights: what its maker is told, and how far its logits are."""
     spec = model.config.model
-    name, options = _as_theirs(spec, target)
+    name, options = makers.theirs(spec, target)
     assert spec.num_classes and spec.in_channels and spec.image_size
     asked = ZooModel(target, name, spec.num_classes, spec.in_channels, spec.image_size, False, options)
     asked, native = _made(type(model.framework), asked)
@@ -158,87 +144,13 @@ def _tried(model: Model, weights: Weights, target: str) -> tuple[ZooModel, str]:
 
 def _made(framework: type[Framework], asked: ZooModel) -> tuple[ZooModel, Any]:
     """With the side of the pictures said, where the maker takes it."""
-    sized = replace(asked, options={**asked.options, SIZE[asked.source]: asked.image_size})
+    sized = replace(asked, options={**asked.options, makers.SIZE[asked.source]: asked.image_size})
     try:
         return sized, framework.build(sized, 0)
     except UserError as error:
-        if SIZE[asked.source] not in str(error):
+        if makers.SIZE[asked.source] not in str(error):
             raise
     return asked, framework.build(asked, 0)
-
-
-def _as_theirs(spec: ModelSpec, target: str) -> tuple[str, dict[str, Any]]:
-    """(the target's name for the model, what else its maker must be told).
-
-    Raises:
-        UserError: it has no such model.
-    """
-    if spec.source == target:
-        return spec.name, dict(spec.options)
-    if spec.source != "declared":
-        raise UserError(
-            f"--to {target}: the run's model is {spec.source}'s {spec.name}; --to {spec.source} has its names"
-        )
-    told = {"torchvision": _torchvision, "timm": _timm}.get(target, lambda spec: None)(spec)
-    if told is None:
-        raise UserError(
-            f"--to {target}: it has no {spec.name} under these names; --to safetensors keeps them, --to onnx runs"
-        )
-    return told
-
-
-def _torchvision(spec: ModelSpec) -> tuple[str, dict[str, Any]] | None:
-    if spec.name == "mobilenet_v2":
-        return spec.name, {} if spec.dropout is None else {"dropout": spec.dropout}
-    return _resnet(spec, "torchvision")
-
-
-def _resnet(spec: ModelSpec, target: str) -> tuple[str, dict[str, Any]] | None:
-    if not spec.name.startswith("resnet"):
-        return None
-    if spec.width not in (None, 64):
-        raise UserError(
-            f"--to {target}: its {spec.name} is 64 channels wide at the stem, the run's {spec.width}, and no argument "
-            "changes that; --to safetensors keeps the weights, --to onnx runs"
-        )
-    return spec.name, {}
-
-
-def _timm(spec: ModelSpec) -> tuple[str, dict[str, Any]] | None:
-    """A ViT of any size is timm's of the same name with other arguments; resnets have the same names there."""
-    if not spec.name.startswith("vit_"):
-        return _resnet(spec, "timm")
-    usual = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}[spec.name]
-    name = "vit_base_patch16_clip_224" if spec.pre_norm else f"{spec.name}_patch16_224"
-    theirs = (768, 12) if spec.pre_norm else usual
-    sizes = {
-        "embed_dim": (spec.embed_dim or usual[0], theirs[0]),
-        "num_heads": (spec.num_heads or usual[1], theirs[1]),
-        "depth": (spec.depth or 12, 12),
-        "patch_size": (spec.patch_size or 16, 16),
-        "init_values": (spec.layer_scale, None),
-        "global_pool": (spec.pool or "token", "token"),
-    }
-    return name, {key: own for key, (own, there) in sizes.items() if own != there}
-
-
-def _told(asked: ZooModel) -> dict[str, Any]:
-    """What the target's maker is told, under its own words."""
-    classes, channels, _, _ = CALLS[asked.source]
-    sizes = {classes: asked.num_classes} | ({channels: asked.in_channels} if channels else {})
-    return sizes | dict(asked.options)
-
-
-def _lines(asked: ZooModel, file: str) -> list[str]:
-    """Python that loads the file."""
-    _, _, first, call = CALLS[asked.source]
-    options = ", ".join(f"{key}={value!r}" for key, value in _told(asked).items())
-    return [
-        first,
-        "from safetensors.torch import load_file",
-        f"model = {call.format(name=asked.name, options=options)}",
-        f"model.load_state_dict(load_file({file!r}), strict=True)",
-    ]
 
 
 def _onnx(run: Finished, facts: Mapping[str, Any], scaled: bool) -> tuple[bytes, str]:
@@ -275,9 +187,8 @@ def pictures_to_try(run: Finished) -> tuple[np.ndarray, str]:
         return x, f"{len(x)} of the run's test pictures"
     except UserError:
         shape = (TRIED, data.channels, data.image_size, data.image_size)
-        return np.random.default_rng(0).integers(
-            0, 256, shape, np.uint8
-        ), f"{TRIED} pictures of noise (the run's are not here)"
+        x = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        return x, f"{TRIED} pictures of noise (the run's own are not here)"
 
 
 def close(own: np.ndarray, there: np.ndarray, which: str) -> str:

@@ -86,9 +86,10 @@ def open_run(path: Path) -> Finished:
     if not 1 <= (model.num_classes or 0) <= MOST_CLASSES or (model.in_channels, model.image_size) != sizes:
         raise UserError(f"{path / CONFIG}: the model's sizes are not those of its data; restore it as the run left it")
     assert model.num_classes
-    if bad := [name for name in model.options if name in RUNS_CODE]:
+    if bad := [name for name in model.options if name in RUNS_CODE or not name.isidentifier()]:
         raise UserError(
-            f"{path / CONFIG}: model.options.{bad[0]} would run code that the folder names: never done here"
+            f"{path / CONFIG}: model.options.{plain(bad[0])} is no option, or would run code that the folder names: "
+            "never done here"
         )
     return Finished(path, config, _classes(path, model.num_classes), kept_checkpoint(path), summary)
 
