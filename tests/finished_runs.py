@@ -1,10 +1,16 @@
-"""Runs that the tests of predict, evaluate and export ask: trained by the reference framework, in this process."""
+"""Runs that the tests of predict, evaluate and export ask: trained in this process, by the reference framework unless
+another is named."""
 
+import os
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from layerwise_lr.cli import program
 from layerwise_lr.run import CONFIG, RunFolder, page, reading, resolve
 
 COLOURS = {"cats": (200, 40, 40), "dogs": (40, 200, 40), "eels": (40, 40, 200)}
@@ -27,6 +33,7 @@ def trained(path: Path, data: Path | None = None, **more) -> Path:
     if data is not None:
         spec = {"name": "image_folder", "path": str(data), "image_size": 8, "channels": 3, "train_size": None}
         spec |= {"val_size": 12, "test_size": 15, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
+    spec |= more.pop("size", {})
     known = {
         "framework": {"name": "reference"},
         "model": {"name": "mlp", "width": 8, "depth": 1},
@@ -40,3 +47,15 @@ def trained(path: Path, data: Path | None = None, **more) -> Path:
     RunFolder.claim(path).write_text(CONFIG, config.to_yaml())
     page.run(path, say=lambda _: None)
     return path
+
+
+def said(words: Sequence[str], code: int = 0) -> tuple[str, str]:
+    """(stdout, stderr) of the command line in this process, which must end with `code`."""
+    out, err = StringIO(), StringIO()
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            program.main(list(words))
+    except SystemExit as ended:
+        assert ended.code == code, out.getvalue() + err.getvalue()
+    os.environ.pop("HYDRA_FULL_ERROR")  # main has set it
+    return out.getvalue(), err.getvalue()

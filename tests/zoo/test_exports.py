@@ -1,7 +1,7 @@
 """A run, exported, in the real packages with strict=True and in the real onnxruntime: the logits are predict's."""
 
 import json
-import shlex
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -10,35 +10,31 @@ import pytest
 import timm
 import torch
 import torchvision
-import transformers
-from finished_runs import pictures
+from finished_runs import pictures, said, trained
+from layerwise_lr.plugins.torch_plugin import zoo
 from PIL import Image
-from runs_of_zoos import call, trained
 from safetensors import safe_open
 from safetensors.torch import load_file, load_model
 
-from layerwise_lr.plugins.torch_plugin import zoo
 from layerwise_lr.run import asking, exporting, open_run
 
-SMALL = ("data=image_folder", "data.path=../pictures", "data.image_size=32", "data.mean=[0.4,0.5,0.6]",
-         "data.std=[0.2,0.25,0.3]", "data.train_size=24", "optimizer.lr=1e-2", "verify=off")  # fmt: skip
-VIT = ("model=vit_tiny", "model.depth=2", "model.patch_size=8", "model.embed_dim=48", "model.layer_scale=1e-5")
-TIMM = ("model=timm", "model.name=vit_tiny_patch16_224", "+model.options.depth=2", "+model.options.embed_dim=48")
-SWIN = ("model=timm", "model.name=swin_tiny_patch4_window7_224", "+model.options.depths=[1,1,1,1]",
-        "+model.options.embed_dim=24")  # fmt: skip
-HF = ("model=transformers", "model.name=vit", "+model.options.patch_size=8", "+model.options.hidden_size=32",
-      "+model.options.num_hidden_layers=2", "+model.options.num_attention_heads=2",
-      "+model.options.intermediate_size=64")  # fmt: skip
+SMALL_VIT = {"name": "vit_tiny", "depth": 2, "patch_size": 8, "embed_dim": 48, "layer_scale": 1e-5}
+TIMM = {"source": "timm", "name": "vit_tiny_patch16_224", "options": {"depth": 2, "embed_dim": 48}}
+SWIN = {"depths": [1, 1, 1, 1], "embed_dim": 24}
+HF = {"patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 RUNS = {
-    "resnet18": ("model=resnet18",),
-    "mobilenet_v2": ("model=mobilenet_v2", "model.dropout=0.1"),
-    "vit": VIT,
-    "vit_avg": (*VIT, "model.pool=avg"),
-    "clip": (*VIT, "model.pre_norm=true"),
+    "resnet18": {"name": "resnet18"},
+    "mobilenet_v2": {"name": "mobilenet_v2", "dropout": 0.1},
+    "vit": SMALL_VIT,
+    "vit_avg": {**SMALL_VIT, "pool": "avg"},
+    "clip": {**SMALL_VIT, "pre_norm": True},
     "timm": TIMM,
-    "swin": SWIN,
-    "torchvision": ("model=torchvision", "model.name=squeezenet1_1"),
-    "transformers": HF,
+    "swin": {"source": "timm", "name": "swin_tiny_patch4_window7_224", "options": SWIN},
+    "torchvision": {"source": "torchvision", "name": "squeezenet1_1"},
+    "transformers": {"source": "transformers", "name": "vit", "options": HF},
+    "narrow": {"name": "resnet18", "width": 8},
+    "grey": {"name": "resnet18"},
+    "mlp": {"name": "mlp", "width": 8, "depth": 1},
 }
 WEIGHTS = [
     ("resnet18", "torchvision"),
@@ -63,18 +59,22 @@ def run(tmp_path_factory):
 
     def get(name):
         if name not in found:
-            (home / name).mkdir()
-            found[name], _ = trained(home / name, *SMALL, "weights=none", *RUNS[name])
+            size = {"image_size": 32, "train_size": 24}
+            size |= {"channels": 1, "mean": [0.5], "std": [0.5]} if name == "grey" else {}
+            more = {"framework": {"name": "torch"}, "model": RUNS[name], "optimizer": {"lr": 1e-2}}
+            found[name] = trained(home / name / "run", home / "pictures", size=size, verify=OFF, **more)
         return found[name]
 
     return get
 
 
+OFF = {"start": False, "training": False}
+
+
 def predicted(folder, files):
     """predict's probabilities [N, classes] by the order of NAMES."""
-    done = call(folder.parent, "predict", folder.name, *files, "--top", "9", "--json")
-    assert done.returncode == 0, done.stderr
-    told = [{c["class"]: c["probability"] for c in p["classes"]} for p in json.loads(done.stdout)["pictures"]]
+    out, _ = said(["predict", str(folder), *files, "--top", "9", "--json"])
+    told = [{c["class"]: c["probability"] for c in p["classes"]} for p in json.loads(out)["pictures"]]
     return np.array([[one[name] for name in NAMES] for one in told])
 
 
@@ -94,20 +94,14 @@ def softmax(logits):
     return torch.from_numpy(np.asarray(logits)).double().softmax(1).numpy()
 
 
-def exported(folder, *words):
-    done = call(folder.parent, "export", folder.name, *words)
-    assert done.returncode == 0, done.stderr + done.stdout
-    return done.stdout
-
-
 @pytest.mark.parametrize(("name", "target"), WEIGHTS, ids="-".join)
 def test_the_real_package_takes_it_strictly_and_answers_alike(run, name, target, monkeypatch):
     """By the very lines that the export printed."""
     folder = run(name)
-    said = exported(folder, "--to", target)
-    lines = [line.strip() for line in said.splitlines() if line.startswith("  ")]
-    assert "strict=True" in lines[-1] and "equal" in said or "within" in said
     monkeypatch.chdir(folder.parent)
+    out, _ = said(["export", "run", "--to", target])
+    lines = [line.strip() for line in out.splitlines() if line.startswith("  ")]
+    assert "strict=True" in lines[-1] and "of the run's test pictures" in out
     held = {}
     exec("\n".join(lines), held)
     model = held["model"].eval()
@@ -118,19 +112,20 @@ def test_the_real_package_takes_it_strictly_and_answers_alike(run, name, target,
     assert np.allclose(softmax(getattr(out, "logits", out)), predicted(folder, files), atol=1e-5)
 
 
-def test_safetensors_own_loader_takes_it(run):
-    exported(run("resnet18"), "--to", "torchvision", "--out", "w.safetensors")
+def test_safetensors_own_loader_takes_it(run, tmp_path):
+    file = tmp_path / "w.safetensors"
+    said(["export", str(run("resnet18")), "--to", "torchvision", "--out", str(file)])
     model = torchvision.models.resnet18(num_classes=3)
-    missing, unexpected = load_model(model, run("resnet18").parent / "w.safetensors", strict=False)
+    missing, unexpected = load_model(model, file, strict=False)
     assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing)
-    with safe_open(run("resnet18").parent / "w.safetensors", "pt") as file:
-        facts = json.loads(file.metadata()["layerwise_lr"])
+    with safe_open(file, "pt") as held:
+        facts = json.loads(held.metadata()["layerwise_lr"])
     assert facts["classes"] == NAMES and facts["pictures"]["mean"] == [0.4, 0.5, 0.6]
     assert facts["model"] == {"source": "torchvision", "name": "resnet18", "arguments": {"num_classes": 3}}
 
 
 def test_a_vit_says_which_arguments_it_needs(run):
-    exported(run("vit"), "--to", "timm")
+    said(["export", str(run("vit")), "--to", "timm"])
     told = json.loads((run("vit") / "export/timm.safetensors.json").read_text())["model"]
     given = {"num_classes": 3, "in_chans": 3, "embed_dim": 48, "depth": 2, "patch_size": 8, "init_values": 1e-5}
     assert told["arguments"] == {**given, "img_size": 32}
@@ -139,22 +134,23 @@ def test_a_vit_says_which_arguments_it_needs(run):
         bare.load_state_dict(load_file(run("vit") / "export/timm.safetensors"), strict=True)
 
 
-@pytest.mark.parametrize("within", [False, True], ids=["normalised", "raw"])
-@pytest.mark.parametrize("name", RUNS)
-def test_onnxruntime_answers_as_predict(run, name, within):
-    if within and name not in ("resnet18", "vit", "swin"):
-        name = "resnet18"  # what is folded in is the same for all
-    folder = run(name)
-    said = exported(folder, "--to", "onnx", *(["--with-normalisation"] if within else []), "--out", "m.onnx")
-    assert "onnxruntime" in said and "of the run's test pictures" in said
-    session = onnxruntime.InferenceSession(str(folder.parent / "m.onnx"), providers=["CPUExecutionProvider"])
+ONNX = [(name, False) for name in RUNS if name not in ("narrow", "grey")]
+ONNX += [("resnet18", True), ("vit", True), ("narrow", True)]
+
+
+@pytest.mark.parametrize(("name", "within"), ONNX)
+def test_onnxruntime_answers_as_predict(run, tmp_path, name, within):
+    folder, file = run(name), tmp_path / "m.onnx"
+    out, _ = said(["export", str(folder), "--to", "onnx", *["--with-normalisation"] * within, "--out", str(file)])
+    assert "onnxruntime" in out and "of the run's test pictures" in out
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     (taken,) = session.get_inputs()
     assert taken.name == "pictures" and taken.shape[1:] == [3, 32, 32] and isinstance(taken.shape[0], str)
     files, x = ready(folder)
     for count in (5, 1):
         (logits,) = session.run(["logits"], {"pictures": x[:count] if within else scaled(x[:count])})
         assert np.allclose(softmax(logits), predicted(folder, files[:count]), atol=1e-5)
-    facts = {p.key: p.value for p in onnx.load(folder.parent / "m.onnx").metadata_props}
+    facts = {p.key: p.value for p in onnx.load(file).metadata_props}
     assert json.loads(facts["classes"]) == NAMES
     assert ("uint8" in json.loads(facts["layerwise_lr"])["input"]) == within
 
@@ -171,34 +167,28 @@ def test_an_export_that_answers_otherwise_is_not_written(run, monkeypatch, tmp_p
         assert list(tmp_path.iterdir()) == []
 
 
-def test_pictures_that_are_gone_are_replaced_and_said(run, tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    where = shlex.quote(str(run("resnet18")))
-    done = call(tmp_path / "elsewhere", "export", shlex.split(where)[0], "--to", "onnx", "--out", "m.onnx")
-    assert done.returncode == 0, done.stderr
-    assert "64 pictures of noise (the run's own are not here)" in " ".join(done.stdout.split())
+def test_pictures_that_are_gone_are_replaced_and_said(run, tmp_path, monkeypatch):
+    made = open_run(run("resnet18"))
+    gone = made._replace(config=replace(made.config, data=replace(made.config.data, path=str(tmp_path / "gone"))))
+    facts = exporting.export(gone, "onnx", tmp_path / "m.onnx", False).facts
+    assert "64 pictures of noise (the run's own are not here)" in facts["checked"]
 
 
 @pytest.mark.parametrize(
-    ("words", "target", "says"),
+    ("name", "target", "says"),
     [
-        (("model=resnet18", "model.width=8"), "torchvision", "no resnet18 of width 8 (no argument changes its 64)"),
-        (("model=resnet18", "data.channels=1", "data.mean=[0.5]", "data.std=[0.5]"), "torchvision", "--to timm has"),
-        (VIT, "torchvision", "no vit_tiny of 3 channels under these names; --to timm has"),
-        (("model=mobilenet_v2",), "timm", "--to torchvision has"),
-        (TIMM, "torchvision", "vit_tiny_patch16_224 of timm; --to timm has its names"),
-        (("model=mlp",), "timm", "--to safetensors keeps them, --to onnx runs"),
+        ("narrow", "torchvision", "no resnet18 of width 8 (no argument changes its 64)"),
+        ("grey", "torchvision", "no resnet18 of 1 channels under these names; --to timm has"),
+        ("vit", "torchvision", "no vit_tiny of 3 channels under these names; --to timm has"),
+        ("mobilenet_v2", "timm", "--to torchvision has"),
+        ("timm", "torchvision", "vit_tiny_patch16_224 of timm; --to timm has its names"),
+        ("mlp", "timm", "--to safetensors keeps them, --to onnx runs"),
     ],
-    ids=lambda value: value if isinstance(value, str) else value[0],
 )
-def test_what_a_package_lacks_is_said_with_what_has_it(run, tmp_path, words, target, says):
-    run("resnet18")  # the pictures
-    (tmp_path / "pictures").symlink_to(run("resnet18").parent.parent / "pictures")
-    (tmp_path / "here").mkdir()
-    folder, _ = trained(tmp_path / "here", *SMALL, "weights=none", *words)
-    done = call(folder.parent, "export", folder.name, "--to", target)
-    assert done.returncode == 2 and says in done.stderr and len(done.stderr.splitlines()) == 1
-    assert not (folder / "export").exists()
+def test_what_a_package_lacks_is_said_with_what_has_it(run, name, target, says):
+    _, err = said(["export", str(run(name)), "--to", target], code=2)
+    assert says in err and len(err.splitlines()) == 1
+    assert not (run(name) / f"export/{target}.safetensors").exists()
 
 
 @pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
@@ -215,13 +205,9 @@ def test_torchvision_builds_otherwise_where_it_brings_weights(monkeypatch, name)
     assert opened.state_dict().keys() == brought.state_dict().keys()
 
 
-def test_a_zoo_run_of_a_sweep_is_predicted_as_trained(run):
-    """Its validation accuracy again, from predict's own answers on the same files: here all of the set's."""
-    folder = run("swin")
-    done = call(folder.parent, "evaluate", folder.name, "--json")
-    told = json.loads(done.stdout)["parts"]
-    summary = json.loads((folder / "summary.json").read_text())
-    for part in ("val", "test"):
-        assert told[part]["loss"] == pytest.approx(summary[part]["loss"], rel=1e-4)
-        assert told[part]["accuracy"] == summary[part]["accuracy"]
-    assert transformers.__version__
+def test_a_zoo_run_is_evaluated_as_it_measured_itself(run):
+    out, _ = said(["evaluate", str(run("swin")), "--json"])
+    summary = json.loads((run("swin") / "summary.json").read_text())
+    for part, told in json.loads(out)["parts"].items():
+        assert told["loss"] == pytest.approx(summary[part]["loss"], rel=1e-4)
+        assert told["accuracy"] == summary[part]["accuracy"]
