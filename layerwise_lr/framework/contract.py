@@ -280,7 +280,10 @@ class Framework(ABC):
         Raises:
             UserError: it cannot, or what it needs is not installed.
         """
-        raise UserError("--to onnx: this framework writes no ONNX file; framework=torch does")
+        raise UserError(
+            f"--to onnx: {self.version()} writes no ONNX file; torch does, of declared models and its own; "
+            "--to safetensors keeps the weights of any"
+        )
 
     @abstractmethod
     def get_optimizer_state(self, state: TrainState) -> Weights:

@@ -1,6 +1,7 @@
 """A run, exported, in the real packages with strict=True and in the real onnxruntime: the logits are predict's."""
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -165,6 +166,14 @@ def test_an_export_that_answers_otherwise_is_not_written(run, monkeypatch, tmp_p
         with pytest.raises(exporting.UserError, match="does not answer as the run's model"):
             exporting.export(made, target, out, False)
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_what_onnx_needs_is_told(run, tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    _, err = said(["export", str(run("mlp")), "--to", "onnx", "--out", str(tmp_path / "m.onnx")], code=2)
+    assert f"--to onnx needs {package}" in err and "pip install onnx onnxscript onnxruntime" in err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_pictures_that_are_gone_are_replaced_and_said(run, tmp_path, monkeypatch):
