@@ -57,5 +57,6 @@ def said(words: Sequence[str], code: int = 0) -> tuple[str, str]:
             program.main(list(words))
     except SystemExit as ended:
         assert ended.code == code, out.getvalue() + err.getvalue()
-    os.environ.pop("HYDRA_FULL_ERROR")  # main has set it
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")  # main has set it
     return out.getvalue(), err.getvalue()
