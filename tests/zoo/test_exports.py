@@ -1,6 +1,7 @@
 """A run, exported, in the real packages with strict=True and in the real onnxruntime: the logits are predict's."""
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -169,10 +170,13 @@ def test_an_export_that_answers_otherwise_is_not_written(run, monkeypatch, tmp_p
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
-def test_what_onnx_needs_is_told(run, tmp_path, monkeypatch, package):
-    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
-    _, err = said(["export", str(run("mlp")), "--to", "onnx", "--out", str(tmp_path / "m.onnx")], code=2)
-    assert f"--to onnx needs {package}" in err and "pip install onnx onnxscript onnxruntime" in err
+def test_what_onnx_needs_is_told(run, tmp_path, package):
+    """As if it were not installed, in a process that has not imported it."""
+    words = ["export", str(run("mlp")), "--to", "onnx", "--out", str(tmp_path / "m.onnx")]
+    code = f"import sys; sys.modules[{package!r}] = None; from layerwise_lr.cli import main; main({words})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and f"--to onnx needs {package}" in done.stderr
+    assert "pip install onnx onnxscript onnxruntime" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
