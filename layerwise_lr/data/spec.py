@@ -141,6 +141,12 @@ def resize(image: "Image.Image", spec: DataSpec) -> np.ndarray:
     return array[None] if spec.channels == 1 else array.transpose(2, 0, 1)
 
 
+def normalise(x: np.ndarray, spec: DataSpec) -> np.ndarray:
+    """uint8 [B, C, S, S] -> float32, (x / 255 - mean) / std."""
+    mean, std = (np.array(each, np.float32).reshape(1, -1, 1, 1) for each in (spec.mean, spec.std))
+    return np.ascontiguousarray((x.astype(np.float32) / np.float32(255) - mean) / std)
+
+
 def from_arrays(
     x: np.ndarray, y: np.ndarray, spec: DataSpec, parts: np.ndarray | None = None, names: tuple[str, ...] = ()
 ) -> Pool:

@@ -282,6 +282,24 @@ class Framework(ABC):
     def predict(self, state: TrainState, x: np.ndarray) -> np.ndarray:
         """float32 logits [B, classes] in evaluation mode; leaves everything as it was."""
 
+    def to_onnx(self, model: Any, shape: tuple[int, ...], scale: tuple[np.ndarray, np.ndarray] | None) -> bytes:
+        """The model in evaluation mode as an ONNX file: "pictures" [batch, *shape] to "logits" [batch, classes], the
+        batch of any size. Leaves the model as it was; by default no framework can.
+
+        Args:
+            model: native.
+            shape: [C, H, W] of a picture.
+            scale: mean and std, float32 [C, 1, 1]: pictures are uint8 and the file computes (x / 255 - mean) / std;
+                None: they are float32, as a training step takes them.
+
+        Raises:
+            UserError: it cannot, or what it needs is not installed.
+        """
+        raise UserError(
+            f"--to onnx: {self.version()} writes no ONNX file; torch does, of declared models and its own; "
+            "--to safetensors keeps the weights of any"
+        )
+
     @abstractmethod
     def get_optimizer_state(self, state: TrainState) -> Weights:
         """Optimizer state as "parameter/key" -> array, under torch's keys (STATE_KEYS) in every framework, of the

@@ -21,6 +21,19 @@ def balanced_accuracy(logits: np.ndarray, y: np.ndarray) -> float:
     return float(np.mean([right[y == c].mean() for c in np.unique(y)]))
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """float64 probabilities; each row sums to 1."""
+    z = logits.astype(np.float64)
+    e = np.exp(z - z.max(axis=1, keepdims=True))
+    return np.asarray(e / e.sum(axis=1, keepdims=True))
+
+
+def confusion(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """int64 [classes, classes]: how many of the row's class were taken for the column's."""
+    count = logits.shape[1]
+    return np.bincount(y * count + logits.argmax(axis=1), minlength=count * count).reshape(count, count)
+
+
 METRICS = {"loss": cross_entropy, "accuracy": accuracy, "balanced_accuracy": balanced_accuracy}
 
 

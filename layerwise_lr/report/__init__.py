@@ -4,6 +4,7 @@ Uses planning and run. Importing it imports matplotlib (half a second): only who
 """
 
 from .advice import counts, notes, resume, short
+from .choosing import Choice, choose
 from .compare import LEGEND, LEGEND_NOISE, Comparison
 from .report import HOW, Report, answers, compare_plot, lr_heatmap, run_log, table
 from .study import Study
@@ -12,10 +13,12 @@ __all__ = [
     "HOW",
     "LEGEND",
     "LEGEND_NOISE",
+    "Choice",
     "Comparison",
     "Report",
     "Study",
     "answers",
+    "choose",
     "compare_plot",
     "counts",
     "lr_heatmap",

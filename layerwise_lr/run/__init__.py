@@ -3,7 +3,8 @@
 Uses planning, data, models and framework. `page.run(folder)` reads the resolved config and writes everything else beside it.
 """
 
-from . import hints, options, page, provenance, reading
+from . import asking, exporting, hints, options, page, provenance, reading
+from .finished import Finished, kept_checkpoint, open_run
 from .folder import CONFIG, RunFolder, read_lines, read_metrics
 from .resolving import resolve
 from .schema import ComposedConfig, Config, FrameworkSpec
@@ -12,9 +13,14 @@ __all__ = [
     "CONFIG",
     "ComposedConfig",
     "Config",
+    "Finished",
     "FrameworkSpec",
     "RunFolder",
+    "asking",
+    "exporting",
     "hints",
+    "kept_checkpoint",
+    "open_run",
     "options",
     "page",
     "provenance",

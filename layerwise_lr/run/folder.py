@@ -60,12 +60,17 @@ class RunFolder:
         """Lines, each written as it is computed; whole or not at all."""
         self._write(name, (f"{row}\n" for row in rows))
 
-    def _write(self, name: str, parts: Iterable[str]) -> None:
+    def write_whole(self, name: str, held: bytes) -> None:
+        """Bytes, whole or not at all."""
+        self._write(name, [held])
+
+    def _write(self, name: str, parts: Iterable[str] | Iterable[bytes]) -> None:
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f"{target.name}.{os.getpid()}.part")
-        with part.open("w", encoding="utf-8") as file:
-            file.writelines(parts)
+        with part.open("wb") as file:
+            for each in parts:
+                file.write(each.encode() if isinstance(each, str) else each)
             file.flush()
             os.fsync(file.fileno())
         part.replace(target)
@@ -84,7 +89,7 @@ class RunFolder:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{self.path / name}: not JSON ({error}); remove it or its folder") from None
 
     def jobs(self) -> dict[str, Any]:

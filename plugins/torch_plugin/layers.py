@@ -33,8 +33,8 @@ class Tokens(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, num_patches + 1, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T + 1, D]."""
-        return torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
+        """[B, T, D] -> [B, T + 1, D]. (len(x) would be a number for torch.export, B stays any.)"""
+        return torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
 
 
 class DropPath(nn.Module):

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from layerwise_lr import framework as core
 
-from . import optimizers, zoo
+from . import exporting, optimizers, zoo
 from .layers import Model
 from .native import TorchNative
 
@@ -151,6 +151,10 @@ class TorchFramework(core.Framework):
         logits = _copy(self._forward(state.model, x).float())
         state.model.train()
         return logits
+
+    def to_onnx(self, model: nn.Module, shape: tuple[int, ...], scale: tuple[np.ndarray, np.ndarray] | None) -> bytes:
+        """By torch.onnx's exporter."""
+        return exporting.onnx(model, shape, scale)
 
     def get_optimizer_state(self, state: core.TrainState) -> core.Weights:
         """ "parameter/exp_avg" and so on: torch's own keys."""

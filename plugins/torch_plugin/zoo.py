@@ -82,7 +82,8 @@ def _transformers(asked: core.ZooModel) -> nn.Module:
                 f"weights=pretrained: {asked.name!r} is a type of model; name a folder or a repository of the hub"
             )
         return classifier.from_config(transformers.CONFIG_MAPPING[asked.name](**{**sizes, **asked.options}))
-    config = transformers.AutoConfig.from_pretrained(asked.name, **{**sizes, **asked.options})
+    told = {"trust_remote_code": False, **sizes, **asked.options}  # unsaid, it would ask at the keyboard
+    config = transformers.AutoConfig.from_pretrained(asked.name, **told)
     if asked.pretrained:
         return classifier.from_pretrained(asked.name, config=config, ignore_mismatched_sizes=True)
     return classifier.from_config(config)

@@ -65,3 +65,20 @@ def test_a_class_without_pictures_does_not_count():
     y = np.array([0, 0, 2, 2])
     logits = np.eye(4, dtype=np.float32)[[0, 1, 2, 2]]
     assert metrics.balanced_accuracy(logits, y) == pytest.approx((0.5 + 1.0) / 2)
+
+
+def test_softmax_is_exact_in_float64():
+    logits = np.array([[0, math.log(3)], [1e4, -1e4], [700, 700]], np.float32)
+    found = metrics.softmax(logits)
+    assert found.dtype == np.float64
+    assert found[0] == pytest.approx([0.25, 0.75], rel=1e-6)
+    assert found[1].tolist() == [1.0, 0.0]
+    assert found[2].tolist() == [0.5, 0.5]
+
+
+def test_confusion_counts_every_pair():
+    logits, y = np.eye(3, dtype=np.float32)[[0, 1, 1, 2, 2, 2]], np.array([0, 0, 1, 0, 2, 2])
+    wanted = [
+        [sum((a, b) == (r, c) for a, b in zip(y, logits.argmax(1), strict=True)) for c in range(3)] for r in range(3)
+    ]
+    assert metrics.confusion(logits, y).tolist() == wanted
