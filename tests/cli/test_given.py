@@ -107,7 +107,8 @@ def test_a_path_that_hydra_cannot_read_is_found(path: str, call: Callable) -> No
     assert (code, len(err.splitlines())) == (2, 1)
     (word,) = shlex.split(err.rpartition("quote the value: ")[2])
     code, _, err = call(shlex.join(["plan", "data=npz", word]))
-    assert (code, err) == (2, f"layerwise-lr: data.path={path}: no such file or folder\n")
+    looked = "data=npz looks for an .npz with arrays x and y"
+    assert (code, err) == (2, f"layerwise-lr: data.path={path}: no such file or folder; {looked}\n")
 
 
 def test_a_home_folder_is_spelled_out(monkeypatch: pytest.MonkeyPatch) -> None:
