@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from layerwise_lr.data import batches, cifar10, fetch
+from layerwise_lr.data import batches, cifar10, sources
 from layerwise_lr.data.files import read_pickle
 from layerwise_lr.data.pictures import DataSpec, _read, facts, load_pool
 from layerwise_lr.planning.errors import Absent, UserError
@@ -320,5 +320,5 @@ def test_what_is_no_pickle_of_arrays_is_a_value_error_of_one_line(packed):
 
 
 def test_fetch_reads_pickles_by_the_same_door():
-    assert fetch.read_pickle is read_pickle
-    assert "pickle" not in vars(fetch)
+    assert sources.read_pickle is read_pickle
+    assert "pickle" not in vars(sources)

@@ -391,7 +391,7 @@ def held(tmp_path, monkeypatch):
         return folder
 
     def needs(option):
-        base = {"data.name": option, "data.image_size": 12, "model.name": "mlp", **SMALL}
+        base = {"data.name": option, "data.image_size": 8, "model.name": "mlp", **SMALL}
         if option == "digits":
             return base
         place = make(option, tmp_path / option)
