@@ -46,7 +46,7 @@ IDX = {
 
 
 PACKAGES = ("model=timm", "model=torchvision", "model=transformers", "model=flowvision", "model=mindcv", "model=own")
-PACKAGES += ("data=hf_dataset",)
+PACKAGES += ("data=hf_dataset", "experiment=convnext_finetune")
 
 
 def as_plan(words: list[str]) -> list[str]:

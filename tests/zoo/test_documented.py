@@ -25,6 +25,10 @@ def test_it_can_be_planned(command, tmp_path):
         pictures = [Image.new("RGB", (4, 4))] * 60
         labels = ["cat", "dog"] * 30
         datasets.Dataset.from_dict({"image": pictures, "label": labels}).save_to_disk(tmp_path / "my_set")
+    elif "data.path=pictures" in command:
+        for index in range(800):
+            (folder := tmp_path / "pictures" / str(index % 2)).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 4)).save(folder / f"{index}.png")
     words = as_plan(shlex.split(command))
     done = subprocess.run([sys.executable, "-m", "layerwise_lr", *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
