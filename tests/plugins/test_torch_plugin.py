@@ -766,7 +766,7 @@ def test_what_is_not_here_is_said(change, word):
 
 
 def test_optimizer_specs_have_no_field_that_torch_is_not_told():
-    told = {"name", "lr", "weight_decay", "momentum", "nesterov", "betas", "eps"}
+    told = {"name", "lr", "weight_decay", "momentum", "nesterov", "betas", "eps", "alpha", "momentum_decay"}
     assert {f.name for f in dataclasses.fields(OptimizerSpec)} == told
 
 
