@@ -21,11 +21,11 @@ export OMP_WAIT_POLICY := PASSIVE
 demo: build/installed
 	$(BIN)/layerwise-lr fetch emoji dinov2_vits14
 	$(BIN)/layerwise-lr train -m experiment=emoji grouping=flat optimizer.lr=1e-5,2e-5,4e-5 \
-	  seed=0,1,2,3 hydra.sweep.dir=$(DEMO)
+	  seed=0,1,2 hydra.sweep.dir=$(DEMO)
 	$(BIN)/layerwise-lr train -m experiment=emoji grouping=backbone_head optimizer.lr=1e-4,2e-4,4e-4 \
-	  seed=0,1,2,3 hydra.sweep.dir=$(DEMO)
+	  seed=0,1,2 hydra.sweep.dir=$(DEMO)
 	$(BIN)/layerwise-lr train -m experiment=emoji grouping.layer_decay=0.65,0.75 optimizer.lr=1e-4,2e-4,4e-4 \
-	  seed=0,1,2,3 hydra.sweep.dir=$(DEMO)
+	  seed=0,1,2 hydra.sweep.dir=$(DEMO)
 	$(BIN)/layerwise-lr report $(DEMO)
 	@printf '%s\n' '' 'Go on with:  . .venv/bin/activate' '             layerwise-lr train --help' \
 	  '(or $(BIN)/layerwise-lr ... without activating)'
