@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 VIT = 12  # blocks of ViT-B and ViT-S
@@ -30,7 +31,7 @@ OWN = "data.path=pictures data.val_size=40 data.test_size=40 weights.path=w.pth"
 
 
 @pytest.mark.parametrize(("name", "decay"), [("mae_finetune", 0.65), ("beit_finetune", 0.65)])
-def test_vit_b_decays_from_head_to_stem(planned, name, decay):
+def test_vit_b_decays_from_head_to_stem(planned, call, name, decay):
     scales, plan = planned(f"experiment={name} {OWN}")
     assert scales["patch_embed.proj.weight"] == pytest.approx(decay ** (VIT + 1))
     assert scales["blocks.0.attn.qkv.weight"] == pytest.approx(decay**VIT)
@@ -38,6 +39,12 @@ def test_vit_b_decays_from_head_to_stem(planned, name, decay):
     assert scales["head.weight"] == 1
     assert plan["total_steps"] == 100 * (320 // 64)
     assert ("fc_norm.weight" in scales) == (name == "mae_finetune")
+    _, composed, _ = call(f"train experiment={name} {OWN} --cfg job")
+    config = yaml.safe_load(composed)
+    assert (config["model"]["drop_path"], config["label_smoothing"]) == (0.1, 0.1)
+    augment = config["augment"]
+    assert (augment["mixup"], augment["cutmix"], augment["random_erasing"]) == (0.8, 1.0, 0.25)
+    assert (augment["randaugment_ops"], augment["randaugment_magnitude"]) == (2, 9.0)
 
 
 def test_mae_s_lr_is_its_code_s_rule(planned):
