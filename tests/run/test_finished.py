@@ -10,8 +10,9 @@ import yaml
 from finished_runs import pictures, trained
 from safetensors.numpy import load_file, save_file
 
+from layerwise_lr.models import kept_checkpoint
 from layerwise_lr.planning import UserError
-from layerwise_lr.run import CONFIG, RunFolder, kept_checkpoint, open_run, page
+from layerwise_lr.run import CONFIG, RunFolder, open_run, page
 
 
 @pytest.fixture(scope="module")
