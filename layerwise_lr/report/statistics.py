@@ -137,6 +137,8 @@ def _items(config: Config, node: Any = None, at: str = "") -> list[tuple[str, An
         "grouping.stem_scale",
         "grouping.backbone_scale",
         "framework.threads",
+        "data.workers",
+        "data.memory",
     )
     items: list[tuple[str, Any]] = []
     for key, value in (asdict(config) if node is None else node).items():

@@ -126,7 +126,7 @@ def _identity(config: Config) -> dict[str, Any]:
         "framework": replace(config.framework, threads=0),
         "model": config.model,
         "weights": config.weights,
-        "data": config.data,
+        "data": replace(config.data, workers=None, memory=0.0),
     }
     named = {f"{part}.{key}": value for part, spec in parts.items() for key, value in asdict(spec).items()}
     return named | {"batch_size": config.batch_size, "epochs": config.epochs, "steps": config.steps}

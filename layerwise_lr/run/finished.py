@@ -44,6 +44,11 @@ class Finished(NamedTuple):
         """After which the kept weights were."""
         return int(self.weights_file.parent.name[5:])
 
+    @property
+    def kept(self) -> str:
+        """Which weights these are, for people: "step 60", or "the average at step 60" (ema)."""
+        return f"{'the average at ' if self.weights_file.stem == 'ema' else ''}step {self.step}"
+
     def weights(self, table: ParamTable) -> Weights:
         """The kept weights, which must be the model's: every name and shape of `table`, and no other.
 
