@@ -51,7 +51,9 @@ def predict(words: Sequence[str]) -> int:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="picture,rank,class,probability")
     form.add_argument("--json", action="store_true", help="one object")
-    parser.add_argument("framework", nargs="*", metavar="framework=NAME", help="compute there; default: as the run did")
+    parser.add_argument(
+        "framework", nargs="*", default=[], metavar="framework=NAME", help="compute there; default: as the run did"
+    )
     given = parser.parse_intermixed_args(words)
     places, framework = without_framework(given.pictures)
     if given.top < 1:
@@ -85,7 +87,7 @@ def opened(path: Path, say: Say) -> Finished:
 def model_of(run: Finished, framework: str | None, say: Say) -> asking.Model:
     """The run's model in a framework; None: its own."""
     name = framework or run.config.framework.name
-    say(f"{run.config.model.name}, step {run.step} of {console.relative(run.path)}; loading {name} ...")
+    say(f"{run.config.model.name}, {run.kept} of {console.relative(run.path)}; loading {name} ...")
     os.environ |= jobs.thread_environment(run.config.framework.threads)
     return asking.Model(run, framework)
 

@@ -26,7 +26,9 @@ def evaluate(words: Sequence[str]) -> int:
         ),
     )
     parser.add_argument("run", type=Path, metavar="RUN")
-    parser.add_argument("words", nargs="*", metavar="data=...", help="data=..., data.path=..., framework=NAME")
+    parser.add_argument(
+        "words", nargs="*", default=[], metavar="data=...", help="data=..., data.path=..., framework=NAME"
+    )
     parser.add_argument("--json", action="store_true", help="one object, with the counts of every confusion")
     given = parser.parse_intermixed_args(words)
     keys, framework = without_framework(given.words)

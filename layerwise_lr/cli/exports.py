@@ -36,7 +36,7 @@ def export(words: Sequence[str]) -> int:
     run = opened(given.run, console.text)
     os.environ |= jobs.thread_environment(run.config.framework.threads)
     made = exporting.export(run, given.to, given.out, given.with_normalisation)
-    console.text(f"{run.config.model.name}, step {run.step} of {console.relative(run.path)}: {made.facts['checked']}")
+    console.text(f"{run.config.model.name}, {run.kept} of {console.relative(run.path)}: {made.facts['checked']}")
     for line in made.facts.get("load", ()):
         console.say(f"  {line.replace(repr(made.path.name), repr(console.relative(made.path)))}")
     for path in (made.path, made.beside):

@@ -133,8 +133,9 @@ def intent(config: Config) -> str:
     start = "initial values" if config.weights.name == "none" else config.weights.path or config.weights.name
     data = config.data
     sizes = f"{train_count(data)} pictures to train on, {data.val_size} to choose by, {data.test_size} to report"
+    pictures = f"{config.batch_size} x {config.accumulate}" if config.accumulate > 1 else config.batch_size
     return (
-        f"{config.model.name} from {start} on {data.name} ({sizes}): {config.steps} steps of {config.batch_size}, "
+        f"{config.model.name} from {start} on {data.name} ({sizes}): {config.steps} steps of {pictures}, "
         f"{config.grouping.strategy}, {config.optimizer.name} at lr {config.optimizer.lr:g}; "
         f"loading {config.framework.name} ..."
     )
@@ -221,7 +222,7 @@ def prove(config: Config, path: Path, given: Given) -> None:
     framework = page.make_framework(config)
     model, start, _ = model_of.start(framework, config, streams["init"])
     with closing(page.load(config, streams)) as dataset:
-        batch = dataset.batch(0, config.batch_size, streams["order"])
+        batch = dataset.batch(0, config.pictures_a_step(), streams["order"])
     prover = page.Prover(replace(config.verify, start=True), folder, framework, planned, console.text)
     with np.errstate(all="ignore"):  # what is no number is told as such
         prover.rehearse(model, start, batch, streams["dropout"])

@@ -62,6 +62,6 @@ def refuse_incomparable(configs: Sequence[Config]) -> None:
 def _ended(folder: RunFolder) -> str:
     summary, status = folder.read_json("summary.json"), folder.read_json("status.json")
     if summary:
-        return f"{summary['metric']} {summary['val'][summary['metric']]:.4f}  {summary['seconds']:5.1f} s"
+        return f"validation {summary['metric']} {summary['val'][summary['metric']]:.4f}  {summary['seconds']:5.1f} s"
     error = status.get("error") or {"message": ""}
     return f"{status['state']}: {error['message']} (log: {console.relative(folder.path / 'log.txt')})"

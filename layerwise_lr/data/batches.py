@@ -237,15 +237,24 @@ def load(
     train = free[share(pool.y[free], count, seed)]
     missing = sorted(set(pool.y.tolist()) - set(pool.y[train].tolist()))
     if missing:
-        label = missing[0]
-        raise UserError(
-            f"data.train_size={count} leaves no picture of class {plain(names[label])}, which has "
-            f"{(pool.y[free] == label).sum()} that val and test leave; take at least one a class"
-        )
+        raise UserError(_untrained(spec, plain(names[missing[0]]), int((pool.y[free] == missing[0]).sum())))
     pixels = _pixels(pool, spec, augment, (train, val, test))
     train_part, val_part, test_part = (Split(x, pool.y[i]) for i, x in zip((train, val, test), pixels, strict=True))
     weighted = class_weights(weights, np.bincount(pool.y[train], minlength=len(names)))
     return Dataset(train_part, val_part, test_part, spec, names, pool.notes, augment, smoothing, weighted)
+
+
+def _untrained(spec: DataSpec, name: str, left: int) -> str:
+    """A class that has no training picture, and why: `left` are those that val and test leave."""
+    if left:
+        return (
+            f"data.train_size={spec.train_size} leaves no picture of class {name}, which has {left} that val and test "
+            "leave; take at least one a class"
+        )
+    return (
+        f"no picture of class {name} is left to train on: all are in the validation or the test part; move some of them "
+        "to train, lower data.val_size and data.test_size, or leave the class out"
+    )
 
 
 def asked(spec: DataSpec) -> tuple[str, Split, tuple[str, ...]]:

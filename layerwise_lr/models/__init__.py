@@ -4,6 +4,7 @@ Uses planning (ParamTable) and data (files, the cache). No framework: a plugin t
 """
 
 from . import foreign, weights
+from .kept import inside, kept_checkpoint
 from .layers import (
     KINDS,
     PLAIN_KINDS,
@@ -37,7 +38,9 @@ __all__ = [
     "conv",
     "foreign",
     "initial_weights",
+    "inside",
     "join",
+    "kept_checkpoint",
     "linear",
     "make_tree",
     "param_table",

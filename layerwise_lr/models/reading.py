@@ -12,6 +12,7 @@ import numpy as np
 
 from ..data import read_npz, read_torch_file
 from ..planning import UserError, plain
+from .kept import kept_checkpoint
 from .layers import Array, join
 
 Held = Array | str
@@ -143,11 +144,15 @@ def _shards(index: Path) -> State:
 
 
 def in_folder(folder: Path) -> Path:
-    """The weights in a folder: a run's last checkpoint, or what Hugging Face names so.
+    """The weights in a folder: those that a run kept (of a folder that does not say which, its last), or what Hugging
+    Face names so.
 
     Raises:
         UserError: there are none, or those of several runs.
     """
+    run = folder.parent if folder.name == "checkpoints" else folder
+    if any((run / "checkpoints" / mark).is_file() for mark in ("best", "latest")):
+        return kept_checkpoint(run)
     steps = [p for at in ("checkpoints/step_*", "step_*") for p in folder.glob(f"{at}/model.safetensors")]
     if steps := [p for p in steps if p.parent.name[5:].isdecimal()]:
         return max(steps, key=lambda p: int(p.parent.name[5:]))

@@ -93,6 +93,12 @@ def relative(measured: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 def difference(run: RunFacts, base: RunFacts) -> Difference:
     """`run` against `base`. Weights: the distance of all of an array, over its length."""
+    ends, least = len(run.losses), len(base.losses)
+    if ends != least and run.config.early_stop.patience is not None:
+        raise UserError(
+            f"{run.label} stopped after {ends} steps, {base.label} after {least}: early_stop.patience=null lets "
+            f"both take all; {run.path}, {base.path}"
+        )
     if run.losses.shape != base.losses.shape or run.lrs.shape != base.lrs.shape:
         raise UserError(f"{run.label} and {base.label} ran different plans: {run.path}, {base.path}")
     losses = relative(run.losses, base.losses)
@@ -144,11 +150,12 @@ class Comparison:
         reasons, first = [], self.runs[0].config
         declared = first.model.source == "declared"
         layers = [layer for _, layer, _ in walk(first.tree().root)] if declared else []
-        rates = [layer.options["p"] for layer in layers if layer.kind == "dropout"]
-        if any(rates):
-            reasons.append(
-                f"dropout {max(rates):g} is on, and every framework draws masks of its own: model.dropout=0 to compare"
-            )
+        for kind in ("dropout", "drop_path"):
+            rate = max((layer.options["p"] for layer in layers if layer.kind == kind), default=0)
+            if rate:
+                reasons.append(
+                    f"{kind} {rate:g} is on, and every framework draws masks of its own: model.{kind}=0 to compare"
+                )
         devices = {run.device for run in self.runs if run.device.startswith(("cuda", "ascend"))}
         if devices and not all(run.config.framework.deterministic for run in self.runs):
             reasons.append(

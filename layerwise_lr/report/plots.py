@@ -123,6 +123,8 @@ def by_decay(study: Study) -> Figure | None:
         axes.set_xticks(range(len(xs)), ["1 (flat)" if x == 1 else f"{x:g}" for x in xs])
         axes.set(xlabel="layer_decay", ylabel=f"{study.metric.replace('_', ' ')} on test, %")
         axes.set_xlim(-0.5, len(xs) - 0.5)
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -5), min(high, 105))  # an interval over two seeds may go far beyond
         axes.grid(axis="x", visible=False)
         figure.legend(loc="outside lower center", ncols=2)
     return figure

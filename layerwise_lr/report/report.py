@@ -240,7 +240,7 @@ def _environment(study: Study) -> list[str]:
         if env:
             commit = (RunFolder(run.path).read_json("git.json") or {}).get("sha")
             found[
-                f"{env['framework']} {env['framework_version']}, Python {env['python']}, {env['cpu']} "
+                f"{env['framework_version']}, Python {env['python']}, {env['cpu']} "
                 f"({env['cpu_count']} CPUs), layerwise-lr {env['layerwise_lr']}"
                 + (f", git {commit[:12]}" if commit else "")
             ] += 1

@@ -4,13 +4,17 @@ Metrics are shares (0 to 1); lr is per optimizer step; an interval is a 95 % t i
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from scipy.special import stdtrit
 
+from ..data import AugmentSpec
 from ..run import CONFIG, Config, RunFolder, reading
 
 
@@ -90,15 +94,36 @@ def kind_of(config: Config) -> tuple[str, str]:
 
 
 def settings(runs: Sequence[Run]) -> list[Setting]:
-    """Runs gathered by everything but the seed; labels tell apart what differs within the sweep."""
+    """Runs gathered by everything but the seed; labels tell apart what differs within the sweep.
+
+    Of runs that differ in nothing one counts: one that kept its best step before one that did not, else the last.
+    """
     varied = _varied([run.config for run in runs])
     found: dict[tuple[str, str, float], dict[int, Run]] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: "kept" in run.summary):  # an older version kept the last step, not the best
         kind, label = kind_of(run.config)
-        more = [f"{key.rpartition('.')[2]} {value}" for key, value in _items(run.config) if key in varied]
-        key = (", ".join([label, *more]), kind, run.config.optimizer.lr)
+        key = (", ".join([label, *_differing(run.config, varied)]), kind, run.config.optimizer.lr)
         found.setdefault(key, {})[run.config.seed] = run
     return [Setting(*key, by_seed) for key, by_seed in found.items()]
+
+
+def _differing(config: Config, varied: Collection[str]) -> list[str]:
+    """What tells a setting from the others: "label_smoothing 0.1"; of augment.* the option's name, where it is one."""
+    known = (name for name, spec in _augments().items() if spec == config.augment)
+    if option := next(known, None):
+        augment = [f"augment {option}"] if any(key.startswith("augment.") for key in varied) else []
+        varied = [key for key in varied if not key.startswith("augment.")]
+    else:
+        augment = []
+    return augment + [f"{key.rpartition('.')[2]} {value}" for key, value in _items(config) if key in varied]
+
+
+@cache
+def _augments() -> dict[str, AugmentSpec]:
+    """What each augment=OPTION says."""
+    options = (files("layerwise_lr.conf") / "augment").iterdir()
+    texts = {file.name[:-5]: file.read_text(encoding="utf-8") for file in options if file.name.endswith(".yaml")}
+    return {name: AugmentSpec(**(yaml.safe_load(text) or {})) for name, text in texts.items()}
 
 
 def _items(config: Config, node: Any = None, at: str = "") -> list[tuple[str, Any]]:
@@ -112,6 +137,8 @@ def _items(config: Config, node: Any = None, at: str = "") -> list[tuple[str, An
         "grouping.stem_scale",
         "grouping.backbone_scale",
         "framework.threads",
+        "data.workers",
+        "data.memory",
     )
     items: list[tuple[str, Any]] = []
     for key, value in (asdict(config) if node is None else node).items():

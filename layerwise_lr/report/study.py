@@ -26,6 +26,7 @@ class Study:
         metric: by which settings are chosen (on validation) and compared (on test).
         settings: in the order of the table.
         best: the chosen setting of each kind that is there.
+        repeated: runs that are left out, since another is of the same setting and seed.
         home: the sweep folder that takes more jobs; None for runs outside of a sweep.
     """
 
@@ -33,6 +34,7 @@ class Study:
     metric: str
     settings: tuple[Setting, ...]
     best: Mapping[str, Setting]
+    repeated: int
     home: Path | None
 
     @property
@@ -53,6 +55,7 @@ class Study:
         stands = f" (standing in for {config.data.stands_for})" if config.data.stands_for else ""
         start = "initial values" if config.weights.name == "none" else config.weights.name
         runs = f"{count} finished run{'s' if count > 1 else ''}"
+        runs += f" ({self.repeated} left out: the same setting and seed as another)" if self.repeated else ""
         return (
             f"{config.model.name} from {start} on {config.data.name}{stands} ({size} training pictures), "
             f"{config.framework.name} {config.framework.mode}, {runs}"
@@ -81,10 +84,12 @@ class Study:
         at = f"step {low}" if low == high else f"steps {low} to {high}"
         averages = sum(run["kept"]["weights"] == "ema" for run in runs)
         stopped = sum(run["stopped_early"] for run in runs)
+        every = len(runs) == len(self.runs)
+        whose = "Each run's numbers" if every else f"The numbers of {len(runs)} of {len(self.runs)} runs"
         return (
-            f"Each run's numbers are of the step that was best on validation ({at} of {self.runs[0].config.steps}"
+            f"{whose} are of the step that was best on validation ({at} of {self.runs[0].config.steps}"
             + (f"; {averages} times the average of the weights" if averages else "")
-            + f"); {'stopping early ended ' + str(stopped) + ' of them; ' if stopped else ''}on test it is "
+            + f"){'' if every else ', those of the others of the last one'}; {'stopping early ended ' + str(stopped) + ' of them; ' if stopped else ''}on test it is "
             f"{mean:+.1f} points of {metric.replace('_', ' ')} to the last step's, in the mean over {len(runs)} runs."
         )
 
@@ -99,8 +104,11 @@ class Study:
         elif any("starts from initial values" in note for note in run.summary["notes"]):
             parts.append("the head's initial weights")
         parts.append("the order of the pictures")
-        if run.config.model.dropout:
-            parts.append("dropout")
+        if any(one.config.augment.any() or one.config.augment.hflip or one.config.data.flip for one in self.runs):
+            parts.append("the random changes to the pictures")
+        for key in ("dropout", "drop_path"):
+            if getattr(run.config.model, key):
+                parts.append(key)
         return ", ".join(parts)
 
 
@@ -118,7 +126,7 @@ def _identity(config: Config) -> dict[str, Any]:
         "framework": replace(config.framework, threads=0),
         "model": config.model,
         "weights": config.weights,
-        "data": config.data,
+        "data": replace(config.data, workers=None, memory=0.0),
     }
     named = {f"{part}.{key}": value for part, spec in parts.items() for key, value in asdict(spec).items()}
     return named | {"batch_size": config.batch_size, "epochs": config.epochs, "steps": config.steps}
@@ -147,4 +155,5 @@ def _study(runs: Sequence[Run], title: str, metric: str | None) -> Study:
     made = sorted(settings(runs), key=lambda s: (KINDS.index(s.kind), -(decay_of(s) or 0), s.label, s.lr))
     chosen = {kind: found for kind in KINDS if (found := best(made, kind, metric))}
     homes = Counter(run.path.parent for run in runs if (run.path.parent / "sweep.json").exists())
-    return Study(title, metric, tuple(made), chosen, homes.most_common(1)[0][0] if homes else None)
+    repeated = len(runs) - sum(len(setting.runs) for setting in made)
+    return Study(title, metric, tuple(made), chosen, repeated, homes.most_common(1)[0][0] if homes else None)

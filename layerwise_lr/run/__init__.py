@@ -4,7 +4,7 @@ Uses planning, data, models and framework. `page.run(folder)` reads the resolved
 """
 
 from . import asking, exporting, hints, options, page, provenance, reading
-from .finished import Finished, kept_checkpoint, open_run
+from .finished import Finished, open_run
 from .folder import CONFIG, RunFolder, read_lines, read_metrics
 from .resolving import resolve
 from .schema import ComposedConfig, Config, FrameworkSpec
@@ -19,7 +19,6 @@ __all__ = [
     "asking",
     "exporting",
     "hints",
-    "kept_checkpoint",
     "open_run",
     "options",
     "page",

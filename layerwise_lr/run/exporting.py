@@ -82,6 +82,7 @@ def _facts(run: Finished, scaled: bool) -> dict[str, Any]:
         "config_sha256": config.sha256(),
         "seed": config.seed,
         "step": run.step,
+        "weights": run.weights_file.stem,
         "model": {"source": config.model.source, "name": config.model.name},
         "classes": list(run.classes),
         "pictures": {key: getattr(config.data, key) for key in PREPARATION},

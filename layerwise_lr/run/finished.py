@@ -3,7 +3,6 @@
 The folder may be anybody's. What it says is data: checked, never run, and no link in it leads out of it.
 """
 
-import re
 import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ..framework import Weights
+from ..models import inside, kept_checkpoint
 from ..planning import ParamTable, UserError, plain
 from . import ranges, reading
 from .folder import CONFIG, RunFolder
@@ -43,6 +43,11 @@ class Finished(NamedTuple):
     def step(self) -> int:
         """After which the kept weights were."""
         return int(self.weights_file.parent.name[5:])
+
+    @property
+    def kept(self) -> str:
+        """Which weights these are, for people: "step 60", or "the average at step 60" (ema)."""
+        return f"{'the average at ' if self.weights_file.stem == 'ema' else ''}step {self.step}"
 
     def weights(self, table: ParamTable) -> Weights:
         """The kept weights, which must be the model's: every name and shape of `table`, and no other.
@@ -92,42 +97,6 @@ def open_run(path: Path) -> Finished:
             "never done here"
         )
     return Finished(path, config, _classes(path, model.num_classes), kept_checkpoint(path), summary)
-
-
-def kept_checkpoint(path: Path) -> Path:
-    """The weights that a run kept: those that checkpoints/best names; without it, of checkpoints/latest's step.
-
-    Raises:
-        UserError: there are none.
-    """
-    again = f"layerwise-lr run on a copy of its {CONFIG} trains it again"
-    for name in ("best", "latest"):
-        mark = inside(path, f"checkpoints/{name}")
-        if not mark.is_file():
-            continue
-        named = mark.read_bytes()[:100].decode(errors="replace").strip()
-        if not re.fullmatch(r"step_[0-9]{1,9}(/(model|ema)\.safetensors)?", named):
-            raise UserError(f"{mark}: names no checkpoint ({plain(named, 40)}); {again}")
-        weights = inside(path, f"checkpoints/{named}" + ("" if "/" in named else "/model.safetensors"))
-        if not weights.is_file():
-            raise UserError(f"{mark}: names {named}, and {weights} is not there; {again}")
-        return weights
-    raise UserError(f"{path}: keeps no checkpoint; {again}")
-
-
-def inside(path: Path, name: str) -> Path:
-    """`name` in the folder `path`.
-
-    Raises:
-        UserError: a link leads out of the folder.
-    """
-    try:
-        real, home = (path / name).resolve(), path.resolve()
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path / name}: {plain(error)}") from None
-    if not real.is_relative_to(home):
-        raise UserError(f"{path / name}: leads out of the run's folder; put the file itself there")
-    return path / name
 
 
 def _json(path: Path, name: str) -> dict[str, Any] | None:

@@ -61,6 +61,9 @@ class Loop:
             if due:
                 self._evaluate(step + 1, before, now, gradients, log)
                 shown = " ".join(f"{k} {v:.4f}" for k, v in self.last["val"].items())
+                if self.ema:
+                    metric = self.config.metric
+                    shown += f"  the average's {metric} {self.last['val_ema'][metric]:.4f}"
                 self.say(f"step {step + 1}/{total}  training loss {loss:.4f}  validation {shown}")
             self._checkpoint(step + 1, due)
             if due and self.best.stalled:

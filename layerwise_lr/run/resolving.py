@@ -30,7 +30,9 @@ def resolve(config: Config) -> Config:
         asked = f"batch_size={config.batch_size}" + (
             f" times accumulate={config.accumulate}" if config.accumulate > 1 else ""
         )
-        raise UserError(f"{asked} is more than the {train_count(config.data)} training pictures")
+        raise UserError(
+            f"{asked} is more than the {train_count(config.data)} training pictures; lower batch_size, or add pictures"
+        )
     total = config.steps if config.steps is not None else config.epochs * per_epoch
     if total > ranges.MOST_STEPS:
         raise UserError(

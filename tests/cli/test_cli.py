@@ -293,6 +293,12 @@ def test_every_command_tells_of_a_stand_in_once(words: tuple[str, ...]) -> None:
     assert ended.stdout.count(NOTE) == 1
 
 
+def test_the_proof_takes_a_whole_step_s_pictures() -> None:
+    ended = layerwise_lr("verify", "batch_size=5", "accumulate=3")
+    assert ended.returncode == 0, ended.stderr
+    assert "10 parameters in 10 groups move as planned" in ended.stdout
+
+
 @pytest.mark.parametrize("experiment", [(), ("experiment=solar_cells",), ("experiment=pretrain_lenet",)])
 @pytest.mark.parametrize("last", [False, True])
 def test_size_test_wins_over_any_experiment(experiment: tuple[str, ...], last: bool) -> None:

@@ -145,6 +145,14 @@ def test_a_class_left_without_training_pictures_is_said(tmp_path):
         batches.load(npz_spec(tmp_path / "a.npz", train_size=2), 0)
 
 
+def test_a_class_of_which_val_and_test_have_all_is_said(tmp_path):
+    x, y = np.zeros((8, 6, 6), np.uint8), np.array([0, 1, 0, 1])
+    arrays = {"x_train": x, "y_train": np.tile(y, 2), "x_val": x[:2], "y_val": np.array([2, 0])}
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UserError, match=r"no picture of class 2 is left to train on: .* move some of them to train"):
+        batches.load(DataSpec(name="npz", path=str(tmp_path / "a.npz"), image_size=6, train_size=None, test_size=2), 0)
+
+
 # --- batches
 
 

@@ -9,6 +9,7 @@ from layerwise_lr.plugins.torch_plugin.plugin import TorchFramework
 from layerwise_lr.framework import GroupScheduler, StepResult, UserError, in_plan_order, proof
 from layerwise_lr.models.layers import initial_weights, param_table
 from layerwise_lr.models.trees import make_tree
+from layerwise_lr.planning import Clip
 from layerwise_lr.planning.groups import GroupingSpec, GroupSpec
 from layerwise_lr.planning.plan import FreezeSpec, OptimizerSpec, make_plan
 from layerwise_lr.planning.schedules import ScheduleSpec
@@ -409,6 +410,16 @@ class ForgetsNesterov(TorchFramework):
         )
 
 
+class NeverClips(TorchFramework):
+    def train_step(self, state, x, y, step):
+        return super().train_step(state, x, y, replace(step, clip=Clip()))
+
+
+class NeverClipsAtStep0(TorchFramework):
+    def train_step(self, state, x, y, step):
+        return super().train_step(state, x, y, step if step.index else replace(step, clip=Clip()))
+
+
 class OneOptimizerForAll(TorchFramework):
     def make_optimizer(self, model, groups, plan):
         same = tuple(replace(g, optimizer="default") for g in plan.groups)
@@ -471,6 +482,17 @@ def test_a_saboteur_is_caught_and_its_groups_are_named(name):
     assert first["worst"] in str(caught.value)
     assert all(np.isfinite(r["relative_error"]) for r in rows)
     assert all(r["measured"] is None or np.isfinite(r["measured"]) for r in rows)
+
+
+@pytest.mark.parametrize("clip", [Clip(norm=1e-2), Clip(value=1e-3)])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum"])
+@pytest.mark.parametrize("saboteur", [NeverClips, NeverClipsAtStep0])
+def test_who_does_not_clip_is_caught(saboteur, optimizer, clip):
+    plan = replace(plan_of("lenet", optimizer, "constant"), clip=clip)
+    assert worst(checked(honest(), "lenet", plan)[0]) <= proof.TOLERANCE
+    with pytest.raises(proof.LrMismatch) as caught:
+        checked(saboteur("cpu"), "lenet", plan)
+    assert {row["group"].removesuffix("_no_decay") for row in at_fault(caught.value.records)} == EVERY
 
 
 def test_the_misplaced_bias_is_named_itself():

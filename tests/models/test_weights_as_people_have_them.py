@@ -488,6 +488,21 @@ def test_a_run_folder_means_its_last_checkpoint(tmp_path):
     assert notes[1] == f"weights.path={run} is a folder: checkpoints/step_10/model.safetensors is read"
 
 
+def test_a_run_folder_means_the_checkpoint_that_it_kept(tmp_path):
+    run = a_run(tmp_path / "run")
+    (run / "checkpoints" / "latest").write_text("step_10\n")
+    save_file({n: a - 5 for n, a in HELD.items()}, run / "checkpoints" / "step_9" / "ema.safetensors")
+    for best, moved in [("step_9/model.safetensors", 9), ("step_9/ema.safetensors", -5)]:
+        (run / "checkpoints" / "best").write_text(f"{best}\n")
+        for named in (run, run / "checkpoints"):
+            found, notes = start_weights(VIT, WeightsSpec("file", str(named)), 0)
+            same(found, {n: a + moved for n, a in HELD.items()})
+            assert notes[1].endswith(f"{best} is read")
+    (run / "checkpoints" / "best").write_text("step_9/../../../else.safetensors\n")
+    with pytest.raises(UserError, match="names no checkpoint"):
+        start_weights(VIT, WeightsSpec("file", str(run)), 0)
+
+
 def test_folders_without_weights_say_what_to_name(tmp_path):
     sweep = tmp_path / "sweep"
     a_run(sweep / "seed=0")

@@ -12,6 +12,7 @@ import pytest
 
 from layerwise_lr.cli.hydra_app import composed
 from layerwise_lr.models import walk
+from layerwise_lr.planning import UserError
 from layerwise_lr.report.compare import Comparison, RunFacts
 from layerwise_lr.run import resolve
 from layerwise_lr.run.reading import from_data
@@ -102,6 +103,7 @@ ORDERED = {"framework": {"name": "torch", "deterministic": True}}
         ([facts(**DROPOUT)] * 2, ["dropout 0.2 is on.*model.dropout=0"]),
         ([facts(model={"name": "mobilenet_v2"})] * 2, ["dropout 0.2 is on"]),
         ([facts(model={"name": "mobilenet_v2", "dropout": 0.0})] * 2, []),
+        ([facts(model={"name": "resnet18", "drop_path": 0.1})] * 2, ["drop_path 0.1 is on.*model.drop_path=0"]),
         ([facts("cuda:0"), facts()], ["on cuda:0 sums have no fixed order.*framework.deterministic=true"]),
         ([facts("cuda:0", **ORDERED), facts(**ORDERED)], []),
         ([facts("cuda:0", **DROPOUT)] * 2, ["dropout", "no fixed order"]),
@@ -110,6 +112,14 @@ ORDERED = {"framework": {"name": "torch", "deterministic": True}}
 def test_what_differs_by_design_is_told(runs: list[RunFacts], words: list[str]) -> None:
     told = Comparison(tuple(runs)).by_design()
     assert len(told) == len(words) and all(map(re.search, words, told))
+
+
+def test_runs_that_stopped_early_at_other_steps_are_not_compared() -> None:
+    one = facts(early_stop={"patience": 2})
+    longer = one._replace(label="longer", losses=np.ones(14), lrs=np.ones((14, 2)))
+    shorter = one._replace(label="shorter", losses=np.ones(12), lrs=np.ones((12, 2)))
+    with pytest.raises(UserError, match=r"shorter stopped after 12 steps, longer after 14: early_stop\.patience=null"):
+        Comparison((longer, shorter)).differences()
 
 
 def test_parity_has_no_dropout_in_any_model() -> None:

@@ -98,6 +98,38 @@ def test_the_page_says_which_steps_are_kept_and_what_the_last_ones_had(folder):
     assert f"in the mean over {len(runs)} runs" in said
 
 
+def test_a_run_of_an_older_version_kept_its_last_step_and_gives_way(folder):
+    """A sweep of before keep_best, gone on with: its runs have other config hashes, so that their jobs run again."""
+    (whole,) = report.Report.read([folder], None).studies
+    for path in sorted(folder.glob("*/summary.json"))[:5]:
+        twin = shutil.copytree(path.parent, path.parent.with_name(f"z_{path.parent.name}"))
+        summary = json.loads(path.read_text())
+        del summary["kept"], summary["last"]
+        (twin / "summary.json").write_text(json.dumps(summary | {"val": {"accuracy": 1.0, "balanced_accuracy": 1.0}}))
+    (study,) = report.Report.read([folder], None).studies
+    assert report.table(study) == report.table(whole)
+    assert "8 finished runs (5 left out: the same setting and seed as another)" in study.facts
+    assert study.kept() == whole.kept()
+    shutil.rmtree(path.parent)
+    (study,) = report.Report.read([folder], None).studies
+    assert study.kept().startswith("The numbers of 7 of 8 runs are of the step that was best on validation (")
+    assert "), those of the others of the last one; " in study.kept()
+
+
+def test_changed_pictures_are_told_by_the_option_s_name_and_covered_by_the_interval(folder):
+    (plain,) = report.Report.read([folder], None).studies
+    assert "random changes" not in plain.covers()
+    runs = sorted(path.parent for path in folder.glob("*/summary.json"))
+    for run, hflip, crop in ((runs[0], 0.5, "[0.25, 1.0]"), (runs[1], 0.25, "null")):
+        config = run / "config.resolved.yaml"
+        text = config.read_text().replace("  hflip: 0.0\n", f"  hflip: {hflip}\n", 1)
+        config.write_text(text.replace("  crop_scale: null\n", f"  crop_scale: {crop}\n", 1))
+    (study,) = report.Report.read([folder], None).studies
+    labels = {setting.label.partition(", ")[2] for setting in study.settings}
+    assert labels == {"augment none", "augment light", "hflip 0.25, crop_scale None"}
+    assert "the random changes to the pictures" in study.covers()
+
+
 @pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy"])
 def test_the_best_is_chosen_on_validation_and_its_difference_is_paired_by_seed(folder, metric):
     (study,) = report.Report.read([folder], metric).studies

@@ -129,6 +129,8 @@ def test_the_result_is_the_best_step_by_validation_and_its_test(tmp_path: Path) 
     assert len(kept) == (step != 24 or weights != "model")
     there = {path.name for path in (folder.path / "checkpoints").iterdir()}
     assert there == {"best", "latest", f"step_{step}", "step_24"}
+    told = [line.rpartition("the average's accuracy ")[2] for line in lines if line.startswith("step ")]
+    assert told == [f"{record['val_ema']['accuracy']:.4f}" for record in evaluations(folder)]
 
 
 def test_keep_best_0_keeps_the_end(tmp_path: Path) -> None:

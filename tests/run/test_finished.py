@@ -10,8 +10,9 @@ import yaml
 from finished_runs import pictures, trained
 from safetensors.numpy import load_file, save_file
 
+from layerwise_lr.models import kept_checkpoint
 from layerwise_lr.planning import UserError
-from layerwise_lr.run import CONFIG, RunFolder, kept_checkpoint, open_run, page
+from layerwise_lr.run import CONFIG, RunFolder, open_run, page
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,15 @@ def test_the_best_checkpoint_goes_before_the_latest(folder):
     (folder / "checkpoints/best").write_text("step_1\n")
     assert kept_checkpoint(folder).parent.name == "step_1"
     assert open_run(folder).step == 1
+    assert open_run(folder).kept == "step 1"
+
+
+def test_a_kept_average_is_called_so(folder):
+    step = folder / "checkpoints" / (folder / "checkpoints/latest").read_text().strip()
+    shutil.copy(step / "model.safetensors", step / "ema.safetensors")
+    (folder / "checkpoints/best").write_text(f"{step.name}/ema.safetensors\n")
+    run = open_run(folder)
+    assert run.kept == f"the average at step {run.step}" and f"step_{run.step}" == step.name
 
 
 def test_a_run_that_kept_no_names_has_numbers(folder):

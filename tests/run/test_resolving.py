@@ -15,7 +15,7 @@ def test_steps_win_over_epochs():
 
 
 def test_a_batch_larger_than_the_training_set_is_refused():
-    with pytest.raises(UserError, match="batch_size=51 is more than the 50 training pictures"):
+    with pytest.raises(UserError, match="batch_size=51 is more than the 50 training pictures; lower batch_size"):
         resolve(replace(Config(), batch_size=51))
 
 
