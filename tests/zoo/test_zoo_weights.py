@@ -170,10 +170,11 @@ def refused(tmp_path, state, tree, *words):
 
 def test_other_libraries_names_are_refused_by_whose_they_are(tmp_path):
     import torchvision
-    from transformers import ViTConfig, ViTForImageClassification
+    from transformers import ResNetConfig, ResNetForImageClassification
 
-    config = ViTConfig(hidden_size=48, num_hidden_layers=1, num_attention_heads=3, intermediate_size=96)
-    refused(tmp_path, ViTForImageClassification(config).state_dict(), vit(), "Hugging Face's", "vit_tiny reads timm's")
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
+    state = ResNetForImageClassification(config).state_dict()
+    refused(tmp_path, state, make_tree("resnet18", 10, 3, 64), "Hugging Face's", "resnet18 reads torchvision's")
     refused(tmp_path, torchvision.models.vit_b_16(weights=None).state_dict(), vit("vit_base"), "torchvision's ViT's")
     mobile = timm_state("mobilenetv2_100").state_dict()
     refused(tmp_path, mobile, make_tree("mobilenet_v2", 10, 3, 64), "timm's MobileNets'", "reads torchvision's")
