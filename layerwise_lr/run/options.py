@@ -89,6 +89,8 @@ DECLARED = (
     "pre_norm",
 )
 """Keys that declared models read, each its own (models/trees.py)."""
+TIMM_S = {"dropout": "drop_rate", "drop_path": "drop_path_rate", "pool": "global_pool", "layer_scale": "init_values"}
+"""timm's word for the same, where it is another."""
 
 
 class Section(NamedTuple):
@@ -163,9 +165,9 @@ def _by_value(config: Config) -> Iterator[tuple[str, str]]:
     if model.source == "declared":
         yield "model.options", "a declared model has keys of its own (layerwise-lr train --help model)"
     else:
-        yield from (
-            (f"model.{key}", f"{model.source} has words of its own: +model.options.{key}=...") for key in DECLARED
-        )
+        own = TIMM_S if model.source == "timm" else {}
+        for key in DECLARED:
+            yield f"model.{key}", f"{model.source} has words of its own: +model.options.{own.get(key, key)}=..."
     if not subject(config).table.batchnorms():
         yield "freeze.batchnorm", f"model {config.model.name} has no batchnorm layer"
     elif freeze.strategy == "none" and not grouping.groups and grouping.backbone_scale:

@@ -46,7 +46,9 @@ class DropPath(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape that begins with B."""
-        kept = torch.ones((len(x), *(1,) * (x.ndim - 1)), dtype=x.dtype, device=x.device)
+        if not self.training:
+            return x
+        kept = torch.ones((x.shape[0], *(1,) * (x.ndim - 1)), dtype=x.dtype, device=x.device)
         return x * nn.functional.dropout(kept, self.p, self.training)
 
 

@@ -251,6 +251,17 @@ def test_other_data_is_another_study(folder):
     assert all(len({x.lr for x in s.settings}) == 1 for s in found)
 
 
+def test_other_workers_and_memory_are_the_same_setting(folder):
+    """They change no bit of a run."""
+    for path in folder.glob("*seed-0*"):
+        config = path / "config.resolved.yaml"
+        text = config.read_text().replace("workers: null", "workers: 3").replace("memory: 2.0", "memory: 0.5")
+        assert text != config.read_text()
+        config.write_text(text)
+    (study,) = report.Report.read([folder], None).studies
+    assert {len(setting.runs) for setting in study.settings} == {2} and len(study.settings) == 4
+
+
 def test_longer_training_is_another_study(folder):
     """200 epochs with layer_decay against 4 flat would be no comparison of learning rates."""
     longer = ["epochs=6", *SHORT[1:], "grouping.layer_decay=0.6", "seed=0,1", "hydra.sweep.dir=sweep"]

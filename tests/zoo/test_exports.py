@@ -30,6 +30,7 @@ RUNS = {
     "vit": SMALL_VIT,
     "vit_avg": {**SMALL_VIT, "pool": "avg"},
     "clip": {**SMALL_VIT, "pre_norm": True},
+    "dropping": {**SMALL_VIT, "drop_path": 0.2, "dropout": 0.1},
     "timm": TIMM,
     "swin": {"source": "timm", "name": "swin_tiny_patch4_window7_224", "options": SWIN},
     "torchvision": {"source": "torchvision", "name": "squeezenet1_1"},
@@ -45,6 +46,7 @@ WEIGHTS = [
     ("vit", "timm"),
     ("vit_avg", "timm"),
     ("clip", "timm"),
+    ("dropping", "timm"),
     ("timm", "timm"),
     ("swin", "timm"),
     ("torchvision", "torchvision"),
@@ -81,12 +83,10 @@ def predicted(folder, files):
 
 
 def ready(folder, size=32):
-    """Five files and their pixels by hand: uint8 [5, 3, S, S]."""
+    """Five files of 30 x 20, and the pixels of their middles by hand: uint8 [5, 3, S, S]."""
     files = [str(folder.parent.parent / "pictures" / f"{NAMES[i % 3]}/{i}.png") for i in range(5)]
-    middle = (5, 0, 25, 20)  # of 30 x 20 pixels
-    read = [
-        Image.open(file).convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=middle) for file in files
-    ]
+    images, middle = [Image.open(file).convert("RGB") for file in files], (5, 0, 25, 20)
+    read = [image.resize((size, size), Image.Resampling.BILINEAR, box=middle) for image in images]
     return files, np.stack([np.asarray(one).transpose(2, 0, 1) for one in read])
 
 

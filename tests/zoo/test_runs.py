@@ -1,5 +1,6 @@
 """Models of the zoos, fine-tuned from the command line: proved, kept under their own names, started from files."""
 
+import inspect
 import json
 
 import numpy as np
@@ -10,6 +11,8 @@ import torchvision
 import transformers
 from runs_of_zoos import SHORT, call, kept, package, scales, told, trained
 from safetensors.torch import save_file
+
+from layerwise_lr.run import options
 
 TIMM_VIT = (
     "model=timm",
@@ -149,6 +152,10 @@ def test_a_model_of_ones_own_by_entry_point(tmp_path):
             "unexpected keyword argument 'foo'",
         ),
         (("model=timm", "model.name=resnet18", "weights=none", "model.depth=3"), "+model.options.depth"),
+        (
+            ("model=timm", "model.name=resnet18", "weights=none", "model.drop_path=0.1"),
+            "+model.options.drop_path_rate=...",
+        ),
         (("model=timm", "model.name=resnet18", "weights=none", "framework=reference"), "framework=torch has"),
         (("model=torchvision", "model.name=resnet18", "weights=none"), "data.channels=3"),
         (("model=torchvision", "model.name=resnet19", "weights=none", "data.channels=3"), "resnet18"),
@@ -161,3 +168,9 @@ def test_a_model_of_ones_own_by_entry_point(tmp_path):
 )
 def test_what_cannot_be_is_one_line(tmp_path, words, says):
     assert says in told(tmp_path, *words)
+
+
+def test_timm_s_word_for_a_key_is_timm_s():
+    taken = inspect.signature(timm.models.vision_transformer.VisionTransformer).parameters
+    assert set(options.TIMM_S.values()) <= set(taken)
+    assert not set(options.TIMM_S) & set(taken), "else there is nothing to translate"
