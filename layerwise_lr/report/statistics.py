@@ -115,7 +115,12 @@ def _differing(config: Config, varied: Collection[str]) -> list[str]:
         varied = [key for key in varied if not key.startswith("augment.")]
     else:
         augment = []
-    return augment + [f"{key.rpartition('.')[2]} {value}" for key, value in _items(config) if key in varied]
+    return augment + [f"{_short(key)} {value}" for key, value in _items(config) if key in varied]
+
+
+def _short(key: str) -> str:
+    """A dotted key without its section, where that does not say what: "ema.decay" and "optimizer.name" stay."""
+    return key if key.startswith("ema.") or key.endswith(".name") else key.rpartition(".")[2]
 
 
 @cache

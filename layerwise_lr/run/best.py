@@ -56,7 +56,8 @@ class Best:
 
 
 class Ema:
-    """Exponential moving average of weights and buffers, in float32: ema = d * ema + (1 - d) * weights after each step.
+    """Exponential moving average of weights and buffers, in float32: ema = d * ema + (1 - d) * weights after each step,
+    computed as ema + (1 - d) * (weights - ema): float32's d and 1 - d are not 1 together, and what is frozen would drift.
 
     With warm-up d = min(decay, (1 + step) / (10 + step)), as TensorFlow's ExponentialMovingAverage has it: so a short
     run is no average of its start weights.
@@ -75,5 +76,4 @@ class Ema:
         """After step `step`, counted from 0."""
         kept = min(self._decay, (1 + step) / (10 + step)) if self._warmup else self._decay
         for name, average in self.weights.items():
-            average *= np.float32(kept)
-            average += np.float32(1 - kept) * weights[name]
+            average += np.float32(1 - kept) * (weights[name] - average)

@@ -91,13 +91,13 @@ RULES = (
         DataSpec,
         "mean",
         lambda mean, data: len(mean) in (1, data.channels) and all(abs(one) <= 1e6 for one in mean),
-        "1 or {channels} numbers within 1e6",
+        "one number, or one for each channel (data.channels={channels}), within 1e6",
     ),
     planned.Rule(
         DataSpec,
         "std",
         lambda std, data: len(std) in (1, data.channels) and all(1e-6 <= one <= 1e6 for one in std),
-        "1 or {channels} numbers from 1e-6 to 1e6",
+        "one number, or one for each channel (data.channels={channels}), from 1e-6 to 1e6",
     ),
     planned.Rule(DataSpec, "stand_in", lambda name, _: name == "digits", "digits or null"),
     planned.Rule(

@@ -201,8 +201,12 @@ CASES = {
     "metric": Case("train metric=acc", ("metric=acc", "accuracy or balanced_accuracy")),
     "channels 2": Case("train data.channels=2", ("data.channels=2", "1 or 3")),
     "std 0": Case("train data.std=[0]", ("data.std=[0.0]", "from 1e-6 to 1e6")),
-    "mean of no length": Case("train data.mean=[]", ("data.mean", "1 or 1 numbers")),
-    "std of no length": Case("train data.std=[]", ("data.std=[]", "1 or 1 numbers")),
+    "mean of no length": Case(
+        "train data.mean=[]", ("data.mean", "one number, or one for each channel (data.channels=1)")
+    ),
+    "std of no length": Case(
+        "train data.std=[]", ("data.std=[]", "one number, or one for each channel (data.channels=1)")
+    ),
     "checkpoint.keep 0": Case("train checkpoint.keep=0", ("checkpoint.keep=0", "at least 1")),
     "name with a slash": Case("train name=a/b", ("name='a/b'", "no slash")),
     "name with a line break": Case("train 'name=\"a\nb\"'", ("a\\nb", "no line break")),

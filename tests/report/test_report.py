@@ -7,6 +7,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from layerwise_lr.planning.schedules import ScheduleSpec
 from layerwise_lr.report import advice, report
 from layerwise_lr.report import statistics as settled
 from layerwise_lr.run import Config, reading
+from layerwise_lr.run.schema import EmaSpec
 
 SHORT = ["epochs=4", "eval_every=2", "data.test_size=300"]
 
@@ -197,6 +199,13 @@ def test_named_groups_with_other_scales_are_other_settings(folder):
 
     labels = [s.label for s in settled.settings([with_scale(0.1), with_scale(0.3)])]
     assert len(labels) == 2 and "lr_scale 0.1" in labels[0] and "lr_scale 0.3" in labels[1]
+
+
+def test_a_setting_s_label_says_whose_decay_and_whose_name(folder):
+    first, second, *_ = settled.finished([folder])[0]
+    config = replace(first.config, ema=EmaSpec(0.9), optimizer=replace(first.config.optimizer, name="adam"))
+    labels = [s.label for s in settled.settings([first, second._replace(config=config)])]
+    assert all("ema.decay " in label and "optimizer.name " in label for label in labels)
 
 
 def test_partial_sweep_says_what_is_not_there_and_how_to_go_on(folder):

@@ -70,6 +70,15 @@ def test_the_average_is_the_weighted_sum_that_it_says(warmup: bool) -> None:
     assert series[0].tolist() != ema.weights["w"].tolist(), "a copy, not the weights themselves"
 
 
+@pytest.mark.parametrize("decay", [0.9, 0.999, 0.9999])
+def test_the_average_of_what_is_frozen_is_it_to_the_bit(decay: float) -> None:
+    weights = {"w": np.random.default_rng(0).standard_normal(50).astype(np.float32)}
+    ema = Ema(EmaSpec(decay, False), weights)
+    for step in range(20_000):
+        ema.update(step, weights)
+    np.testing.assert_array_equal(ema.weights["w"], weights["w"])
+
+
 # --- whole runs
 
 SMALL = {

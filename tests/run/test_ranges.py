@@ -44,8 +44,14 @@ REFUSED = (
     (DataSpec(test_size=0), "test_size=0 must be at least 1, or a share of the pictures (20%, 0.2)"),
     (DataSpec(split_seed=-1), "split_seed=-1 must be at least 0"),
     (DataSpec(channels=2), "channels=2 must be 1 or 3"),
-    (DataSpec(channels=3, mean=[0.1, 0.2]), "mean=[0.1, 0.2] must be 1 or 3 numbers within 1e6"),
-    (DataSpec(channels=3, std=[1.0, 1.0, 0.0]), "std=[1.0, 1.0, 0.0] must be 1 or 3 numbers from 1e-6 to 1e6"),
+    (
+        DataSpec(channels=3, mean=[0.1, 0.2]),
+        "mean=[0.1, 0.2] must be one number, or one for each channel (data.channels=3), within 1e6",
+    ),
+    (
+        DataSpec(channels=3, std=[1.0, 1.0, 0.0]),
+        "std=[1.0, 1.0, 0.0] must be one number, or one for each channel (data.channels=3), from 1e-6 to 1e6",
+    ),
     (DataSpec(stand_in="mnist"), "stand_in=mnist must be digits or null"),
     (
         DataSpec(name="mnist", stands_for="elpv"),
