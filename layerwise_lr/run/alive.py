@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..planning import UserError
+from ..planning import UserError, plain
 
 LOCK = ".lock"
 PATIENCE = 1.0
@@ -20,12 +20,12 @@ PATIENCE = 1.0
 
 
 @contextmanager
-def locked(folder: Path, holder: str) -> Iterator[None]:
+def locked(folder: Path, status: Mapping[str, Any]) -> Iterator[None]:
     """Hold the folder's lock.
 
     Args:
         folder: of one run.
-        holder: who has it, should it be taken; for the message.
+        status: its status.json, which tells who has the lock, should it be taken.
 
     Raises:
         UserError: another process holds it.
@@ -35,16 +35,17 @@ def locked(folder: Path, holder: str) -> Iterator[None]:
         until = time.monotonic() + PATIENCE
         while not _take(file, fcntl.LOCK_EX):
             if time.monotonic() > until:
-                raise UserError(f"{folder} is being trained by {holder}: wait for its end, or stop that process")
+                raise taken(folder, status)
             time.sleep(0.02)
         yield
     finally:
         os.close(file)
 
 
-def holder(status: Mapping[str, Any]) -> str:
-    """Who wrote a status.json, in words."""
-    return f"process {status.get('pid')} of {status.get('host')}"
+def taken(folder: Path, status: Mapping[str, Any]) -> UserError:
+    """That another process, which wrote `status`, trains in this folder."""
+    who = plain(f"process {status.get('pid')} of {status.get('host')}")
+    return UserError(f"{folder} is being trained by {who}: wait for its end, or stop that process")
 
 
 def alive(folder: Path, status: Mapping[str, Any]) -> bool:

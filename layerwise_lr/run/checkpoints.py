@@ -59,7 +59,9 @@ class Point(NamedTuple):
     memory: dict[str, Any]
 
 
-def write(root: Path, step: int, files: Mapping[str, Mapping[str, np.ndarray] | None], facts: Mapping[str, Any]) -> None:
+def write(
+    root: Path, step: int, files: Mapping[str, Mapping[str, np.ndarray] | None], facts: Mapping[str, Any]
+) -> None:
     """root/step_N: arrays as NAME.safetensors, and state.json with their sha256. Whole or not at all, and on the disk.
 
     Args:
@@ -111,6 +113,12 @@ def check(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     return state, files
 
 
+def resumable(path: Path) -> list[int]:
+    """Steps at which a run folder has a resume point, whole or not, the last one last."""
+    names = (p.name for p in (path / RESUME).glob("step_*"))
+    return sorted(int(name[5:]) for name in names if re.fullmatch(r"step_[0-9]{1,9}", name))
+
+
 def find(path: Path, facts: Mapping[str, str], like: Weights, say: Callable[[str], None]) -> Point | None:
     """The last whole resume point of a run folder; None: there is none. Damaged ones are told.
 
@@ -123,12 +131,11 @@ def find(path: Path, facts: Mapping[str, str], like: Weights, say: Callable[[str
     Raises:
         UserError: the run that was interrupted was another: of another config, other pictures or start weights.
     """
-    root = path / RESUME
-    steps = sorted((int(p.name[5:]) for p in root.glob("step_*") if re.fullmatch(r"step_[0-9]{1,9}", p.name)))
+    steps = resumable(path)
     while steps:
         step = steps.pop()
         try:
-            return _point(path, root / f"step_{step}", facts, like)
+            return _point(path, path / RESUME / f"step_{step}", facts, like)
         except Damaged as why:
             way = f"the one of step {steps[-1]} is used" if steps else "there is no other, so from step 0"
             say(f"{RESUME}/step_{step} cannot be used: {why}; {way}")

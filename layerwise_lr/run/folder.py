@@ -60,7 +60,7 @@ class RunFolder:
     def reclaim(self) -> bool:
         """Take over what a dead, failed or interrupted run left; False: somebody else has it by now."""
         seen, state = self.read_json("status.json"), self.state()
-        with alive.locked(self.path, "another process"):
+        with alive.locked(self.path, seen or {}):
             if state not in ("crashed", "failed", "interrupted") or self.read_json("status.json") != seen:
                 return False
             self.write_json("status.json", self._status("claimed"))
@@ -146,7 +146,7 @@ class RunFolder:
         Raises:
             UserError: another process does.
         """
-        with alive.locked(self.path, alive.holder(self.read_json("status.json") or {})):
+        with alive.locked(self.path, self.read_json("status.json") or {}):
             yield from self._running()
 
     def _running(self) -> Iterator[None]:
@@ -177,6 +177,15 @@ class RunFolder:
         if status["state"] in ("running", "claimed") and not alive.alive(self.path, status):
             return "completed" if (self.path / "summary.json").is_file() else "crashed"
         return str(status["state"])
+
+    def refuse_live(self) -> None:
+        """Before anything is loaded for a run that another process trains.
+
+        Raises:
+            UserError: it does.
+        """
+        if self.state() == "running":
+            raise alive.taken(self.path, self.read_json("status.json") or {})
 
     def save_checkpoint(
         self,

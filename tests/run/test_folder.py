@@ -228,8 +228,10 @@ def test_a_second_process_is_refused_and_changes_nothing(tmp_path):
     with pytest.raises(UserError, match=f"is being trained by process {process.pid} of"), RunFolder(path).running():
         raise AssertionError("two in one folder")
     assert (path / "status.json").read_text() == status
-    with pytest.raises(UserError, match="another process"):
+    with pytest.raises(UserError, match="is being trained"):
         RunFolder(path).reclaim()
+    with pytest.raises(UserError, match="is being trained"):
+        RunFolder(path).refuse_live()
     process.kill()
     process.communicate()
     assert RunFolder(path).state() == "crashed"
