@@ -262,11 +262,13 @@ def run_folder(words: Sequence[str]) -> int:
         ),
     )
     parser.add_argument("folder", type=Path)
-    path = parser.parse_args(words).folder
+    parser.add_argument("--parent", type=int, metavar="PID", help="stop when this process, which starts the run, dies")
+    asked = parser.parse_args(words)
+    path = asked.folder
     config = reading.read(path / CONFIG)
     refuse_unresolved(path, config)
     if RunFolder(path).read_json("summary.json"):
         raise UserError(f"{path} holds a finished run: copy its {CONFIG} into a new folder to run it again")
     RunFolder(path).refuse_live()
     preflight(config, device=True)
-    return jobs.run_and_tell(path)
+    return jobs.run_and_tell(path, asked.parent)

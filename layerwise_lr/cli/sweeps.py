@@ -44,7 +44,11 @@ def work(folder: Path, planned: Sequence[planning.Job], options: jobs.Options) -
         _train(folder, todo, options)
         todo = _claimed(planning.to_run(planned, again=False))
     if others := planning.elsewhere(planned):
-        console.say(f"waiting for {len(others)} jobs that another process trains")
+        who = RunFolder(others[0].path).read_json("status.json")
+        console.text(
+            f"waiting for {len(others)} jobs that another process trains (process {who['pid']} of {who['host']}); "
+            "Ctrl-C ends the waiting alone"
+        )
     while others:
         time.sleep(_POLL)
         if todo := _claimed(planning.to_run(planned, again=False)):

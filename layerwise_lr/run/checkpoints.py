@@ -71,7 +71,7 @@ def write(
         facts: for state.json.
     """
     part, final = root / f".step_{step}.part", root / f"step_{step}"
-    shutil.rmtree(part, ignore_errors=True)
+    remove(part)
     part.mkdir(parents=True)
     sums = {}
     for name, arrays in files.items():
@@ -84,7 +84,7 @@ def write(
     state = {"step": step, **facts, "sha256": sums}
     _put(part / STATE, json.dumps({**state, "state_sha256": _sum(state)}, allow_nan=False).encode())
     _sync(part)
-    shutil.rmtree(final, ignore_errors=True)
+    remove(final)
     part.replace(final)
     _sync(root)
 
@@ -147,7 +147,15 @@ def drop(path: Path, point: Point) -> None:
     for root in (path / RESUME, path / "checkpoints"):
         for old in root.glob("step_*"):
             if old.name.removeprefix("step_").isdecimal() and int(old.name[5:]) > point.step:
-                shutil.rmtree(old)
+                remove(old)
+
+
+def remove(path: Path) -> None:
+    """A file, a folder, or a link and not what it leads to; nothing, where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _point(path: Path, folder: Path, facts: Mapping[str, str], like: Weights) -> Point:

@@ -10,7 +10,7 @@ summary.json                                                                last
 import hashlib
 import json
 import os
-import shutil
+import re
 import socket
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -52,7 +52,9 @@ class RunFolder:
         try:
             (path / "status.json").hardlink_to(path / mine)  # a link is made whole, and only where no file is
         except FileExistsError:
-            raise UserError(f"{path} holds a run already: choose another folder, or leave hydra.run.dir out") from None
+            raise UserError(
+                f"{path} holds a run already: choose another folder, or resume=auto to go on with it"
+            ) from None
         finally:
             (path / mine).unlink()
         return folder
@@ -69,11 +71,7 @@ class RunFolder:
     def clear(self) -> None:
         """An earlier run's results go: those of a new one shall not be mixed with them."""
         for name in RESULTS:
-            old = self.path / name
-            if old.is_dir() and not old.is_symlink():
-                shutil.rmtree(old)
-            else:
-                old.unlink(missing_ok=True)
+            checkpoints.remove(self.path / name)
 
     def write_text(self, name: str, text: str) -> None:
         """Whole or not at all: a temporary file, then a rename."""
@@ -151,6 +149,7 @@ class RunFolder:
 
     def _running(self) -> Iterator[None]:
         started = _now()
+        self._clear_torn()
         self.write_json("status.json", self._status("running", started=started))
         try:
             yield
@@ -163,6 +162,13 @@ class RunFolder:
             self.write_json("status.json", self._status("failed", started=started, ended=_now(), error=told))
             raise
         self.write_json("status.json", self._status("completed", started=started, ended=_now()))
+
+    def _clear_torn(self) -> None:
+        """What killed writers left of files that they had not finished."""
+        for folder in (self.path, self.path / "checkpoints", self.path / checkpoints.RESUME):
+            for part in folder.glob("*.part"):
+                if re.fullmatch(r"\.step_[0-9]+\.part|.+\.[0-9]+\.part", part.name):
+                    checkpoints.remove(part)
 
     def fail(self, message: str) -> None:
         """What the parent says of a job that could not speak for itself (killed, timed out, crashed)."""
@@ -205,11 +211,11 @@ class RunFolder:
         files = {"model": point.weights, "ema": point.average, "optim": point.optimizer}
         checkpoints.write(root, point.step, files, {"of": dict(facts), "memory": point.memory})
         for old in sorted(root.glob("step_*"), key=lambda p: int(p.name[5:]))[:-2]:
-            shutil.rmtree(old)
+            checkpoints.remove(old)
 
     def drop_points(self) -> None:
         """No run goes on here."""
-        shutil.rmtree(self.path / checkpoints.RESUME, ignore_errors=True)
+        checkpoints.remove(self.path / checkpoints.RESUME)
 
     def keep_checkpoints(
         self, latest: Sequence[int], best: Sequence[tuple[int, str]], also: Iterable[int] = ()
@@ -229,7 +235,7 @@ class RunFolder:
         stay = {f"step_{step}" for step in (*latest, *(step for step, _ in best), *also)}
         for old in root.glob("step_*"):
             if old.name not in stay:
-                shutil.rmtree(old)
+                checkpoints.remove(old)
 
     def checkpoint(self, step: int, weights: str) -> dict[str, np.ndarray]:
         """What `save_checkpoint` wrote: "model" or "ema"."""
