@@ -94,7 +94,8 @@ def unlike(one: Path, other: Path) -> list[str]:
     """What differs in two finished runs, but for times: file by file, bit by bit."""
     found = []
     for name in ("metrics.jsonl", "lr_check.jsonl", "lrs.csv", "params.csv", "plan.json", "data.json"):
-        if (one / name).read_bytes() != (other / name).read_bytes():
+        held = [(f / name).read_bytes() if (f / name).exists() else None for f in (one, other)]
+        if held[0] != held[1]:
             found.append(name)
     kept = [{p.relative_to(f): p for p in (f / "checkpoints").rglob("*") if p.is_file()} for f in (one, other)]
     found += [str(name) for name in sorted(kept[0].keys() ^ kept[1].keys())]

@@ -17,7 +17,8 @@ from layerwise_lr.run.checkpoints import Damaged, check, resumable
 
 REFERENCE = {"framework": {"name": "reference"}, "steps": 20}
 """Steps 2, 4, ... are resume points (checkpoint.every)."""
-RESNET = {**REFERENCE, "model": {"name": "resnet18", "width": 4, "drop_path": 0.2}, "steps": 8}
+FREEZE = {"strategy": "after", "match": ["conv1", "bn1"], "at": 3}
+RESNET = {**REFERENCE, "model": {"name": "resnet18", "width": 4, "drop_path": 0.2}, "steps": 8, "freeze": FREEZE}
 
 
 def stopped(path: Path, step: int, number: int = signal.SIGTERM) -> RunFolder:
