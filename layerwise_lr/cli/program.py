@@ -11,18 +11,19 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import NoReturn
 
 from .. import __version__
 from ..data import fetch
 from ..framework import proof
 from ..planning import CONVENTIONS, UserError, did_you_mean
-from ..run import RunFolder
+from ..run import RunFolder, resumable
 from . import console, foreign, runs, show
 from .help import HELP
 
 HYDRA_COMMANDS = ("train", "plan", "verify", "compare")
-COMMANDS = (*HYDRA_COMMANDS, "report", "predict", "evaluate", "export", "check", "frameworks", "fetch", "run")
+COMMANDS = (*HYDRA_COMMANDS, "report", "predict", "evaluate", "export", "check", "frameworks", "fetch", "run", "resume")
 HELP_FLAGS = {"-h", "--help"}
 
 
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _main(words: list[str]) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does, also under nohup
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     full_error = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise, not print
     try:
@@ -96,6 +99,10 @@ def _dispatch(words: list[str]) -> int:
         return exports.export(rest)
     if command == "run":
         return runs.run_folder(rest)
+    if command == "resume":
+        from . import resuming
+
+        return resuming.resume(rest)
     if command in COMMANDS:
         from . import machine
 
@@ -116,6 +123,11 @@ def _hydra(command: str, words: Sequence[str]) -> int:
         return 0
     act = {"train": runs.train, "plan": runs.plan, "verify": runs.prove, "compare": runs.train}[command]
     words, conventions = _compared(words)
+    words, goes_on = _resumed(command, words)
+    if goes_on:
+        from . import resuming
+
+        act = resuming.train
     if conventions:
         if command != "plan":
             raise UserError(f"--compare is plan's: layerwise-lr plan --compare {','.join(conventions)} ...")
@@ -143,6 +155,21 @@ def _compared(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return words, names
 
 
+def _resumed(command: str, words: Sequence[str]) -> tuple[list[str], bool]:
+    """The words without resume=..., which says nothing of the run itself, and whether it was auto."""
+    asked = [word for word in words if word.startswith("resume=")]
+    rest = [word for word in words if word not in asked]
+    if not asked:
+        return rest, False
+    if command != "train" or {"-m", "--multirun"} & set(words):
+        raise UserError("resume=auto is a single run's; the same sweep into the same folder goes on by itself")
+    if asked[-1] not in ("resume=auto", "resume=never"):
+        raise UserError(f"{asked[-1]}: resume is auto or never")
+    if asked[-1] == "resume=auto" and not any(word.startswith("hydra.run.dir=") for word in rest):
+        raise UserError("resume=auto needs a folder of its own: hydra.run.dir=outputs/mine")
+    return rest, asked[-1] == "resume=auto"
+
+
 def _fail(message: str, code: int) -> NoReturn:
     print(f"layerwise-lr: {message}", file=sys.stderr)
     sys.exit(code)
@@ -150,25 +177,33 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def _what_is_kept(words: Sequence[str]) -> str:
     """After Ctrl-C: what there is of the work, and the command that goes on."""
+    if words[:1] in (["run"], ["resume"]):
+        return _goes_on(next((Path(word) for word in words[1:] if Path(word).is_dir()), None))
     if not words or words[0] not in HYDRA_COMMANDS:
         return ""
     from . import hydra_app
 
     hydra_app.clean_up()
-    sweep, run = hydra_app.sweep_folder, hydra_app.made_folder
-    if sweep and (planned := RunFolder(sweep).read_json("sweep.json")):
+    return _goes_on(hydra_app.sweep_folder or hydra_app.made_folder, words)
+
+
+def _goes_on(folder: Path | None, words: Sequence[str] = ()) -> str:
+    if not folder:
+        return " before anything was trained"
+    place = console.relative(folder)
+    again = shlex.join(["layerwise-lr", "resume", place])
+    if planned := RunFolder(folder).read_json("sweep.json"):
         jobs = planned["jobs"]
-        done = sum((sweep / job / "summary.json").exists() for job in jobs)
-        place = f"hydra.sweep.dir={console.relative(sweep)}"
-        again = shlex.join(["layerwise-lr", *(w for w in words if not w.startswith("hydra.sweep.dir=")), place])
+        done = sum((folder / job / "summary.json").exists() for job in jobs)
+        if words:  # it also begins what was not even claimed
+            place = f"hydra.sweep.dir={place}"
+            again = shlex.join(["layerwise-lr", *(w for w in words if not w.startswith("hydra.sweep.dir=")), place])
         return f": {done} of {len(jobs)} jobs are finished and kept; this continues: {again}"
-    if run and (run / "status.json").exists():
-        place = console.relative(run)
-        return (
-            f": the log until here is kept in {place}; a single run cannot be continued, "
-            f"this trains it again from step 0: layerwise-lr run {shlex.quote(place)}"
-        )
-    return " before anything was trained"
+    if not (folder / "status.json").exists():
+        return " before anything was trained"
+    steps = resumable(folder)
+    kept = f"step {steps[-1]} is kept" if steps else "nothing is kept yet to go on from"
+    return f": {kept} in {place}; this {'continues' if steps else 'trains it from step 0'}: {again}"
 
 
 def _complete(words: Sequence[str]) -> int:

@@ -74,7 +74,11 @@ def tell(all_configs: Iterable[Config]) -> None:
 
 def claim(path: Path, config: Config, overrides: Sequence[str]) -> RunFolder:
     """A run folder with everything in it that the run reads or that only its starter knows."""
-    folder = RunFolder.claim(path)
+    return prepare(RunFolder.claim(path), config, overrides)
+
+
+def prepare(folder: RunFolder, config: Config, overrides: Sequence[str]) -> RunFolder:
+    """All that into a folder that is claimed."""
     folder.write_text(CONFIG, config.to_yaml())
     folder.write_json("command.json", {"argv": ["layerwise-lr", "train", *sys.argv[1:]], "overrides": list(overrides)})
     facts, diff = provenance.git(Path.cwd())
@@ -86,12 +90,18 @@ def claim(path: Path, config: Config, overrides: Sequence[str]) -> RunFolder:
 
 
 def train(config: Config, path: Path, given: Given) -> None:
-    """One run, in this process; in one of its own where the framework may crash it and it shall be started again."""
+    """One run, into a new folder."""
     config = final(config, given)
     _ask_cheaply(config)
     console.text(intent(config))
     preflight(config, device=True)
     claim(path, config, given.overrides)
+    finish(path, config)
+
+
+def finish(path: Path, config: Config) -> None:
+    """A claimed or interrupted run to its end, in this process; in one of its own where the framework may crash it and
+    it shall be started again."""
     try:
         summary = _run_apart(path, config) if page.may_crash(config) else page.run(path, console.text, console.track)
     finally:
@@ -230,24 +240,36 @@ def prove(config: Config, path: Path, given: Given) -> None:
     console.say(f"all rows: {console.relative(path / 'lr_check.jsonl')}")
 
 
-def run_folder(words: Sequence[str]) -> int:
-    """Run a claimed folder in this process: what a launcher calls."""
-    parser = Parser(
-        "layerwise-lr run",
-        description=(
-            "Train what FOLDER/config.resolved.yaml says, from step 0, and write the results\n"
-            "beside it: what a launcher calls; without Hydra."
-        ),
-    )
-    parser.add_argument("folder", type=Path)
-    path = parser.parse_args(words).folder
-    config = reading.read(path / CONFIG)
+def refuse_unresolved(path: Path, config: Config) -> None:
+    """A run folder's config that is not as `train` writes it.
+
+    Raises:
+        UserError: it is not.
+    """
     if resolve(config) != config:
         raise UserError(
             f"{path / CONFIG}: is not resolved (a size is missing, a duration not in steps, or a key set that its "
             "options do not read); layerwise-lr train writes one that is"
         )
+
+
+def run_folder(words: Sequence[str]) -> int:
+    """Run a claimed folder in this process: what a launcher calls."""
+    parser = Parser(
+        "layerwise-lr run",
+        description=(
+            "Train what FOLDER/config.resolved.yaml says, and write the results beside it; go\n"
+            "on where it was interrupted. What a launcher calls; without Hydra."
+        ),
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--parent", type=int, metavar="PID", help="stop when this process, which starts the run, dies")
+    asked = parser.parse_args(words)
+    path = asked.folder
+    config = reading.read(path / CONFIG)
+    refuse_unresolved(path, config)
     if RunFolder(path).read_json("summary.json"):
         raise UserError(f"{path} holds a finished run: copy its {CONFIG} into a new folder to run it again")
+    RunFolder(path).refuse_live()
     preflight(config, device=True)
-    return jobs.run_and_tell(path)
+    return jobs.run_and_tell(path, asked.parent)

@@ -1,6 +1,8 @@
 """Many runs: what the launcher does with the configs that Hydra has composed for -m."""
 
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +10,9 @@ from ..planning import UserError
 from ..run import Config, FrameworkSpec, RunFolder
 from ..sweep import jobs, planning
 from . import console
-from .runs import claim, outcome, preflight, tell
+from .runs import outcome, preflight, prepare, tell
+
+_POLL = 0.5  # seconds
 
 
 def run_sweep(
@@ -24,14 +28,50 @@ def run_sweep(
     jobs.ask_frameworks([config for config, _ in composed])
     planned = planning.plan_jobs(folder, composed)
     planning.write_sweep(folder, planned)
-    todo = planning.to_run(planned)
-    for job in todo:
-        claim(job.path, job.config, job.overrides)
+    by_hash = dict(zip((job.config.sha256() for job in planned), work(folder, planned, options), strict=True))
+    return [by_hash[config.sha256()] for config, _ in composed]
+
+
+def work(folder: Path, planned: Sequence[planning.Job], options: jobs.Options) -> list[float | Exception]:
+    """The jobs that are not finished, each from its last whole checkpoint; per job its metric, or what went wrong.
+
+    Those that another process trains are waited for, and taken over should it die.
+    """
+    todo = _claimed(planning.to_run(planned))
     if len(todo) < len(planned):
         console.say(f"{len(planned) - len(todo)} of {len(planned)} jobs are done or running already")
-    if todo:
-        names = " ".join(dict.fromkeys(job.config.framework.name for job in todo))
-        console.say(f"{len(todo)} jobs in {console.relative(folder)}; loading {names} ...")
+    while todo:
+        _train(folder, todo, options)
+        todo = _claimed(planning.to_run(planned, again=False))
+    if others := planning.elsewhere(planned):
+        who = RunFolder(others[0].path).read_json("status.json")
+        console.text(
+            f"waiting for {len(others)} jobs that another process trains (process {who['pid']} of {who['host']}); "
+            "Ctrl-C ends the waiting alone"
+        )
+    while others:
+        time.sleep(_POLL)
+        if todo := _claimed(planning.to_run(planned, again=False)):
+            _train(folder, todo, options)
+        others = planning.elsewhere(planned)
+    console.say(f"report: layerwise-lr report {console.relative(folder)}")
+    return [outcome(RunFolder(job.path), job.config.metric) for job in planned]
+
+
+def _claimed(todo: Sequence[planning.Job]) -> list[planning.Job]:
+    """Those that are ours now: nobody was faster."""
+    ours = []
+    for job in todo:
+        with suppress(UserError):
+            if planning.claim(job):
+                prepare(RunFolder(job.path), job.config, job.overrides)
+                ours.append(job)
+    return ours
+
+
+def _train(folder: Path, todo: Sequence[planning.Job], options: jobs.Options) -> None:
+    names = " ".join(dict.fromkeys(job.config.framework.name for job in todo))
+    console.say(f"{len(todo)} jobs in {console.relative(folder)}; loading {names} ...")
     with console.progress(len(todo), "jobs") as advance:
 
         def done(path: Path) -> None:
@@ -39,9 +79,6 @@ def run_sweep(
             console.say(f"{_ended(RunFolder(path))}  {path.name}")
 
         jobs.run_jobs({job.path: job.config for job in todo}, options, done)
-    console.say(f"report: layerwise-lr report {console.relative(folder)}")
-    by_hash = {job.config.sha256(): RunFolder(job.path) for job in planned}
-    return [outcome(by_hash[config.sha256()], config.metric) for config, _ in composed]
 
 
 def refuse_incomparable(configs: Sequence[Config]) -> None:

@@ -4,6 +4,7 @@ Uses planning, data, models and framework. `page.run(folder)` reads the resolved
 """
 
 from . import asking, exporting, hints, options, page, provenance, reading
+from .checkpoints import resumable
 from .finished import Finished, open_run
 from .folder import CONFIG, RunFolder, read_lines, read_metrics
 from .resolving import resolve
@@ -27,4 +28,5 @@ __all__ = [
     "read_metrics",
     "reading",
     "resolve",
+    "resumable",
 ]

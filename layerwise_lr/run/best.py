@@ -1,7 +1,7 @@
 """Which evaluation's weights a run keeps, and whether it has stopped improving; the average of the weights."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,6 +48,18 @@ class Best:
             self._highest, self._waited = new.score[0], 0
         self.kept = sorted([*self.kept, new], key=lambda kept: kept.score, reverse=True)[: self._count]
         return new in self.kept
+
+    def memory(self) -> dict[str, Any]:
+        """All of it, as plain data."""
+        highest = float(self._highest) if np.isfinite(self._highest) else None
+        kept = [[list(k.score), k.step, k.weights, dict(k.val)] for k in self.kept]
+        return {"highest": highest, "waited": self._waited, "kept": kept}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """What `memory` gave."""
+        self._highest = -np.inf if memory["highest"] is None else memory["highest"]
+        self._waited = memory["waited"]
+        self.kept = [Kept(tuple(score), step, weights, val) for score, step, weights, val in memory["kept"]]
 
     @property
     def stalled(self) -> bool:

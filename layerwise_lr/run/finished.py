@@ -133,5 +133,5 @@ def _unfinished(path: Path) -> str:
         return f"{path}: the run is not finished yet; wait for its end, or stop it"
     error = status.get("error")
     why = f": {plain(error.get('message', ''), 160)}" if isinstance(error, dict) else ""
-    again = shlex.join(["layerwise-lr", "run", str(path)])
-    return f"{path}: the run was not finished ({state}{why}); this trains it from step 0: {again}"
+    again = shlex.join(["layerwise-lr", "resume", str(path)])
+    return f"{path}: the run was not finished ({state}{why}); this goes on with it: {again}"

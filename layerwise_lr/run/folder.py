@@ -2,14 +2,15 @@
 
 config.resolved.yaml command.json git.json git.diff requirements.lock.txt   before the run, by whoever starts it
 env.json seed.json data.json params.csv plan.json lrs.csv lr_check.jsonl    before step 0
-metrics.jsonl checkpoints/step_N/ log.txt                                   during it
+metrics.jsonl checkpoints/step_N/ checkpoints/resume/step_N/ log.txt .lock   during it
 status.json                                                                 always: where the run stands
 summary.json                                                                last: its presence means finished
 """
 
+import hashlib
 import json
 import os
-import shutil
+import re
 import socket
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,12 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from ..planning import UserError
+from . import alive, checkpoints
+from .checkpoints import Mark
 
 CONFIG = "config.resolved.yaml"
 METRICS_VERSION = 1
+RESULTS = ("summary.json", "metrics.jsonl", "lr_check.jsonl", "error.txt", "checkpoints")
+"""What a run writes as it goes, the result first."""
 
 
 class RunFolder:
@@ -47,10 +52,26 @@ class RunFolder:
         try:
             (path / "status.json").hardlink_to(path / mine)  # a link is made whole, and only where no file is
         except FileExistsError:
-            raise UserError(f"{path} holds a run already: choose another folder, or leave hydra.run.dir out") from None
+            raise UserError(
+                f"{path} holds a run already: choose another folder, or resume=auto to go on with it"
+            ) from None
         finally:
             (path / mine).unlink()
         return folder
+
+    def reclaim(self) -> bool:
+        """Take over what a dead, failed or interrupted run left; False: somebody else has it by now."""
+        seen, state = self.read_json("status.json"), self.state()
+        with alive.locked(self.path, seen or {}):
+            if state not in ("crashed", "failed", "interrupted") or self.read_json("status.json") != seen:
+                return False
+            self.write_json("status.json", self._status("claimed"))
+        return True
+
+    def clear(self) -> None:
+        """An earlier run's results go: those of a new one shall not be mixed with them."""
+        for name in RESULTS:
+            checkpoints.remove(self.path / name)
 
     def write_text(self, name: str, text: str) -> None:
         """Whole or not at all: a temporary file, then a rename."""
@@ -105,20 +126,30 @@ class RunFolder:
             raise UserError(f"{self.path / 'sweep.json'}: tells of no jobs, not a sweep's; remove it or its folder")
         return dict(held["jobs"])
 
-    def metrics(self) -> "Lines":
-        """metrics.jsonl, from its beginning; the first line tells the version."""
-        made = self.lines("metrics.jsonl")
-        made.write({"metrics_version": METRICS_VERSION})
+    def metrics(self, kept: Mark | None = None) -> "Lines":
+        """metrics.jsonl, from its beginning or behind what is kept; the first line tells the version."""
+        made = self.lines("metrics.jsonl", kept)
+        if kept is None:
+            made.write({"metrics_version": METRICS_VERSION})
         return made
 
-    def lines(self, name: str) -> "Lines":
-        """A file of JSON lines, from its beginning."""
-        return Lines(self.path / name)
+    def lines(self, name: str, kept: Mark | None = None) -> "Lines":
+        """A file of JSON lines, from its beginning or behind what is kept."""
+        return Lines(self.path / name, kept)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Keeps status.json true whatever happens inside."""
+        """Keeps status.json true whatever happens inside; holds the folder's lock meanwhile.
+
+        Raises:
+            UserError: another process does.
+        """
+        with alive.locked(self.path, self.read_json("status.json") or {}):
+            yield from self._running()
+
+    def _running(self) -> Iterator[None]:
         started = _now()
+        self._clear_torn()
         self.write_json("status.json", self._status("running", started=started))
         try:
             yield
@@ -132,6 +163,13 @@ class RunFolder:
             raise
         self.write_json("status.json", self._status("completed", started=started, ended=_now()))
 
+    def _clear_torn(self) -> None:
+        """What killed writers left of files that they had not finished."""
+        for folder in (self.path, self.path / "checkpoints", self.path / checkpoints.RESUME):
+            for part in folder.glob("*.part"):
+                if re.fullmatch(r"\.step_[0-9]+\.part|.+\.[0-9]+\.part", part.name):
+                    checkpoints.remove(part)
+
     def fail(self, message: str) -> None:
         """What the parent says of a job that could not speak for itself (killed, timed out, crashed)."""
         told = {"type": "ProcessDied", "message": message}
@@ -142,9 +180,18 @@ class RunFolder:
         status = self.read_json("status.json")
         if status is None:
             return "missing"
-        if status["state"] in ("running", "claimed") and not _alive(status):
-            return "crashed"
+        if status["state"] in ("running", "claimed") and not alive.alive(self.path, status):
+            return "completed" if (self.path / "summary.json").is_file() else "crashed"
         return str(status["state"])
+
+    def refuse_live(self) -> None:
+        """Before anything is loaded for a run that another process trains.
+
+        Raises:
+            UserError: it does.
+        """
+        if self.state() == "running":
+            raise alive.taken(self.path, self.read_json("status.json") or {})
 
     def save_checkpoint(
         self,
@@ -155,53 +202,78 @@ class RunFolder:
         average: Mapping[str, np.ndarray] | None,
     ) -> None:
         """checkpoints/step_N: the model, the average of its weights and the optimizer as safetensors, and state.json."""
-        root = self.path / "checkpoints"
-        part, final = root / f".step_{step}.part", root / f"step_{step}"
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        _save(part / "model.safetensors", weights)
-        if average is not None:
-            _save(part / "ema.safetensors", average)
-        if optimizer is not None:
-            _save(part / "optim.safetensors", optimizer)
-        (part / "state.json").write_text(json.dumps({"step": step, **facts}, allow_nan=False))
-        shutil.rmtree(final, ignore_errors=True)
-        part.replace(final)
+        files = {"model": weights, "ema": average, "optim": optimizer}
+        checkpoints.write(self.path / "checkpoints", step, files, facts)
 
-    def keep_checkpoints(self, latest: Sequence[int], best: Sequence[tuple[int, str]]) -> None:
+    def save_point(self, point: checkpoints.Point, facts: Mapping[str, str]) -> None:
+        """checkpoints/resume/step_N: what the run needs to go on; the point before it stays too, older ones go."""
+        root = self.path / checkpoints.RESUME
+        files = {"model": point.weights, "ema": point.average, "optim": point.optimizer}
+        checkpoints.write(root, point.step, files, {"of": dict(facts), "memory": point.memory})
+        for old in sorted(root.glob("step_*"), key=lambda p: int(p.name[5:]))[:-2]:
+            checkpoints.remove(old)
+
+    def drop_points(self) -> None:
+        """No run goes on here."""
+        checkpoints.remove(self.path / checkpoints.RESUME)
+
+    def keep_checkpoints(
+        self, latest: Sequence[int], best: Sequence[tuple[int, str]], also: Iterable[int] = ()
+    ) -> None:
         """The checkpoints of these steps stay, the others go.
 
         Args:
             latest: the last of them is what checkpoints/latest names ("step_N").
             best: (step, "model" or "ema"), the best first: checkpoints/best names its file ("step_N/model.safetensors").
+            also: what a resume point would need.
         """
         root = self.path / "checkpoints"
         if latest:
             self.write_text("checkpoints/latest", f"step_{latest[-1]}\n")
         if best:
             self.write_text("checkpoints/best", "step_{}/{}.safetensors\n".format(*best[0]))
-        stay = {f"step_{step}" for step in (*latest, *(step for step, _ in best))}
+        stay = {f"step_{step}" for step in (*latest, *(step for step, _ in best), *also)}
         for old in root.glob("step_*"):
             if old.name not in stay:
-                shutil.rmtree(old)
+                checkpoints.remove(old)
 
     def checkpoint(self, step: int, weights: str) -> dict[str, np.ndarray]:
         """What `save_checkpoint` wrote: "model" or "ema"."""
         return load_file(str(self.path / "checkpoints" / f"step_{step}" / f"{weights}.safetensors"))
 
     def _status(self, state: str, **more: Any) -> dict[str, Any]:
-        return {"state": state, "pid": os.getpid(), "host": socket.gethostname(), "updated": _now(), **more}
+        mine = {"pid": os.getpid(), "process": alive.process(os.getpid()), "host": socket.gethostname()}
+        return {"state": state, **mine, "updated": _now(), **more}
 
 
 class Lines:
-    """One JSON object per line, written as it happens."""
+    """One JSON object per line, written as it happens.
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w", buffering=1, encoding="utf-8")
+    Args:
+        path: of the file; no link is followed.
+        kept: what of it stays; None: it begins anew.
+    """
+
+    def __init__(self, path: Path, kept: Mark | None = None) -> None:
+        how = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._file = os.fdopen(os.open(path, how, 0o644), "r+b")
+        held = self._file.read(kept.bytes) if kept else b""
+        self._file.truncate(len(held))
+        self._file.seek(len(held))
+        self._bytes, self._sum = len(held), hashlib.sha256(held)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record."""
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        line = (json.dumps(record, allow_nan=False) + "\n").encode()
+        self._file.write(line)
+        self._file.flush()
+        self._bytes += len(line)
+        self._sum.update(line)
+
+    def mark(self) -> Mark:
+        """What has been written; it is on the disk."""
+        os.fsync(self._file.fileno())
+        return Mark(self._bytes, self._sum.hexdigest())
 
     def close(self) -> None:
         """No more records."""
@@ -224,22 +296,5 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return read_lines(path)[1:]
 
 
-def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """safetensors stores the memory as it lies: only C order is right. (ascontiguousarray makes a scalar 1-D.)"""
-    save_file({name: np.asarray(a, order="C") for name, a in arrays.items()}, str(path))
-
-
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-
-
-def _alive(status: Mapping[str, Any]) -> bool:
-    if status["host"] != socket.gethostname():
-        return True
-    try:
-        os.kill(status["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -1,7 +1,7 @@
 """The training loop: every step, the evaluations, the checkpoints, and what metrics.jsonl records of them."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,22 @@ from ..data import batches
 from ..framework import Framework, TrainState, Weights, metrics, proof, take_step
 from ..planning import Group, Plan, UserError
 from .best import Best, Ema
+from .checkpoints import Mark, Point
 from .folder import Lines, RunFolder
 from .proving import Prover
 from .schema import Config
+from .stopping import Stop, listening
 
 Say = Callable[[str], None]
 Track = Callable[[Iterable[int], int], Iterable[int]]
 ORDINARY = 1e4
 """Pictures and start weights beyond it are the likelier cause of infinities than the lr."""
+
+
+SHARE = 20
+"""Writing what a run needs to go on takes at most about one part in this many of its time ..."""
+SECONDS = 600.0
+"""... and is done after so many at the latest, evaluation or not."""
 
 
 class Loop:
@@ -34,21 +42,55 @@ class Loop:
         folder: RunFolder,
         streams: dict[str, int],
         prover: Prover,
+        facts: Mapping[str, str],
         say: Say,
     ) -> None:
         self.config, self.plan, self.dataset, self.framework = config, plan, dataset, framework
         self.state, self.start, self.folder, self.streams, self.say = state, start, folder, streams, say
-        self.prover = prover
+        self.prover, self.facts = prover, facts
         self.train_seconds = 0.0
         self.best = Best(config.metric, config.checkpoint.keep_best, config.early_stop)
         self.ema = None if config.ema.decay is None else Ema(config.ema, start)
         self.last: dict[str, Any] = {}
+        self.resumed: list[int] = []
+        self.spent, self.began = 0.0, time.perf_counter()
         self._written: list[int] = []
+        self._needed: list[set[int]] = []
+        self._pointed, self._cost = time.perf_counter(), 0.0
 
-    def train(self, track: Track) -> None:
-        """All steps, or until it is no use; `last` is the last evaluation."""
-        log, total = self.folder.metrics(), self.plan.total_steps
-        for step in track(range(total), total):
+    def seconds(self) -> float:
+        """Since the run began, without the time between its attempts."""
+        return self.spent + time.perf_counter() - self.began
+
+    def recall(self, point: Point) -> None:
+        """Go on from there: the state of the framework, and all that the loop remembers."""
+        self.framework.set_weights(self.state.model, point.weights)
+        self.framework.set_optimizer_state(self.state, point.optimizer)
+        memory = point.memory
+        self.best.recall(memory["best"])
+        if self.ema and point.average:
+            self.ema.weights = {name: array.copy() for name, array in point.average.items()}
+        self.train_seconds, self.spent, self.last = memory["train_seconds"], memory["seconds"], memory["last"]
+        self._written = [step for step in memory["written"] if (self.folder.path / f"checkpoints/step_{step}").is_dir()]
+        self._needed = [set(memory["keep"])]
+        self.resumed = [*memory["resumed"], point.step]
+
+    def train(self, track: Track, point: Point | None = None) -> None:
+        """All steps behind `point`, or until it is no use; `last` is the last evaluation.
+
+        Raises:
+            KeyboardInterrupt: asked to stop; what the run needs to go on is written.
+        """
+        total, begin = self.plan.total_steps, point.step if point else 0
+        log = self.folder.metrics(Mark(*point.memory["files"]["metrics.jsonl"]) if point else None)
+        with listening() as stop:
+            if not self.best.stalled:
+                self._train(track(range(begin, total), total - begin), log, stop)
+        log.close()
+
+    def _train(self, steps: Iterable[int], log: Lines, stop: Stop) -> None:
+        total = self.plan.total_steps
+        for step in steps:
             due = (step + 1) % self.config.eval_every == 0 or step + 1 == total
             proved = self.prover.due(step, due)
             before = self.prover.hold(self.state) if proved else self._weights() if due else {}
@@ -66,9 +108,11 @@ class Loop:
                     shown += f"  the average's {metric} {self.last['val_ema'][metric]:.4f}"
                 self.say(f"step {step + 1}/{total}  training loss {loss:.4f}  validation {shown}")
             self._checkpoint(step + 1, due)
+            self._point(step + 1, due, log, stop.asked)
+            if stop.asked:
+                raise KeyboardInterrupt
             if due and self.best.stalled:
                 break
-        log.close()
 
     def result(self) -> dict[str, Any]:
         """Of the weights that are kept: which, and their metrics on validation and test."""
@@ -184,8 +228,43 @@ class Loop:
         facts = {"plan_sha256": self.plan.sha256, "framework": self.config.framework.name}
         average = self.ema.weights if self.ema else None
         self.folder.save_checkpoint(done, self._weights(), optimizer, facts, average)
-        best = [(kept.step, kept.weights) for kept in self.best.kept]
-        self.folder.keep_checkpoints(self._written, best)
+        self._keep(set().union(*self._needed))
+
+    def _keep(self, also: set[int]) -> None:
+        self.folder.keep_checkpoints(self._written, [(kept.step, kept.weights) for kept in self.best.kept], also)
+
+    def tidy(self) -> None:
+        """The run has its result: what it would have needed to go on may go."""
+        self._keep(set())
+        self.folder.drop_points()
+
+    def _point(self, done: int, evaluated: bool, log: Lines, now: bool) -> None:
+        """What the run needs to go on: at evaluations, but not so often that training waits for it; `now`: anyway."""
+        since = time.perf_counter() - self._pointed
+        regular = bool(self.config.checkpoint.every and done % self.config.checkpoint.every == 0)
+        due = regular or since > max(SECONDS, SHARE * self._cost) or (evaluated and since > SHARE * self._cost)
+        if not self.config.can_resume() or not (now or (due and done < self.plan.total_steps)):
+            return
+        began = time.perf_counter()
+        files = {"metrics.jsonl": log.mark(), **self.prover.mark()}
+        keep = {kept.step for kept in self.best.kept}
+        memory = {
+            "train_seconds": self.train_seconds,
+            "seconds": self.seconds(),
+            "last": self.last,
+            "best": self.best.memory(),
+            "written": self._written,
+            "keep": sorted(keep),
+            "resumed": self.resumed,
+            "files": files,
+            **self.prover.memory(),
+        }
+        optimizer = self.framework.get_optimizer_state(self.state)
+        average = self.ema.weights if self.ema else None
+        self.folder.save_point(Point(done, self._weights(), optimizer, average, memory), self.facts)
+        self._needed = [*self._needed, keep][-2:]
+        self._pointed = time.perf_counter()
+        self._cost = self._pointed - began
 
 
 def _gradient_norm(group: Group, gradients: Weights) -> float:

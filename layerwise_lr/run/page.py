@@ -1,5 +1,7 @@
 """The page: run(folder) reads the folder's config and writes everything else beside it."""
 
+import hashlib
+import json
 import os
 import resource
 import time
@@ -12,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from ..data import READERS, batches, facts
-from ..framework import Framework, begin, registry
+from ..framework import Framework, Weights, begin, registry
 from ..planning import Clip, ParamTable, Plan, UserError, make_plan
-from . import provenance, reading
+from . import checkpoints, provenance, reading
 from .folder import CONFIG, RunFolder
 from .loop import Loop, Say, Track
 from .proving import Prover
@@ -24,6 +26,8 @@ from .subject import Subject, subject
 
 def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps) -> dict[str, Any]:
     """Train what `path`/config.resolved.yaml says; returns summary.json.
+
+    An interrupted run goes on from its last whole checkpoint, anything else begins at step 0 without earlier results.
 
     Args:
         path: a claimed run folder.
@@ -61,16 +65,39 @@ def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps)
         notes = list(dict.fromkeys([*batches.notes(config.data), *dataset.notes(), *told]))
         for note in notes:
             say(note)
-        prover = Prover(config.verify, folder, framework, plan, say)
-        first = dataset.batch(0, config.pictures_a_step(), streams["order"])
-        prover.rehearse(model, start, first, streams["dropout"])
+        told_apart = facts_of(config, plan, dataset, start)
+        point = checkpoints.find(path, told_apart, start, say)
+        if point is None:
+            folder.clear()
+        else:
+            checkpoints.drop(path, point)
+            say(f"goes on after step {point.step} of {plan.total_steps}")
+        prover = Prover(config.verify, folder, framework, plan, say, point and point.memory)
+        if point is None:
+            first = dataset.batch(0, config.pictures_a_step(), streams["order"])
+            prover.rehearse(model, start, first, streams["dropout"])
 
-        state = begin(framework, model, plan)
-        loop = Loop(config, plan, dataset, framework, state, start, folder, streams, prover, say)
-        loop.train(track)
-        summary = summarise(config, plan, loop, time.perf_counter() - began, notes)
+        state = begin(framework, model, plan, point.step if point else 0)
+        loop = Loop(config, plan, dataset, framework, state, start, folder, streams, prover, told_apart, say)
+        loop.began = began
+        if point:
+            loop.recall(point)
+        loop.train(track, point)
+        summary = summarise(config, plan, loop, notes)
         folder.write_json("summary.json", summary)
+        loop.tidy()
     return summary
+
+
+def facts_of(config: Config, plan: Plan, dataset: batches.Dataset, start: Weights) -> dict[str, str]:
+    """What must not change while a run is interrupted, each known by a sha256."""
+    pictures = hashlib.sha256(json.dumps(dataset.fingerprint(), sort_keys=True).encode()).hexdigest()
+    return {
+        "config": config.sha256(),
+        "plan": plan.sha256,
+        "pictures": pictures,
+        "start weights": checkpoints.digest(start),
+    }
 
 
 def load(config: Config, streams: dict[str, int]) -> batches.Dataset:
@@ -168,7 +195,7 @@ def may_crash(config: Config) -> bool:
     return config.framework.mode in registry.load(config.framework.name).retry_on_signal
 
 
-def summarise(config: Config, plan: Plan, loop: Loop, seconds: float, notes: list[str]) -> dict[str, Any]:
+def summarise(config: Config, plan: Plan, loop: Loop, notes: list[str]) -> dict[str, Any]:
     """summary.json: what a table needs of a finished run; "val" and "test" are those of the weights that are kept."""
     return {
         "name": config.name,
@@ -179,7 +206,8 @@ def summarise(config: Config, plan: Plan, loop: Loop, seconds: float, notes: lis
         "last": {key: loop.last[key] for key in ("step", "val", "test")},
         "metric": config.metric,
         "train_seconds": loop.train_seconds,
-        "seconds": seconds,
+        "seconds": loop.seconds(),
+        "resumed": loop.resumed,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "config_sha256": config.sha256(),
         "plan_sha256": plan.sha256,

@@ -1,15 +1,17 @@
 """The proof of one run, before it and during it, into lr_check.jsonl: a line per measured step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..framework import Framework, TrainState, Weights, proof
 from ..planning import Plan
-from .folder import RunFolder
+from .checkpoints import Mark
+from .folder import RunFolder, read_lines
 from .schema import VerifySpec
 
+LOG = "lr_check.jsonl"
 FAINT = 0.5
 """A step whose resolution is above this was too small for float32 to show."""
 
@@ -22,15 +24,26 @@ class Prover:
         folder: lr_check.jsonl is begun in it.
         framework, plan: of the run.
         say: told a line now and then.
+        memory: of a run that goes on.
     """
 
     def __init__(
-        self, spec: VerifySpec, folder: RunFolder, framework: Framework, plan: Plan, say: Callable[[str], None]
+        self,
+        spec: VerifySpec,
+        folder: RunFolder,
+        framework: Framework,
+        plan: Plan,
+        say: Callable[[str], None],
+        memory: Mapping[str, Any] | None = None,
     ) -> None:
         self.spec, self.framework, self.plan, self.say = spec, framework, plan, say
         self.records: list[dict[str, Any]] = []
         self.mismatches = self.evaluations = 0
-        self._log = folder.lines("lr_check.jsonl") if spec.start or spec.training else None
+        kept = Mark(*memory["files"][LOG]) if memory and LOG in memory["files"] else None
+        self._log = folder.lines(LOG, kept) if spec.start or spec.training else None
+        if memory:
+            self.records, self.mismatches = read_lines(folder.path / LOG), memory["mismatches"]
+            self.evaluations = memory["evaluations"]
         self._before: tuple[Weights, Weights] = {}, {}
 
     def rehearse(self, model: Any, start: Weights, batch: tuple[np.ndarray, np.ndarray], seed: int) -> None:
@@ -95,6 +108,14 @@ class Prover:
             "mismatches": self.mismatches,
             "max_relative_error": self.worst(),
         }
+
+    def memory(self) -> dict[str, Any]:
+        """What cannot be read in the log."""
+        return {"mismatches": self.mismatches, "evaluations": self.evaluations}
+
+    def mark(self) -> dict[str, Mark]:
+        """How far the log is written, where there is one."""
+        return {LOG: self._log.mark()} if self._log else {}
 
     def _keep(self, records: Sequence[dict[str, Any]]) -> None:
         self.records += records

@@ -83,10 +83,10 @@ class CheckpointSpec:
     """Which weights are kept.
 
     Args:
-        every: how often one is written; null: at the end.
+        every: how often one is written; null: at the end. (Until then the last two evaluations' are kept to go on from.)
         keep: how many of them stay.
         keep_best: how many stay that were best by `metric` on validation; the best is the run's result. 0: its end is.
-        optimizer: with the optimizer's state.
+        optimizer: with the optimizer's state; without it an interrupted run cannot go on.
     """
 
     every: Duration = None
@@ -191,6 +191,10 @@ class Config:
     def pictures_a_step(self) -> int:
         """Of all batches that a step takes."""
         return self.batch_size * self.accumulate
+
+    def can_resume(self) -> bool:
+        """Whether the run can be continued bit by bit: with the optimizer's state, in no more than 32 bits."""
+        return self.checkpoint.optimizer and self.framework.precision != "fp64"
 
     def schedules_by_name(self) -> dict[str, ScheduleSpec]:
         """The run's own under "default", then the named ones."""

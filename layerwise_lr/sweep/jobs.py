@@ -4,7 +4,9 @@ Jobs of one framework are forked from a parent that has imported it and read the
 this is safe; else each starts a fresh interpreter. Either way the job is `run(folder)`, and its folder is the answer.
 """
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -19,6 +21,8 @@ from ..framework import registry
 from ..planning import UserError
 from ..run import Config, FrameworkSpec, RunFolder, page
 from .pool import Done, Process, conclude, end, work_off
+
+_PDEATHSIG = 1  # prctl's PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,14 @@ def _can_fork() -> bool:
     return hasattr(os, "fork") and sys.platform != "darwin"
 
 
+def follow(parent: int) -> None:
+    """This process is asked to stop, as by SIGTERM, when `parent`, which has started it, dies: no job is left alone."""
+    if hasattr(ctypes.CDLL(None), "prctl"):  # Linux
+        ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            raise KeyboardInterrupt
+
+
 def run_jobs(jobs: Mapping[Path, Config], options: Options, done: Done) -> None:
     """Run every claimed folder; returns when all have ended. `done(folder)` is called after each.
 
@@ -104,10 +116,10 @@ def run_jobs(jobs: Mapping[Path, Config], options: Options, done: Done) -> None:
 def _in_forked_parent(jobs: Mapping[Path, Config], at_once: int, threads: int, options: Options, done: Done) -> None:
     """A forked parent imports the framework and reads the data; we only listen to the folders it has finished."""
     read, write = os.pipe()
-    pid = os.fork()
+    mine, pid = os.getpid(), os.fork()
     if pid == 0:
         os.close(read)
-        os._exit(_parent(jobs, at_once, threads, options, write))
+        os._exit(_parent(jobs, at_once, threads, options, write, mine))
     os.close(write)
     parent = _Forked(pid)
     try:
@@ -115,7 +127,7 @@ def _in_forked_parent(jobs: Mapping[Path, Config], at_once: int, threads: int, o
             for line in told:
                 done(Path(line.rstrip("\n")))
     except KeyboardInterrupt:
-        end([parent])
+        end([parent], patience=40)  # it ends its own jobs first
         raise
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if code == 130:
@@ -124,12 +136,13 @@ def _in_forked_parent(jobs: Mapping[Path, Config], at_once: int, threads: int, o
         conclude(RunFolder(path), code, None)
 
 
-def _parent(jobs: Mapping[Path, Config], at_once: int, threads: int, options: Options, write: int) -> int:
+def _parent(jobs: Mapping[Path, Config], at_once: int, threads: int, options: Options, write: int, parent: int) -> int:
     def tell(path: Path) -> None:
         os.write(write, f"{path}\n".encode())
 
     os.environ |= thread_environment(threads)
     try:
+        follow(parent)
         start = _preload(jobs, threads)
         work_off(list(jobs), start, at_once, options.timeout, tell)
     except KeyboardInterrupt:
@@ -165,20 +178,20 @@ class _Forked:
 
 def _fork(path: Path) -> Process:
     """A child that runs the folder, its output in log.txt."""
-    pid = os.fork()
+    mine, pid = os.getpid(), os.fork()
     if pid:
         return _Forked(pid)
     log = os.open(path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    os._exit(run_and_tell(path))
+    os._exit(run_and_tell(path, mine))
 
 
 def _spawn(path: Path, threads: int) -> Process:
     """A fresh interpreter that runs the folder, its output in log.txt."""
     with (path / "log.txt").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "layerwise_lr", "run", str(path)],
+            [sys.executable, "-m", "layerwise_lr", "run", str(path), "--parent", str(os.getpid())],
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
@@ -186,10 +199,17 @@ def _spawn(path: Path, threads: int) -> Process:
         )
 
 
-def run_and_tell(path: Path) -> int:
-    """run(folder), told line by line; returns the exit code: 0, 2 (user's mistake), 130 (interrupted), 1."""
+def run_and_tell(path: Path, parent: int | None = None) -> int:
+    """run(folder), told line by line; returns the exit code: 0, 2 (user's mistake), 130 (interrupted), 1.
+
+    Args:
+        path: of the folder.
+        parent: the process to follow, where there is one.
+    """
     code = 0
     try:
+        if parent is not None:
+            follow(parent)
         page.run(path, say=lambda line: print(line, flush=True))
     except KeyboardInterrupt:
         code = 130

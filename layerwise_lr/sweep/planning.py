@@ -5,7 +5,6 @@ after what was varied. The same sweep again finds the same folders and runs only
 """
 
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,14 +50,30 @@ def write_sweep(folder: Path, jobs: Sequence[Job]) -> None:
     RunFolder(folder).write_json("sweep.json", {"jobs": {**RunFolder(folder).jobs(), **new}})
 
 
-def to_run(jobs: Sequence[Job]) -> list[Job]:
-    """Jobs that have not finished; what a failed or killed one left is cleared away. A running one is left alone."""
-    open_jobs = []
-    for job in jobs:
-        state = RunFolder(job.path).state()
-        if state in ("completed", "running", "claimed"):
-            continue
-        if state != "missing":
-            shutil.rmtree(job.path)
-        open_jobs.append(job)
-    return open_jobs
+def to_run(jobs: Sequence[Job], again: bool = True) -> list[Job]:
+    """Jobs that have not finished and that nobody trains.
+
+    Args:
+        jobs: of the sweep.
+        again: also those that failed or were interrupted: a job of which nobody has seen the end is run in any case.
+    """
+    states = ("missing", "crashed", *(("failed", "interrupted") if again else ()))
+    return [job for job in jobs if RunFolder(job.path).state() in states]
+
+
+def elsewhere(jobs: Sequence[Job]) -> list[Job]:
+    """Jobs that a process trains, or has claimed."""
+    return [job for job in jobs if RunFolder(job.path).state() in ("running", "claimed")]
+
+
+def claim(job: Job) -> bool:
+    """Take a job; what is in its folder stays: the run itself goes on with it, or clears it. False: it is another's.
+
+    Raises:
+        UserError: likewise.
+    """
+    folder = RunFolder(job.path)
+    if folder.state() != "missing":
+        return folder.reclaim()
+    RunFolder.claim(job.path)
+    return True

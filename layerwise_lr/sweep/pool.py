@@ -68,7 +68,7 @@ def work_off(
 
 
 def _again(folder: RunFolder, code: int, tries: int) -> bool:
-    """Whether a crash is the framework's known own fault; says so. The run begins anew, in the same folder."""
+    """Whether a crash is the framework's known own fault; says so. The run goes on, in the same folder."""
     facts = folder.read_json("env.json")
     if code not in _CRASHES or not (facts and facts["retry_on_signal"]) or folder.read_json("summary.json"):
         return False
@@ -96,20 +96,30 @@ def conclude(folder: RunFolder, code: int, timeout: float | None) -> None:
 
 def _kill(process: Process) -> None:
     os.kill(process.pid, signal.SIGKILL)
-    _wait(process, 10)
+    _wait(process, time.monotonic() + 10)
 
 
-def end(processes: Sequence[Process]) -> None:
-    """Ctrl-C reaches every process of a terminal by itself; tell those that it did not reach, then insist."""
-    for send, seconds in ((None, 2), (signal.SIGTERM, 10), (signal.SIGKILL, 10)):
-        for process in processes:
-            if send and process.poll() is None:
-                os.kill(process.pid, send)
-        for process in processes:
-            _wait(process, seconds)
+def end(processes: Sequence[Process], patience: float = 20) -> None:
+    """Ctrl-C reaches every process of a terminal by itself; tell those that it did not reach, then insist.
+
+    Args:
+        processes: to be ended.
+        patience: seconds they have for a checkpoint; more than run/stopping.py gives them.
+    """
+    deaf = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        for send, seconds in ((None, 2.0), (signal.SIGTERM, patience), (signal.SIGKILL, 10.0)):
+            for process in processes:
+                if send and process.poll() is None:
+                    os.kill(process.pid, send)
+            until = time.monotonic() + seconds
+            for process in processes:
+                _wait(process, until)
+    finally:
+        for number, handler in deaf.items():
+            signal.signal(number, handler)
 
 
-def _wait(process: Process, seconds: float) -> None:
-    until = time.monotonic() + seconds
+def _wait(process: Process, until: float) -> None:
     while process.poll() is None and time.monotonic() < until:
         time.sleep(_POLL)

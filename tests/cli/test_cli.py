@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from layerwise_lr.run import reading, resolve
+from layerwise_lr.run import RunFolder, read_metrics, reading, resolve
 
 SCRIPT = str(Path(sys.executable).with_name("layerwise-lr"))
 LONG = ("epochs=20000", "eval_every=20000 epochs")  # some minutes: never ends by itself in a test
@@ -54,7 +55,8 @@ def states(sweep: Path) -> dict[str, str]:
 
 
 def steps(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()[1:]]
+    """Those that are written by now."""
+    return read_metrics(run / "metrics.jsonl")
 
 
 @pytest.fixture(autouse=True)
@@ -135,15 +137,80 @@ def test_interrupted_run(here: Path) -> None:
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert len(err.splitlines()) == 1
-    assert "kept in r; a single run cannot be continued" in err and err.endswith("layerwise-lr run r\n")
+    assert " is kept in r; this continues: " in err and err.endswith("layerwise-lr resume r\n")
     assert read(run / "status.json")["state"] == "interrupted"
     assert [record["step"] for record in steps(run)] == list(range(len(steps(run))))
     again = layerwise_lr("train", "hydra.run.dir=r", *SHORT)
     assert again.returncode == 2 and "holds a run already" in again.stderr
-    config = run / "config.resolved.yaml"
-    config.write_text(resolve(replace(reading.read(config), steps=3)).to_yaml())
+    config, before = run / "config.resolved.yaml", len(steps(run))
+    held = reading.read(config)
+    config.write_text(resolve(replace(held, steps=3)).to_yaml())
+    other = layerwise_lr("resume", "r")
+    assert other.returncode == 2 and "had another config" in other.stderr and len(steps(run)) == before
+    shutil.rmtree(run / "checkpoints/resume")
     assert layerwise_lr(*shlex.split(err)[-2:]).returncode == 0, "what Ctrl-C told"
     assert [record["step"] for record in steps(run) if "loss" in record] == [0, 1, 2]
+
+
+def test_resume_and_resume_auto(here: Path) -> None:
+    words = ["train", "resume=auto", *SHORT, "epochs=20", "eval_every=2", "hydra.run.dir="]
+    whole = layerwise_lr(*words[:-1], "hydra.run.dir=whole")
+    assert whole.returncode == 0, whole.stderr
+    words[-1] += "r"
+    process = start(*words)
+    until(lambda: len(steps(here / "r")) > 8)
+    os.killpg(process.pid, signal.SIGSTOP)  # it lives, and waits for us
+    live = [layerwise_lr(*command) for command in (("run", "r"), ("resume", "r"), words)]
+    assert [(done.returncode, "is being trained by process" in done.stderr) for done in live] == [(2, True)] * 3
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert RunFolder(here / "r").state() == "crashed"
+    other = layerwise_lr(*words, "seed=3")
+    assert other.returncode == 2 and "seed: 3 is asked for, 0 is there" in other.stderr
+    ended = layerwise_lr(*words)
+    assert ended.returncode == 0 and "goes on after step" in ended.stdout, ended.stderr
+    assert (here / "r/metrics.jsonl").read_bytes() == (here / "whole/metrics.jsonl").read_bytes()
+    for again in (words, ["resume", "r"]):
+        assert "r is finished" in layerwise_lr(*again).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("train", "resume=auto"), "resume=auto needs a folder of its own: hydra.run.dir="),
+        (("train", "-m", "resume=auto", "seed=0,1"), "resume=auto is a single run's"),
+        (("train", "resume=yes"), "resume is auto or never"),
+        (("resume", "nowhere"), "nowhere: no such folder"),
+        (("resume", "."), ".: holds no run"),
+    ],
+    ids=str,
+)
+def test_resume_of_what_cannot(here: Path, words: tuple[str, ...], says: str) -> None:
+    ended = layerwise_lr(*words)
+    assert ended.returncode == 2 and says in ended.stderr and len(ended.stderr.splitlines()) == 1
+    assert list(here.iterdir()) == []
+
+
+def test_a_killed_sweep_leaves_no_orphan_and_resumes_half_finished_jobs(here: Path) -> None:
+    words = ("train", "-m", "hydra.sweep.dir=s", "hydra.launcher.n_jobs=2", "seed=0,1", "epochs=300", "eval_every=20")
+    process = start(*words)
+    until(lambda: all(len(steps(here / "s" / job)) > 40 for job in states(here / "s")) and len(states(here / "s")) == 2)
+    os.kill(process.pid, signal.SIGKILL)
+    until(lambda: set(states(here / "s").values()) == {"interrupted"}, 40)
+    told = layerwise_lr("resume", "s", "--jobs", "2")
+    assert told.returncode == 0, told.stderr
+    assert list(states(here / "s").values()) == ["completed", "completed"]
+    for job in states(here / "s"):
+        (resumed,) = read(here / "s" / job / "summary.json")["resumed"]
+        assert resumed > 40
+
+
+def test_two_equal_sweeps_at_once_share_the_work(here: Path) -> None:
+    words = ("train", "-m", "hydra.sweep.dir=s", "hydra.launcher.n_jobs=1", *SHORT, "seed=0,1,2,3")
+    both = [start(*words), start(*words)]
+    ended = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], ended
+    assert list(states(here / "s").values()) == ["completed"] * 4
 
 
 @pytest.mark.parametrize(

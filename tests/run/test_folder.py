@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import signal
@@ -183,15 +184,67 @@ def test_a_run_whose_process_is_gone_is_crashed(tmp_path, state):
     assert RunFolder(tmp_path / "a").state() == "crashed"
 
 
-def test_a_run_of_another_machine_is_believed(tmp_path):
+def test_a_run_lives_by_its_lock_not_by_a_pid_or_a_name(tmp_path):
     folder = RunFolder.claim(tmp_path / "a")
     status = folder.read_json("status.json")
-    folder.write_json("status.json", {**status, "state": "running", "pid": 2**22 + 1, "host": "elsewhere"})
-    assert folder.state() == "running"
-    folder.write_json("status.json", {**status, "state": "running", "pid": 2**22 + 1})
-    assert folder.state() == "crashed"
-    folder.write_json("status.json", {**status, "state": "running", "pid": os.getpid()})
-    assert folder.state() == "running"
+    with folder.running():
+        assert folder.state() == "running"
+    for stranger in ({"host": "elsewhere"}, {"pid": os.getpid()}, {"pid": 1}):
+        folder.write_json("status.json", {**status, "state": "running", **stranger})
+        assert folder.state() == "crashed"
+
+
+def test_a_claim_lives_by_pid_and_start_time(tmp_path):
+    folder = RunFolder.claim(tmp_path / "a")
+    status = folder.read_json("status.json")
+    for changed, state in (
+        ({}, "claimed"),
+        ({"process": "another boot/123"}, "crashed"),
+        ({"pid": 2**22 + 1}, "crashed"),
+        ({"pid": 2**22 + 1, "host": "elsewhere"}, "claimed"),
+    ):
+        folder.write_json("status.json", {**status, **changed})
+        assert folder.state() == state, changed
+
+
+def test_a_second_process_is_refused_and_changes_nothing(tmp_path):
+    path = RunFolder.claim(tmp_path / "a").path
+    holding = """
+    import sys
+    from pathlib import Path
+    from layerwise_lr.run.folder import RunFolder
+    with RunFolder(Path(sys.argv[1])).running():
+        print("in", flush=True)
+        sys.stdin.read()
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(holding), str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "in\n"
+    status = (path / "status.json").read_text()
+    with pytest.raises(UserError, match=f"is being trained by process {process.pid} of"), RunFolder(path).running():
+        raise AssertionError("two in one folder")
+    assert (path / "status.json").read_text() == status
+    with pytest.raises(UserError, match="is being trained"):
+        RunFolder(path).reclaim()
+    with pytest.raises(UserError, match="is being trained"):
+        RunFolder(path).refuse_live()
+    process.kill()
+    process.communicate()
+    assert RunFolder(path).state() == "crashed"
+    assert RunFolder(path).reclaim() and not RunFolder(path).reclaim()
+    assert RunFolder(path).state() == "claimed"
+
+
+def test_a_run_that_died_after_its_result_is_completed(tmp_path):
+    folder = RunFolder.claim(tmp_path / "a")
+    status = folder.read_json("status.json")
+    folder.write_json("status.json", {**status, "state": "running"})
+    folder.write_json("summary.json", {})
+    assert folder.state() == "completed"
 
 
 # --- checkpoints
@@ -215,7 +268,9 @@ def test_the_last_k_are_kept_by_step_not_by_name(tmp_path, keep):
     held = load_file(tmp_path / "checkpoints" / "step_1000" / "model.safetensors")
     assert held["w"].tolist() == [1000, 1000]
     state = json.loads((tmp_path / "checkpoints" / "step_1000" / "state.json").read_text())
-    assert state == {"step": 1000, "plan_sha256": "abc"}
+    model = tmp_path / "checkpoints" / "step_1000" / "model.safetensors"
+    assert (state["step"], state["plan_sha256"]) == (1000, "abc")
+    assert state["sha256"] == {"model.safetensors": hashlib.sha256(model.read_bytes()).hexdigest()}
 
 
 def test_the_optimizer_is_optional(tmp_path):

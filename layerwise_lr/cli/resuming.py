@@ -1,0 +1,114 @@
+"""`resume`, and `train ... resume=auto`: a run, or what is left of a sweep, goes on from its last whole checkpoints."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..planning import UserError
+from ..run import CONFIG, Config, RunFolder, reading
+from ..sweep import jobs, planning
+from . import console, runs, sweeps
+from .words import Given, Parser
+
+
+def resume(words: Sequence[str]) -> int:
+    """`layerwise-lr resume DIR`: the exit code.
+
+    Raises:
+        UserError: there is nothing that could go on.
+    """
+    parser = Parser(
+        "layerwise-lr resume",
+        description=(
+            "Go on with the run, or with the jobs of the sweep, in DIR: each from its last\n"
+            "whole checkpoint, with the result of one that nobody interrupted."
+        ),
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--jobs", type=int, help="of a sweep: at a time; default: cores / framework.threads")
+    asked = parser.parse_args(words)
+    path = asked.folder
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; give a run's or a sweep's, such as layerwise-lr train has made")
+    if (path / "sweep.json").exists():
+        return _sweep(path, jobs.Options(n_jobs=asked.jobs))
+    if asked.jobs is not None:
+        raise UserError(f"--jobs is a sweep's; {path} is one run's folder")
+    if RunFolder(path).state() == "missing":
+        raise UserError(f"{path}: holds no run; layerwise-lr train hydra.run.dir={path} begins one there")
+    again(path, _config(path))
+    return 0
+
+
+def _config(path: Path) -> Config:
+    config = reading.read(path / CONFIG)
+    runs.refuse_unresolved(path, config)
+    return config
+
+
+def train(config: Config, path: Path, given: Given) -> None:
+    """`train ... resume=auto`: as `train` where nothing is yet, else on with what is there.
+
+    Raises:
+        UserError: what is there is of another config, or is being trained.
+    """
+    folder = RunFolder(path)
+    if folder.state() == "missing":
+        runs.train(config, path, given)
+        return
+    asked, held = runs.final(config, given), reading.read(path / CONFIG)
+    if asked != held:
+        raise UserError(
+            f"{path}: holds a run of another config ({', '.join(_differing(asdict(asked), asdict(held))[:3])}); choose "
+            "another folder, or take those as they are there"
+        )
+    again(path, held)
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any], at: str = "") -> list[str]:
+    """Keys whose values differ."""
+    found = []
+    for key, value in one.items():
+        if isinstance(value, dict) and isinstance(other.get(key), dict):
+            found += _differing(value, other[key], f"{at}{key}.")
+        elif value != other.get(key):
+            found.append(f"{at}{key}: {value} is asked for, {other.get(key)} is there")
+    return found or [f"{at}{key}" for key in other if key not in one]
+
+
+def again(path: Path, config: Config) -> None:
+    """The run in `path`, in this process, or what it came to where it is finished.
+
+    Raises:
+        UserError: it is being trained.
+    """
+    folder = RunFolder(path)
+    if folder.state() == "completed":
+        console.say(f"{console.relative(path)} is finished: its result is in summary.json")
+        return
+    folder.refuse_live()
+    console.text(runs.intent(config))
+    runs.preflight(config, device=True)
+    runs.finish(path, config)
+
+
+def _sweep(path: Path, options: jobs.Options) -> int:
+    planned = []
+    for name, job in RunFolder(path).jobs().items():
+        if Path(name).name != name:
+            raise UserError(f"{path / 'sweep.json'}: a job's folder has a plain name; restore it as the sweep left it")
+        if not (path / name / CONFIG).is_file():
+            raise UserError(
+                f"{path / name}: the sweep ended before it had written the job's {CONFIG}; the command that began it, "
+                f"with hydra.sweep.dir={path}, begins the jobs that are missing"
+            )
+        words = job.get("overrides", []) if isinstance(job, dict) else []
+        planned.append(planning.Job(_config(path / name), tuple(map(str, words)), path / name))
+    for job in planned:
+        runs.preflight(job.config, device=False)
+    jobs.ask_frameworks([job.config for job in planned])
+    for ended in sweeps.work(path, planned, options):
+        if isinstance(ended, Exception):
+            raise ended
+    return 0

@@ -1,0 +1,247 @@
+"""Checkpoints: folders of arrays, each written whole, its files known by their sha256.
+
+checkpoints/step_N/         weights worth keeping
+checkpoints/resume/step_N/  what an unfinished run needs to go on: weights, optimizer state, what the loop remembers
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from ..framework import Weights
+from ..planning import UserError, plain
+
+STATE = "state.json"
+RESUME = "checkpoints/resume"
+_MOST_STATE = 10_000_000  # bytes
+
+
+class Damaged(Exception):
+    """What is on disk is not what was written."""
+
+
+class Mark(NamedTuple):
+    """How much of a file had been written, and what.
+
+    Args:
+        bytes: from its beginning.
+        sha256: of these.
+    """
+
+    bytes: int
+    sha256: str
+
+
+class Point(NamedTuple):
+    """What a run needs to go on.
+
+    Args:
+        step: steps that are done.
+        weights: of the model.
+        optimizer: its state.
+        average: of the weights, where the run has one.
+        memory: what the loop remembers, as plain data.
+    """
+
+    step: int
+    weights: Weights
+    optimizer: Weights
+    average: Weights | None
+    memory: dict[str, Any]
+
+
+def write(
+    root: Path, step: int, files: Mapping[str, Mapping[str, np.ndarray] | None], facts: Mapping[str, Any]
+) -> None:
+    """root/step_N: arrays as NAME.safetensors, and state.json with their sha256. Whole or not at all, and on the disk.
+
+    Args:
+        root: made where it is absent.
+        step: N.
+        files: name -> arrays; None: no such file.
+        facts: for state.json.
+    """
+    part, final = root / f".step_{step}.part", root / f"step_{step}"
+    remove(part)
+    part.mkdir(parents=True)
+    sums = {}
+    for name, arrays in files.items():
+        if arrays is not None:
+            # it stores the memory as it lies: only C order is right. (ascontiguousarray makes a scalar 1-D.)
+            held = save({key: np.asarray(a, order="C") for key, a in arrays.items()})
+            sums[f"{name}.safetensors"] = hashlib.sha256(held).hexdigest()
+            _put(part / f"{name}.safetensors", held)
+            del held
+    state = {"step": step, **facts, "sha256": sums}
+    _put(part / STATE, json.dumps({**state, "state_sha256": _sum(state)}, allow_nan=False).encode())
+    _sync(part)
+    remove(final)
+    part.replace(final)
+    _sync(root)
+
+
+def check(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """state.json and the files that it names, of one checkpoint.
+
+    Raises:
+        Damaged: something is missing, or is not what was written.
+    """
+    try:
+        state = json.loads(_held(folder / STATE, _MOST_STATE))
+        told = state.pop("state_sha256")
+        sums = dict(state["sha256"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{STATE} is torn ({plain(type(error).__name__)})") from None
+    if told != _sum(state):
+        raise Damaged(f"{STATE} is not what was written")
+    files = {}
+    for name, expected in sums.items():
+        if not re.fullmatch(r"[a-z]+\.safetensors", name):
+            raise Damaged(f"{STATE} names {plain(name)}")
+        files[name] = _held(folder / name)
+        if hashlib.sha256(files[name]).hexdigest() != expected:
+            raise Damaged(f"{name} is not what was written (its sha256 differs)")
+    return state, files
+
+
+def resumable(path: Path) -> list[int]:
+    """Steps at which a run folder has a resume point, whole or not, the last one last."""
+    names = (p.name for p in (path / RESUME).glob("step_*"))
+    return sorted(int(name[5:]) for name in names if re.fullmatch(r"step_[0-9]{1,9}", name))
+
+
+def find(path: Path, facts: Mapping[str, str], like: Weights, say: Callable[[str], None]) -> Point | None:
+    """The last whole resume point of a run folder; None: there is none. Damaged ones are told.
+
+    Args:
+        path: the run's folder.
+        facts: what has to be as it was: name for people -> sha256.
+        like: arrays of the names, shapes and types that the weights have.
+        say: told a line for every damaged one.
+
+    Raises:
+        UserError: the run that was interrupted was another: of another config, other pictures or start weights.
+    """
+    steps = resumable(path)
+    while steps:
+        step = steps.pop()
+        try:
+            return _point(path, path / RESUME / f"step_{step}", facts, like)
+        except Damaged as why:
+            way = f"the one of step {steps[-1]} is used" if steps else "there is no other, so from step 0"
+            say(f"{RESUME}/step_{step} cannot be used: {why}; {way}")
+    return None
+
+
+def drop(path: Path, point: Point) -> None:
+    """What an interrupted run wrote after `point` goes: it comes again."""
+    for root in (path / RESUME, path / "checkpoints"):
+        for old in root.glob("step_*"):
+            if old.name.removeprefix("step_").isdecimal() and int(old.name[5:]) > point.step:
+                remove(old)
+
+
+def remove(path: Path) -> None:
+    """A file, a folder, or a link and not what it leads to; nothing, where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _point(path: Path, folder: Path, facts: Mapping[str, str], like: Weights) -> Point:
+    state, files = check(_inside(path, folder))
+    for name, sha256 in facts.items():
+        if state.get("of", {}).get(name) != sha256:
+            raise UserError(
+                f"{folder}: the run that was interrupted had another {name}: restore it, or remove {path / RESUME} to "
+                "train from step 0"
+            )
+    try:
+        arrays = {name: load(held) for name, held in files.items()}
+        memory, step = dict(state["memory"]), int(state["step"])
+        weights, optimizer = arrays["model.safetensors"], arrays["optim.safetensors"]
+        for name, mark in memory["files"].items():
+            _unchanged(path, name, Mark(*mark))
+        for kept in memory["keep"]:
+            check(_inside(path, path / f"checkpoints/step_{int(kept)}"))
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"not a run's ({type(error).__name__}: {plain(error)})") from None
+    average = arrays.get("ema.safetensors")
+    for found in (weights, *([average] if average else [])):
+        if {n: (a.shape, a.dtype) for n, a in found.items()} != {n: (a.shape, a.dtype) for n, a in like.items()}:
+            raise Damaged("its weights are not the model's")
+    for name, array in optimizer.items():
+        of = like.get(name.rpartition("/")[0])
+        if of is None or (array.size != 1 and array.shape != of.shape):
+            raise Damaged(f"{plain(name)} is no state of the model's")
+    return Point(step, weights, optimizer, average, memory)
+
+
+def _unchanged(path: Path, name: str, mark: Mark) -> None:
+    """The file still begins as it did."""
+    if name not in ("metrics.jsonl", "lr_check.jsonl"):
+        raise Damaged(f"{STATE} names {plain(name)}")
+    held = _held(_inside(path, path / name))[: mark.bytes]
+    if len(held) < mark.bytes or hashlib.sha256(held).hexdigest() != mark.sha256:
+        raise Damaged(f"{name} is not what was written until then")
+
+
+def _inside(path: Path, folder: Path) -> Path:
+    try:
+        inside = folder.resolve().is_relative_to(path.resolve())
+    except (OSError, RuntimeError):
+        inside = False
+    if not inside:
+        raise Damaged(f"{folder.name} leads out of the run's folder")
+    return folder
+
+
+def _held(path: Path, most: int | None = None) -> bytes:
+    """A plain file's bytes."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(file, "rb") as held:
+            if not path.is_file() or (most is not None and path.stat().st_size > most):
+                raise Damaged(f"{path.name} is no plain file of its size")
+            return held.read()
+    except OSError as error:
+        raise Damaged(f"{path.name} cannot be read ({error.strerror})") from None
+
+
+def _put(path: Path, held: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(held)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """A rename, or a new file, lasts when its folder is on the disk."""
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _sum(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def digest(weights: Weights) -> str:
+    """sha256 of arrays, their names, types and shapes."""
+    made = hashlib.sha256()
+    for name, array in sorted(weights.items()):
+        made.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        made.update(np.ascontiguousarray(array).data)
+    return made.hexdigest()
