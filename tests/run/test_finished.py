@@ -85,7 +85,7 @@ def test_a_run_that_kept_no_names_has_numbers(folder):
         ({"state": "failed", "error": {"type": "UserError", "message": "lr\nis \x1b[31mred"}}, "(failed: lr is red)"),
         ({"state": "interrupted"}, "(interrupted)"),
         ({"state": "running", "pid": 2**22 + 1}, "(crashed)"),
-        ({"state": "running", "pid": "x"}, "does not tell how the run ended"),
+        ({"state": "running", "pid": "x"}, "(crashed)"),  # nobody holds its lock
         ({"pid": 1}, "does not tell how the run ended"),
         ([], "holds no facts by name"),
     ],

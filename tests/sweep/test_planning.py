@@ -49,7 +49,7 @@ def test_equal_configs_are_one_job_and_keep_the_folder_they_had(tmp_path):
     assert set(held) == {job.path.name for job in (*first, *second)} and len(held) == 3
 
 
-def test_what_failed_is_cleared_away_and_what_ended_or_runs_is_left(tmp_path):
+def test_what_failed_is_run_again_in_its_folder_and_what_ended_or_runs_is_left(tmp_path):
     jobs = plan_jobs(tmp_path, seeds(0, 1, 2, 3))
     completed, failed, running, missing = jobs
     with RunFolder.claim(completed.path).running():
@@ -57,4 +57,4 @@ def test_what_failed_is_cleared_away_and_what_ended_or_runs_is_left(tmp_path):
     RunFolder.claim(failed.path).fail("it died")
     with RunFolder.claim(running.path).running():
         assert to_run(jobs) == [failed, missing]
-    assert completed.path.exists() and running.path.exists() and not failed.path.exists()
+    assert [job.path.exists() for job in (completed, failed, running, missing)] == [True, True, True, False]
