@@ -195,7 +195,21 @@ SHAPES: Mapping[str, Callable[[Path], object]] = {
     "not to be read": lambda path: path.chmod(0),
 }
 FILES_ONLY = ("a hard link", "200 MB of text", "200 MB of lines")
-JOBS = ("../victim", "/", "..", ".", "", "a/../../victim", "x" * 300, "\x1b[31mred", "a\0b", "victim\n", "link", "~", "-rf")
+JOBS = (
+    "../victim",
+    "/",
+    "..",
+    ".",
+    "",
+    "a/../../victim",
+    "x" * 300,
+    "\x1b[31mred",
+    "a\0b",
+    "victim\n",
+    "link",
+    "~",
+    "-rf",
+)
 
 
 def _socket(path: Path) -> None:
@@ -400,7 +414,9 @@ def main(report: str = "") -> int:
                 counts.update(found.faults or ("kept",))
                 counts["tried"] += 1
                 if found.faults:
-                    lines.append(f"{command} | {case.file} | {case.kind} | {found.code} | {found.faults} | {found.said!r}")
+                    lines.append(
+                        f"{command} | {case.file} | {case.kind} | {found.code} | {found.faults} | {found.said!r}"
+                    )
                     print(lines[-1][:700], flush=True)
         print(dict(counts))
         if report:

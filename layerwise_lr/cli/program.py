@@ -4,6 +4,7 @@ A user's mistake is one line and exit code 2; a traceback comes with HYDRA_FULL_
 imported when it is asked for, because a person waits for it: Hydra, matplotlib, above all a framework.
 """
 
+import io
 import os
 import shlex
 import signal
@@ -16,8 +17,8 @@ from typing import NoReturn
 from .. import __version__
 from ..data import fetch
 from ..framework import proof
-from ..planning import CONVENTIONS, UserError, did_you_mean
-from ..run import RunFolder
+from ..planning import CONVENTIONS, UserError, did_you_mean, printable
+from ..run import RunFolder, files
 from . import console, foreign, runs, show
 from .help import HELP
 
@@ -37,13 +38,33 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except SystemExit as end:
         if argv is not None or isinstance(end.code, str):
             raise
-        with suppress(OSError):  # whoever read our output has gone
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(end.code or 0)
+        os._exit(_flushed(end.code or 0))
+
+
+def _flushed(code: int) -> int:
+    """The exit code, once all is written: 1 where it cannot be (a full disk), as with all that fails."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has had enough
+        code = code or 1
+    except (OSError, ValueError) as error:
+        code = code or 1
+        with suppress(OSError, ValueError):
+            print(f"layerwise-lr: standard output: {getattr(error, 'strerror', error)}", file=sys.stderr)
+    with suppress(OSError, ValueError):
+        sys.stderr.flush()
+    return code
+
+
+def _spell_out() -> None:
+    """A character that the terminal has no code for is spelled out, instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _main(words: list[str]) -> NoReturn:
+    _spell_out()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does, also under nohup
     full_error = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise, not print
@@ -62,6 +83,10 @@ def _main(words: list[str]) -> NoReturn:
         if full_error:
             raise
         _fail(str(error), 2)
+    except OSError as error:  # a place: full, read-only, not permitted, gone
+        if full_error or not error.errno:
+            raise
+        _fail(files.told(error), 1)
 
 
 def _dispatch(words: list[str]) -> int:
@@ -144,7 +169,8 @@ def _compared(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"layerwise-lr: {message}", file=sys.stderr)
+    with suppress(OSError, ValueError):  # nobody may be reading
+        print(f"layerwise-lr: {printable(message)}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -156,8 +182,7 @@ def _what_is_kept(words: Sequence[str]) -> str:
 
     hydra_app.clean_up()
     sweep, run = hydra_app.sweep_folder, hydra_app.made_folder
-    if sweep and (planned := RunFolder(sweep).read_json("sweep.json")):
-        jobs = planned["jobs"]
+    if sweep and (jobs := RunFolder(sweep).jobs()):
         done = sum((sweep / job / "summary.json").exists() for job in jobs)
         place = f"hydra.sweep.dir={console.relative(sweep)}"
         again = shlex.join(["layerwise-lr", *(w for w in words if not w.startswith("hydra.sweep.dir=")), place])

@@ -24,7 +24,7 @@ def run_sweep(
     jobs.ask_frameworks([config for config, _ in composed])
     planned = planning.plan_jobs(folder, composed)
     planning.write_sweep(folder, planned)
-    todo = planning.to_run(planned)
+    todo = planning.to_run(planned, console.text)
     for job in todo:
         claim(job.path, job.config, job.overrides)
     if len(todo) < len(planned):

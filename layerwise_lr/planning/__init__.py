@@ -7,7 +7,7 @@ ParamTable -> depths -> assignments -> groups -> Plan; a Plan is data, everybody
 from . import ranges
 from .comparing import Difference, differences
 from .depth import CONVENTIONS
-from .errors import Absent, UserError, did_you_mean, near, plain
+from .errors import Absent, UserError, did_you_mean, near, plain, printable
 from .freezing import FreezeSpec
 from .groups import FOREVER, Group, GroupingSpec, GroupSpec
 from .names import bare_name
@@ -49,6 +49,7 @@ __all__ = [
     "make_plan",
     "near",
     "plain",
+    "printable",
     "ranges",
     "timm_depths",
 ]

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from scipy.special import stdtrit
 
-from ..run import CONFIG, Config, RunFolder, reading
+from ..planning import UserError, plain
+from ..run import CONFIG, Config, RunFolder, files, looked_through
 
 
 class Run(NamedTuple):
@@ -22,16 +23,28 @@ class Run(NamedTuple):
     summary: Mapping[str, Any]
 
 
-def finished(folders: Sequence[Path]) -> tuple[list[Run], dict[Path, str]]:
-    """(finished runs, state of every other run folder) in or below `folders`."""
+class Other(NamedTuple):
+    """A run without a result that can be shown: its state, and why where that is known already."""
+
+    state: str
+    why: str = ""
+
+
+UNREADABLE = "unreadable"
+
+
+def finished(folders: Sequence[Path]) -> tuple[list[Run], dict[Path, Other]]:
+    """(finished runs, every other run folder) in or below `folders`; one bad file leaves its run out, with the reason."""
     runs, others = [], {}
-    for path in sorted({p.parent for folder in folders for p in folder.rglob(CONFIG)}):
-        folder = RunFolder(path)
-        summary = folder.read_json("summary.json")
-        if summary is None:
-            others[path] = folder.state()
-        else:
-            runs.append(Run(path, reading.read(path / CONFIG), summary))
+    for path in files.below(folders, CONFIG):
+        try:
+            config, summary = looked_through(path)
+            if summary is None:
+                others[path] = Other(RunFolder(path).state())
+            else:
+                runs.append(Run(path, config, summary))
+        except UserError as error:
+            others[path] = Other(UNREADABLE, str(error))
     return runs, others
 
 
@@ -96,7 +109,7 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
     for run in runs:
         kind, label = kind_of(run.config)
         more = [f"{key.rpartition('.')[2]} {value}" for key, value in _items(run.config) if key in varied]
-        key = (", ".join([label, *more]), kind, run.config.optimizer.lr)
+        key = (plain(", ".join([label, *more]), 200), kind, run.config.optimizer.lr)
         found.setdefault(key, {})[run.config.seed] = run
     return [Setting(*key, by_seed) for key, by_seed in found.items()]
 

@@ -3,8 +3,8 @@
 Uses planning, data, models and framework. `page.run(folder)` reads the resolved config and writes everything else beside it.
 """
 
-from . import asking, exporting, hints, options, page, provenance, reading
-from .finished import Finished, kept_checkpoint, open_run
+from . import asking, exporting, files, hints, options, page, provenance, ranges, reading
+from .finished import Finished, kept_checkpoint, looked_through, open_run, plan_in, weights_in
 from .folder import CONFIG, RunFolder, read_lines, read_metrics
 from .resolving import resolve
 from .schema import ComposedConfig, Config, FrameworkSpec
@@ -18,14 +18,19 @@ __all__ = [
     "RunFolder",
     "asking",
     "exporting",
+    "files",
     "hints",
     "kept_checkpoint",
+    "looked_through",
     "open_run",
     "options",
     "page",
+    "plan_in",
     "provenance",
+    "ranges",
     "read_lines",
     "read_metrics",
     "reading",
     "resolve",
+    "weights_in",
 ]

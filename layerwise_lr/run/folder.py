@@ -13,7 +13,7 @@ import shutil
 import socket
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from ..planning import UserError
+from . import files
+from .files import inside
 
 CONFIG = "config.resolved.yaml"
 METRICS_VERSION = 1
@@ -41,6 +43,7 @@ class RunFolder:
             UserError: the folder holds a run already.
         """
         path.mkdir(parents=True, exist_ok=True)
+        files.refuse_foreign(path, "status.json")
         folder = cls(path)
         mine = f".claim.{os.getpid()}"
         folder.write_json(mine, folder._status("claimed"))
@@ -66,9 +69,11 @@ class RunFolder:
 
     def _write(self, name: str, parts: Iterable[str] | Iterable[bytes]) -> None:
         target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.parent != self.path:
+            inside(self.path, str(Path(name).parent)).mkdir(exist_ok=True)
         part = target.with_name(f"{target.name}.{os.getpid()}.part")
-        with part.open("wb") as file:
+        part.unlink(missing_ok=True)
+        with part.open("xb") as file:  # a new file: what lies there, a link above all, is not written through
             for each in parts:
                 file.write(each.encode() if isinstance(each, str) else each)
             file.flush()
@@ -80,30 +85,12 @@ class RunFolder:
         self.write_text(name, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
     def read_json(self, name: str) -> Any:
-        """The file's data, None where there is no such file.
-
-        Raises:
-            UserError: it is torn, or another program's.
-        """
-        try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.path / name}: not JSON ({error}); remove it or its folder") from None
+        """The file's data, None where there is no such file: `files.read_json`."""
+        return files.read_json(self.path, name)
 
     def jobs(self) -> dict[str, Any]:
-        """The jobs that sweep.json tells of, by folder; none where there is no such file.
-
-        Raises:
-            UserError: it tells of none.
-        """
-        held = self.read_json("sweep.json")
-        if held is None:
-            return {}
-        if not isinstance(held, dict) or not isinstance(held.get("jobs"), dict):
-            raise UserError(f"{self.path / 'sweep.json'}: tells of no jobs, not a sweep's; remove it or its folder")
-        return dict(held["jobs"])
+        """The jobs that sweep.json tells of, by folder: `files.jobs`."""
+        return files.jobs(self.path)
 
     def metrics(self) -> "Lines":
         """metrics.jsonl, from its beginning; the first line tells the version."""
@@ -118,17 +105,22 @@ class RunFolder:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Keeps status.json true whatever happens inside."""
-        started = _now()
+        started, place = _now(), self.path.stat().st_ino
         self.write_json("status.json", self._status("running", started=started))
         try:
             yield
+            if not self.path.exists() or self.path.stat().st_ino != place:
+                raise UserError(
+                    f"{self.path}: was removed while the run wrote into it; its results are lost, begin again"
+                )
         except KeyboardInterrupt:
             self.write_json("status.json", self._status("interrupted", started=started, ended=_now()))
             raise
         except BaseException as error:
             told = {"type": type(error).__name__, "message": str(error)}
-            (self.path / "error.txt").write_text(traceback.format_exc())
-            self.write_json("status.json", self._status("failed", started=started, ended=_now(), error=told))
+            with suppress(OSError):  # the place itself may be what failed
+                self.write_text("error.txt", traceback.format_exc())
+                self.write_json("status.json", self._status("failed", started=started, ended=_now(), error=told))
             raise
         self.write_json("status.json", self._status("completed", started=started, ended=_now()))
 
@@ -155,7 +147,7 @@ class RunFolder:
         average: Mapping[str, np.ndarray] | None,
     ) -> None:
         """checkpoints/step_N: the model, the average of its weights and the optimizer as safetensors, and state.json."""
-        root = self.path / "checkpoints"
+        root = inside(self.path, "checkpoints")
         part, final = root / f".step_{step}.part", root / f"step_{step}"
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
@@ -197,7 +189,8 @@ class Lines:
     """One JSON object per line, written as it happens."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("w", buffering=1, encoding="utf-8")
+        path.unlink(missing_ok=True)
+        self._file = path.open("x", buffering=1, encoding="utf-8")  # a new file: never written through a link
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record."""
@@ -210,13 +203,7 @@ class Lines:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """All whole records of a file of JSON lines; a torn last line is left out; none where there is no file."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+    return list(files.records(path.parent, path.name))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -6,11 +6,13 @@ after what was varied. The same sweep again finds the same folders and runs only
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
-from ..run import Config, RunFolder
+from ..planning import plain
+from ..run import Config, RunFolder, files
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,26 @@ def write_sweep(folder: Path, jobs: Sequence[Job]) -> None:
     RunFolder(folder).write_json("sweep.json", {"jobs": {**RunFolder(folder).jobs(), **new}})
 
 
-def to_run(jobs: Sequence[Job]) -> list[Job]:
-    """Jobs that have not finished; what a failed or killed one left is cleared away. A running one is left alone."""
+def to_run(jobs: Sequence[Job], say: Callable[[str], object] = print) -> list[Job]:
+    """Jobs that have not finished; what a failed or killed one left is cleared away, but for what the run did not write:
+    then its folder is put aside, which is said. A running one is left alone."""
     open_jobs = []
     for job in jobs:
+        files.inside(job.path.parent, job.path.name)
         state = RunFolder(job.path).state()
         if state in ("completed", "running", "claimed"):
             continue
         if state != "missing":
-            shutil.rmtree(job.path)
+            _clear(job.path, say)
         open_jobs.append(job)
     return open_jobs
+
+
+def _clear(path: Path, say: Callable[[str], object]) -> None:
+    """Room for a new run: the folder goes, or is put aside under another name where others wrote into it."""
+    if not (others := files.not_written(path)):
+        shutil.rmtree(path)
+        return
+    aside = next(at for n in count(1) if not (at := path.with_name(f"{path.name}.{n}{files.KEPT}")).exists())
+    path.rename(aside)
+    say(f"{path.name}: holds what no run writes ({plain(', '.join(others[:3]))}): kept aside as {aside.name}")
