@@ -16,7 +16,7 @@ import numpy as np
 from ..data import batches, train_count
 from ..framework import proof, registry
 from ..models import USUAL_SHAPES, param_table
-from ..planning import UserError, differences
+from ..planning import UserError, differences, masked
 from ..run import CONFIG, Config, RunFolder, files, options, page, provenance, ranges, reading, resolve
 from ..sweep import jobs
 from . import console, show
@@ -76,7 +76,8 @@ def claim(path: Path, config: Config, overrides: Sequence[str]) -> RunFolder:
     """A run folder with everything in it that the run reads or that only its starter knows."""
     folder = RunFolder.claim(path)
     folder.write_text(CONFIG, config.to_yaml())
-    folder.write_json("command.json", {"argv": ["layerwise-lr", "train", *sys.argv[1:]], "overrides": list(overrides)})
+    argv = ["layerwise-lr", "train", *map(masked, sys.argv[1:])]
+    folder.write_json("command.json", {"argv": argv, "overrides": list(map(masked, overrides))})
     facts, diff = provenance.git(Path.cwd())
     folder.write_json("git.json", facts)
     if diff:

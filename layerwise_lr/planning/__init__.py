@@ -16,6 +16,7 @@ from .order import Module, Order, execution_order
 from .params import ParamInfo, ParamTable
 from .plan import NO_CLIP, Clip, Phase, Plan, UpdateRule, make_plan
 from .schedules import Duration, Schedule, ScheduleSpec
+from .secrets import is_secret, masked, masked_text
 from .timm_groups import timm_depths
 
 __all__ = [
@@ -46,7 +47,10 @@ __all__ = [
     "did_you_mean",
     "differences",
     "execution_order",
+    "is_secret",
     "make_plan",
+    "masked",
+    "masked_text",
     "near",
     "plain",
     "printable",
