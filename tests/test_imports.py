@@ -234,7 +234,18 @@ def writes(path):
 
 def test_files_are_written_where_it_is_said():
     writers = {p.stem: sorted(set(writes(p))) for p in ALL if list(writes(p))}
-    assert set(writers) <= {"folder", "checkpoints", "alive", "sources", "caching", "jobs", "pool", "report", "plots"}
+    assert set(writers) <= {
+        "folder",
+        "files",
+        "checkpoints",
+        "alive",
+        "sources",
+        "caching",
+        "jobs",
+        "pool",
+        "report",
+        "plots",
+    }
     assert {"folder", "sources", "jobs"} <= set(writers)
 
 

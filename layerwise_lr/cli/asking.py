@@ -13,7 +13,7 @@ import numpy as np
 
 from ..data import DataSpec, picture_files, read_picture
 from ..framework import metrics
-from ..planning import UserError, plain
+from ..planning import UserError, plain, printable
 from ..run import CONFIG, Finished, asking, open_run
 from ..sweep import jobs
 from . import console
@@ -94,7 +94,7 @@ def model_of(run: Finished, framework: str | None, say: Say) -> asking.Model:
 
 def to_stderr(line: str) -> None:
     """What is no answer, where standard output is for a program."""
-    print(f"layerwise-lr: {line}", file=sys.stderr)
+    print(f"layerwise-lr: {printable(line)}", file=sys.stderr)
 
 
 def without_framework(words: Sequence[str]) -> tuple[list[str], str | None]:
@@ -167,7 +167,7 @@ def _csv(run: Finished, found: Sequence[Answer]) -> None:
     writer.writerow(["picture", "rank", "class", "probability"])
     for answer in found:
         for rank, (name, probability) in enumerate(answer.classes, 1):
-            writer.writerow([answer.picture, rank, plain(name, 1000), repr(probability)])
+            writer.writerow([printable(answer.picture), rank, plain(name, 1000), repr(probability)])
 
 
 def _json(run: Finished, found: Sequence[Answer]) -> None:

@@ -1,4 +1,7 @@
-"""What a person sees in the terminal: tables that fit 80 columns, progress on a terminal, quiet lines elsewhere."""
+"""What a person sees in the terminal: tables that fit 80 columns, progress on a terminal, quiet lines elsewhere.
+
+What is shown may come out of a file: no control character of it reaches the terminal.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,6 +10,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+from ..planning import printable
 
 console = Console(highlight=False, soft_wrap=False)
 
@@ -18,21 +24,23 @@ def width() -> int:
 
 def say(line: str) -> None:
     """One line, as it is."""
-    console.print(line, markup=False, soft_wrap=True)
+    console.print(printable(line), markup=False, soft_wrap=True)
 
 
 def text(sentence: str, strong: bool = False) -> None:
     """A sentence: wrapped at words on a terminal, one line elsewhere."""
-    console.print(sentence, markup=False, soft_wrap=not console.is_terminal, style="bold" if strong else None)
+    console.print(
+        printable(sentence), markup=False, soft_wrap=not console.is_terminal, style="bold" if strong else None
+    )
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = (), title: str = "") -> None:
     """A plain table; `right` are the indices of columns to align right."""
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=title or None, title_justify="left")
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=printable(title) or None, title_justify="left")
     for index, heading in enumerate(headings):
         made.add_column(heading, justify="right" if index in right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(Text, map(printable, row)))
     console.print(made, markup=False)
 
 
@@ -57,5 +65,5 @@ def relative(path: Path) -> str:
     """A path below the current directory as such, any other whole."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
+    except (ValueError, OSError, RuntimeError):  # elsewhere, or a link to itself
         return str(path)

@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from packaging.version import Version
 
 from ..framework import registry
-from ..planning import UserError, did_you_mean
+from ..planning import UserError, did_you_mean, is_secret
 from ..run import ComposedConfig, Config, hints, options, reading
 from ..sweep import jobs
 from .words import Given
@@ -134,7 +134,14 @@ def composed(words: Sequence[str]) -> tuple[Mapping[str, Any], dict[str, list[st
 
 def typed(cfg: DictConfig, words: Given) -> Config:
     """The Config of a composed one (Hydra's own node left out), with what the words imply."""
-    config = reading.from_omegaconf(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]))
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    for name in re.findall(r"\$\{oc\.env:\s*(\w{1,200})", str(OmegaConf.to_container(own))):
+        if is_secret(name) or name.upper().endswith(("TOKEN", "KEY")):
+            raise UserError(
+                f"${{oc.env:{name}}} looks like a secret, and a run's folder keeps its config: leave it out; a package that "
+                "needs it reads the environment itself"
+            )
+    config = reading.from_omegaconf(own)
     return options.implied(config, words.keys)
 
 

@@ -4,6 +4,7 @@ A user's mistake is one line and exit code 2; a traceback comes with HYDRA_FULL_
 imported when it is asked for, because a person waits for it: Hydra, matplotlib, above all a framework.
 """
 
+import io
 import os
 import shlex
 import signal
@@ -17,8 +18,8 @@ from typing import NoReturn
 from .. import __version__
 from ..data import fetch
 from ..framework import proof
-from ..planning import CONVENTIONS, UserError, did_you_mean
-from ..run import RunFolder, resumable
+from ..planning import CONVENTIONS, UserError, did_you_mean, printable
+from ..run import RunFolder, files, resumable
 from . import console, foreign, runs, show
 from .help import HELP
 
@@ -38,13 +39,33 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except SystemExit as end:
         if argv is not None or isinstance(end.code, str):
             raise
-        with suppress(OSError):  # whoever read our output has gone
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(end.code or 0)
+        os._exit(_flushed(end.code or 0))
+
+
+def _flushed(code: int) -> int:
+    """The exit code, once all is written: 1 where it cannot be (a full disk), as with all that fails."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has had enough
+        code = code or 1
+    except (OSError, ValueError) as error:
+        code = code or 1
+        with suppress(OSError, ValueError):
+            print(f"layerwise-lr: standard output: {getattr(error, 'strerror', error)}", file=sys.stderr)
+    with suppress(OSError, ValueError):
+        sys.stderr.flush()
+    return code
+
+
+def _spell_out() -> None:
+    """A character that the terminal has no code for is spelled out, instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _main(words: list[str]) -> NoReturn:
+    _spell_out()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does, also under nohup
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.default_int_handler)
@@ -65,6 +86,10 @@ def _main(words: list[str]) -> NoReturn:
         if full_error:
             raise
         _fail(str(error), 2)
+    except OSError as error:  # a place: full, read-only, not permitted, gone
+        if full_error or not error.errno:
+            raise
+        _fail(files.told(error), 1)
 
 
 def _dispatch(words: list[str]) -> int:
@@ -171,7 +196,8 @@ def _resumed(command: str, words: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"layerwise-lr: {message}", file=sys.stderr)
+    with suppress(OSError, ValueError):  # nobody may be reading
+        print(f"layerwise-lr: {printable(message)}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -192,8 +218,7 @@ def _goes_on(folder: Path | None, words: Sequence[str] = ()) -> str:
         return " before anything was trained"
     place = console.relative(folder)
     again = shlex.join(["layerwise-lr", "resume", place])
-    if planned := RunFolder(folder).read_json("sweep.json"):
-        jobs = planned["jobs"]
+    if jobs := RunFolder(folder).jobs():
         done = sum((folder / job / "summary.json").exists() for job in jobs)
         if words:  # it also begins what was not even claimed
             place = f"hydra.sweep.dir={place}"

@@ -20,7 +20,7 @@ from ..report import (
     short,
     table,
 )
-from ..run import RunFolder
+from ..run import RunFolder, files
 from . import console
 from .words import Parser
 
@@ -57,7 +57,7 @@ def report(words: Sequence[str]) -> int:
 def compare(folder: Path) -> None:
     """Where the frameworks of a sweep differ: table and plot."""
     jobs_of = RunFolder(folder).jobs()
-    made = Comparison.read([folder / name for name in jobs_of])
+    made = Comparison.read([files.inside(folder, name) for name in jobs_of])
     headings, rows = made.table()
     console.table(headings, rows, right=range(1, len(headings)))
     console.text(f"{made.plans()}. {LEGEND}{LEGEND_NOISE if made.noise() else ''}")

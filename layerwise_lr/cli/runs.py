@@ -16,8 +16,8 @@ import numpy as np
 from ..data import batches, train_count
 from ..framework import proof, registry
 from ..models import USUAL_SHAPES, param_table
-from ..planning import UserError, differences
-from ..run import CONFIG, Config, RunFolder, options, page, provenance, reading, resolve
+from ..planning import UserError, differences, masked
+from ..run import CONFIG, Config, RunFolder, files, options, page, provenance, ranges, reading, resolve
 from ..sweep import jobs
 from . import console, show
 from .words import Given, Parser
@@ -80,7 +80,8 @@ def claim(path: Path, config: Config, overrides: Sequence[str]) -> RunFolder:
 def prepare(folder: RunFolder, config: Config, overrides: Sequence[str]) -> RunFolder:
     """All that into a folder that is claimed."""
     folder.write_text(CONFIG, config.to_yaml())
-    folder.write_json("command.json", {"argv": ["layerwise-lr", "train", *sys.argv[1:]], "overrides": list(overrides)})
+    argv = ["layerwise-lr", "train", *map(masked, sys.argv[1:])]
+    folder.write_json("command.json", {"argv": argv, "overrides": list(map(masked, overrides))})
     facts, diff = provenance.git(Path.cwd())
     folder.write_json("git.json", facts)
     if diff:
@@ -117,7 +118,7 @@ def _run_apart(path: Path, config: Config) -> Mapping[str, Any]:
         "again should the framework crash it"
     )
     jobs.run_jobs({path: config}, jobs.Options(n_jobs=1, fork="never"), lambda _: None)
-    console.say((path / "log.txt").read_text().rstrip())
+    console.say((files.read_text(path, "log.txt", 10**9) or "").rstrip())
     ended = outcome(RunFolder(path), config.metric)
     if isinstance(ended, Exception):
         raise ended
@@ -156,6 +157,7 @@ def plan(config: Config, path: Path, given: Given) -> None:
     config, stand_in = _fitting(config, given)
     tell([config])
     model, table, planned = page.plan_of(config)
+    _refuse_run(path)
     page.write_plan(RunFolder(path), table, planned)
     show.show_params(table, planned)
     console.say("")
@@ -174,12 +176,24 @@ def plan(config: Config, path: Path, given: Given) -> None:
     console.say(f"params.csv plan.json lrs.csv lr_heatmap.png in\n{console.relative(path)}")
 
 
+def _refuse_run(path: Path) -> None:
+    """A plan or a proof is not written over a run's, nor over anybody's files.
+
+    Raises:
+        UserError: the folder holds a run, or files that are not ours.
+    """
+    files.refuse_foreign(path)
+    if (path / "status.json").exists():
+        raise UserError(f"{path} holds a run: choose another folder, or leave hydra.run.dir out")
+
+
 def compare_conventions(names: Sequence[str], config: Config, path: Path, given: Given) -> None:
     """`plan --compare a,b`: the parameters that two depth conventions treat differently."""
     config, stand_in = _fitting(config, given)
     first, second = names
     table = param_table(config.tree())
     optimizer = config.optimizer
+    _refuse_run(path)
     found = differences(table, config.grouping, (first, second), optimizer.lr, optimizer.weight_decay)
     show.show_differences(found, (first, second))
     console.say(
@@ -223,6 +237,7 @@ def _foreign_weights(config: Config) -> list[str]:
 def prove(config: Config, path: Path, given: Given) -> None:
     """The proof alone."""
     config = final(config, given)
+    _refuse_run(path)
     _ask_cheaply(config)
     console.say(f"loading {config.framework.name} ...")
     preflight(config, device=True)
@@ -241,11 +256,13 @@ def prove(config: Config, path: Path, given: Given) -> None:
 
 
 def refuse_unresolved(path: Path, config: Config) -> None:
-    """A run folder's config that is not as `train` writes it.
+    """A run folder that is not as `train` writes it: its config, or a link in it through which a run would write elsewhere.
 
     Raises:
         UserError: it is not.
     """
+    ranges.check(config)
+    files.only_plain(path)
     if resolve(config) != config:
         raise UserError(
             f"{path / CONFIG}: is not resolved (a size is missing, a duration not in steps, or a key set that its "

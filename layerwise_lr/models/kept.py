@@ -4,19 +4,24 @@ The folder may be anybody's: no link in it leads out of it.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..planning import UserError, plain
 
 
-def kept_checkpoint(path: Path) -> Path:
+def kept_checkpoint(path: Path, marks: Sequence[str] = ("best", "latest")) -> Path:
     """The weights that the run in `path` kept: those that checkpoints/best names; without it, of checkpoints/latest's step.
+
+    Args:
+        path: the run's folder.
+        marks: what is looked at, in this order.
 
     Raises:
         UserError: there are none.
     """
     again = "layerwise-lr run on a copy of its config.resolved.yaml trains it again"
-    for name in ("best", "latest"):
+    for name in marks:
         mark = inside(path, f"checkpoints/{name}")
         if not mark.is_file():
             continue
@@ -38,8 +43,8 @@ def inside(path: Path, name: str) -> Path:
     """
     try:
         real, home = (path / name).resolve(), path.resolve()
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path / name}: {plain(error)}") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{path / plain(name)}: {plain(error)}") from None
     if not real.is_relative_to(home):
         raise UserError(f"{path / name}: leads out of the run's folder; put the file itself there")
     return path / name

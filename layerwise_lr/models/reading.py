@@ -155,7 +155,10 @@ def in_folder(folder: Path) -> Path:
         return kept_checkpoint(run)
     steps = [p for at in ("checkpoints/step_*", "step_*") for p in folder.glob(f"{at}/model.safetensors")]
     if steps := [p for p in steps if p.parent.name[5:].isdecimal()]:
-        return max(steps, key=lambda p: int(p.parent.name[5:]))
+        last = max(steps, key=lambda p: int(p.parent.name[5:]))
+        if not last.is_file() or not last.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{last}: no plain file of the run's folder; name the file of weights itself")
+        return last
     for name in IN_FOLDERS:
         if (folder / name).is_file():
             return folder / name

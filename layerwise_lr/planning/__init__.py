@@ -7,7 +7,7 @@ ParamTable -> depths -> assignments -> groups -> Plan; a Plan is data, everybody
 from . import ranges
 from .comparing import Difference, differences
 from .depth import CONVENTIONS
-from .errors import Absent, UserError, did_you_mean, near, plain
+from .errors import Absent, UserError, did_you_mean, near, plain, printable
 from .freezing import FreezeSpec
 from .groups import FOREVER, Group, GroupingSpec, GroupSpec
 from .names import bare_name
@@ -16,6 +16,7 @@ from .order import Module, Order, execution_order
 from .params import ParamInfo, ParamTable
 from .plan import NO_CLIP, Clip, Phase, Plan, UpdateRule, make_plan
 from .schedules import Duration, Schedule, ScheduleSpec
+from .secrets import is_secret, masked, masked_text
 from .timm_groups import timm_depths
 
 __all__ = [
@@ -46,9 +47,13 @@ __all__ = [
     "did_you_mean",
     "differences",
     "execution_order",
+    "is_secret",
     "make_plan",
+    "masked",
+    "masked_text",
     "near",
     "plain",
+    "printable",
     "ranges",
     "timm_depths",
 ]

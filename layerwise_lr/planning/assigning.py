@@ -6,6 +6,7 @@ whose assignment is equal form a group. So strategies compose, and coverage can 
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -14,6 +15,7 @@ from .depth import assign
 from .errors import UserError, did_you_mean
 from .groups import FOREVER, Group, GroupingSpec, GroupSpec
 from .params import ParamInfo, ParamTable
+from .searching import bounded, limited
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ def check_spec(spec: GroupingSpec) -> None:
             raise UserError(f"grouping.groups.{name}: give lr or lr_scale, not both")
         for pattern in group.match:
             try:
-                re.compile(pattern[3:] if pattern.startswith("re:") else "")
+                re.compile(bounded(pattern, f"grouping.groups.{name}.match")[3:] if pattern.startswith("re:") else "")
             except re.error as error:
                 raise UserError(f"grouping.groups.{name}.match: {pattern!r} is no regex: {error}") from None
 
@@ -224,6 +226,8 @@ def group_table(
     table: ParamTable, spec: GroupingSpec, base_lr: float, weight_decay: float
 ) -> tuple[ParamTable, dict[str, Assignment]]:
     """The table under the depths that `spec` asks for, and every trainable parameter's assignment."""
-    check_spec(spec)
-    table = assign(table, spec)
-    return table, assignments(table, spec, base_lr, weight_decay)
+    regexes = [p for group in spec.groups.values() for p in group.match if p.startswith("re:")] + list(spec.depths)
+    with limited("grouping.depths, grouping.groups") if regexes else nullcontext():
+        check_spec(spec)
+        table = assign(table, spec)
+        return table, assignments(table, spec, base_lr, weight_decay)

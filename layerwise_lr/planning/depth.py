@@ -11,6 +11,7 @@ from .errors import UserError, did_you_mean
 from .groups import GroupingSpec
 from .names import host_name, parts
 from .params import ParamTable
+from .searching import bounded
 from .timm_names import family_depths
 
 CONVENTIONS = ("tree", "order", "timm", *PUBLISHED)
@@ -86,7 +87,7 @@ def rule_depths(table: ParamTable, rules: Mapping[str, int]) -> dict[str, int]:
 
 def _compiled(regex: str) -> re.Pattern[str]:
     try:
-        return re.compile(regex)
+        return re.compile(bounded(regex, "grouping.depths"))
     except re.error as error:
         raise UserError(f"grouping.depths: {regex!r} is no regex: {error}") from None
 

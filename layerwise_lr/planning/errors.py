@@ -30,6 +30,12 @@ def plain(text: object, most: int = 80) -> str:
     return shown if len(shown) <= most else f"{shown[: most - 3]}..."
 
 
+def printable(text: str) -> str:
+    """Text fit for a terminal, as long and with as many lines as it is: a control character, a terminal's escape above
+    all, is spelled out."""
+    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 def unknown(convention: str, what: str) -> str:
     """A depth convention's refusal: what it knows, and what else there is."""
     return (

@@ -6,12 +6,14 @@ Commands are derived from the runs at hand (command.json): they continue the sam
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
+from contextlib import suppress
+from importlib.resources import files as resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ..run import CONFIG, RunFolder
-from .statistics import DECAY, FLAT, OTHER, SPLIT, Run
+from ..planning import UserError
+from ..run import CONFIG, RunFolder, files
+from .statistics import DECAY, FLAT, OTHER, SPLIT, UNREADABLE, Other, Run
 from .study import Study, decay_of
 
 GROUPING = {
@@ -109,7 +111,7 @@ def short(path: Path) -> str:
     """Relative to where the command is given, if it lies below."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
+    except (ValueError, OSError, RuntimeError):  # elsewhere, or a link to itself
         return str(path)
 
 
@@ -121,10 +123,10 @@ def _is_grouping(override: str) -> bool:
 
 def _overrides(run: Run) -> list[str]:
     """What the run was started with; without command.json, its experiment if there is one of that name."""
-    told = RunFolder(run.path).read_json("command.json")
+    told = _command(run.path)
     if told is not None:
-        return list(told["overrides"])
-    known = (files("layerwise_lr.conf") / "experiment" / f"{run.config.name}.yaml").is_file()
+        return list(filter(_repeatable, told["overrides"]))
+    known = (resources("layerwise_lr.conf") / "experiment" / f"{run.config.name}.yaml").is_file()
     return [f"experiment={run.config.name}"] if known else []
 
 
@@ -136,17 +138,34 @@ class Unfinished(NamedTuple):
     why: str
 
 
-def unfinished(folders: Sequence[Path], others: Mapping[Path, str]) -> list[Unfinished]:
+def unfinished(folders: Sequence[Path], others: Mapping[Path, Other]) -> list[Unfinished]:
     """Every job without a result: `others`, and those that sweep.json promises but that have no folder."""
-    states = dict(others)
-    for file in sorted({f for folder in folders for f in folder.rglob("sweep.json")}):
-        for name in RunFolder(file.parent).jobs():
-            if not (file.parent / name / CONFIG).exists():
-                states.setdefault(file.parent / name, "missing")
-    return [Unfinished(path, state, _why(path, state)) for path, state in sorted(states.items())]
+    found = dict(others)
+    for sweep in files.below(folders, "sweep.json"):
+        for path, other in _promised(sweep):
+            found.setdefault(path, other)
+    return [Unfinished(path, other.state, _why(path, other)) for path, other in sorted(found.items())]
 
 
-def _why(path: Path, state: str) -> str:
+def _promised(sweep: Path) -> Iterator[tuple[Path, Other]]:
+    """The jobs of sweep.json that have no folder in the sweep's."""
+    try:
+        jobs = RunFolder(sweep).jobs()
+    except UserError as error:
+        yield sweep / "sweep.json", Other(UNREADABLE, str(error))
+        return
+    for name in jobs:
+        try:
+            if not (files.inside(sweep, name) / CONFIG).exists():
+                yield sweep / name, Other("missing")
+        except UserError as error:
+            yield sweep / name, Other(UNREADABLE, str(error))
+
+
+def _why(path: Path, other: Other) -> str:
+    state, why = other
+    if why:
+        return why
     if state == "completed":
         return "its summary.json is gone: delete the folder, and the same command runs it again"
     if state == "missing":
@@ -157,11 +176,26 @@ def _why(path: Path, state: str) -> str:
 
 def origin(path: Path, into: bool) -> str:
     """The command that started a run ("" if unknown); `into`: with the sweep's own folder, to continue it."""
-    told = RunFolder(path).read_json("command.json")
-    if told is None:
+    told = _command(path)
+    if told is None or not all(map(_repeatable, told["argv"][1:])):
         return ""
     words = [w for w in told["argv"][1:] if not w.startswith(("hydra.sweep.dir=", "hydra.run.dir="))]
     return shlex.join(["layerwise-lr", *words, *([f"hydra.sweep.dir={short(path.parent)}"] if into else [])])
+
+
+def _command(path: Path) -> dict[str, Any] | None:
+    """command.json; None where there is none that can be read."""
+    with suppress(UserError):
+        return RunFolder(path).read_json("command.json")
+    return None
+
+
+def _repeatable(word: str) -> bool:
+    """Whether a word out of a folder is fit to be typed again: Hydra runs what some of its own keys name."""
+    key = word.lstrip("+~").partition("=")[0]
+    own = key.startswith(("hydra.launcher.", "hydra.sweep.dir", "hydra.run.dir"))
+    strange = key.startswith(("hydra", "--")) and key != "--multirun"
+    return word.isprintable() and (own or not strange) and "_target_" not in word
 
 
 def counts(jobs: Sequence[Unfinished]) -> str:
@@ -174,5 +208,5 @@ def resume(jobs: Sequence[Unfinished]) -> list[str]:
     ended = [j.path for j in jobs if j.state in ("failed", "crashed", "interrupted", "missing")]
     ended = [path for path in ended if (path.parent / "sweep.json").exists()]
     own = {origin(path, into=True) for path in ended} - {""}
-    beside = {origin(file.parent, into=True) for path in ended for file in path.parent.glob("*/command.json")}
+    beside = {origin(file.parent, into=True) for path in ended for file in path.parent.glob("*/command.json")} - {""}
     return sorted(own or beside)

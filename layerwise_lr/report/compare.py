@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from safetensors.numpy import load_file
 
-from ..models import walk
+from ..models import kept_checkpoint, walk
 from ..planning import UserError
-from ..run import CONFIG, Config, RunFolder, read_lines, read_metrics, reading
+from ..run import Config, RunFolder, files, looked_through, read_lines, read_metrics, weights_in
 
 FIRST_STEPS = 10
 DIFFERS = 1e-5
@@ -63,23 +62,25 @@ def label_of(config: Config) -> str:
 
 def read_run(path: Path) -> RunFacts:
     """The facts of a finished run."""
-    folder, config = RunFolder(path), reading.read(path / CONFIG)
-    summary = folder.read_json("summary.json")
+    folder, (config, summary) = RunFolder(path), looked_through(path)
     if summary is None:
         raise UserError(f"{path} did not finish ({folder.state()}): see {path / 'log.txt'}")
-    steps = [r for r in read_metrics(path / "metrics.jsonl") if "loss" in r]
+    steps = [r for r in read_metrics(path / "metrics.jsonl") if "loss" in r and "lrs" in r]
     lines = read_lines(path / "lr_check.jsonl")
     shown = [line["max_relative_error"] for line in lines if line["resolution"] < 1e-4]
-    checkpoint = path / "checkpoints" / (path / "checkpoints" / "latest").read_text().strip() / "model.safetensors"
+    if not steps:
+        raise UserError(
+            f"{path / 'metrics.jsonl'}: holds no steps; remove the folder, and the same command trains it again"
+        )
     return RunFacts(
         label_of(config),
         config,
         path,
         np.array([r["loss"] for r in steps]),
-        np.array([r["lrs"] for r in steps]),
-        (path / "params.csv").read_text(),
+        np.array([r.get("lrs", ()) for r in steps]),
+        files.read_text(path, "params.csv") or "",
         max(shown) if shown else None,
-        load_file(checkpoint),
+        weights_in(kept_checkpoint(path, ("latest",))),
         summary["test"].get("accuracy", float("nan")),
         summary["train_seconds"],
         (folder.read_json("env.json") or {}).get("device", ""),

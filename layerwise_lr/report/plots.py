@@ -3,11 +3,11 @@
 Axes tell the units; metrics in per cent, lr per optimizer step. Nothing is written here.
 """
 
-import csv
 import html
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from ..run import read_metrics
+from ..run import files
 from .statistics import Setting
 from .study import DECAY, FLAT, KINDS, SPLIT, Study, decay_of
 
@@ -166,8 +166,15 @@ def _split(axes: Axes, study: Study) -> None:
 
 def _records(setting: Setting) -> list[list[dict[str, Any]]]:
     """metrics.jsonl of each seed that has one."""
-    read = [read_metrics(run.path / "metrics.jsonl") for run in setting.runs.values()]
+    read = [list(_measured(run.path)) for run in setting.runs.values()]
     return [records for records in read if records]
+
+
+def _measured(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a run's metrics.jsonl, without the first line (its version) and each step's lrs."""
+    for record in islice(files.records(path, "metrics.jsonl"), 1, None):
+        record.pop("lrs", None)
+        yield record
 
 
 def losses(study: Study) -> Figure | None:
@@ -204,7 +211,7 @@ def _mean_losses(runs: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[dict[int,
         for record in records:
             if "loss" in record:
                 train.setdefault(record["step"], []).append(record["loss"])
-            elif record.get("val"):
+            elif "loss" in record.get("val", {}):
                 val.setdefault(record["step"], []).append(record["val"]["loss"])
     return ({s: float(np.mean(v)) for s, v in train.items()}, {s: float(np.mean(v)) for s, v in val.items()})
 
@@ -246,13 +253,13 @@ def _band(axes: Axes, seeds: Sequence[Mapping[int, float]], colour: str, label: 
 
 def _by_depth(path: Path) -> dict[str, dict[int, float]]:
     """{quantity: {depth: value}} of a run; of groups with weight decay (weights proper) if there are any."""
-    records = [r["groups"] for r in read_metrics(path / "metrics.jsonl") if "groups" in r]
-    if not records or not (path / "params.csv").exists():
+    records = [r["groups"] for r in _measured(path) if r.get("groups")]
+    last, result = records[-1] if records else {}, {}
+    records = [r for r in records if r.keys() == last.keys()]
+    rows = [row for row in files.rows(path, "params.csv") if row["group"] in last]
+    if not rows:
         return {}
-    with (path / "params.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["group"]]
     rows = [row for row in rows if float(row["weight_decay"]) > 0] or rows
-    last, result = records[-1], {}
     for quantity in PANELS:
         used = [last] if quantity == "distance" else records
         of = {group: float(np.mean([r[group][quantity] for r in used])) for group in last}

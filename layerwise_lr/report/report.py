@@ -4,6 +4,7 @@ Settings are chosen on the validation pictures and shown on the test pictures; p
 Writes the page and the heat map, nothing else.
 """
 
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,16 +13,17 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from ..framework import TOLERANCE
-from ..planning import Plan, UserError
-from ..run import RunFolder
+from ..planning import Plan, UserError, plain
+from ..run import RunFolder, plan_in
 from . import plots
 from .advice import Unfinished, counts, notes, origin, resume, short, unfinished
 from .compare import Comparison
 from .curves import curves
 from .heatmap import heatmap
-from .statistics import Setting, finished, interval, paired
+from .statistics import Other, Setting, finished, interval, paired
 from .study import DECAY, FLAT, SPLIT, Study, studies
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -30,6 +32,8 @@ HOW = (
     "over seeds, the difference is paired by seed."
 )
 
+ENVIRONMENT = ("framework", "framework_version", "python", "cpu", "cpu_count", "layerwise_lr")
+"""What of env.json a report tells."""
 CAPTIONS = {
     "decay": "Test pictures. Big dots: mean over seeds; whiskers: 95 % interval; small dots: the seeds. "
     "Ringed: best of its kind on validation.",
@@ -122,7 +126,7 @@ class Report:
         runs, others = finished(folders)
         for run in [r for r in runs if not (r.summary["val"] and r.summary["test"])]:
             runs.remove(run)
-            others[run.path] = "without validation or test pictures"
+            others[run.path] = Other("without validation or test pictures")
         rest = unfinished(folders, others)
         if not runs:
             where = ", ".join(short(folder) for folder in folders)
@@ -144,6 +148,7 @@ class Report:
             resume=resume(self.unfinished),
             studies=[_section(study, f"s{i}") for i, study in enumerate(self.studies)],
         )
+        page.parent.mkdir(parents=True, exist_ok=True)
         RunFolder(page.parent).write_text(page.name, text)
 
 
@@ -178,7 +183,7 @@ def _figures(study: Study, key: str) -> list[tuple[Markup, str, str]]:
     """(SVG, title, caption) of every plot that the runs have numbers for."""
     metric = study.metric.replace("_", " ")
     planned = study.best.get(DECAY) or study.best.get(SPLIT) or next(iter(study.best.values()))
-    plan = RunFolder(next(iter(planned.runs.values())).path).read_json("plan.json")
+    plan = plan_in(next(iter(planned.runs.values())).path)
     means = "; ".join(f"{a.setting} at lr {a.lr}: {a.accuracy} accuracy, {a.balanced} balanced" for a in answers(study))
     drawn = (
         (
@@ -200,7 +205,7 @@ def _figures(study: Study, key: str) -> list[tuple[Markup, str, str]]:
             CAPTIONS["layers"],
         ),
         (
-            heatmap(Plan.from_dict(plan), plots.INK, 5.4) if plan else None,
+            heatmap(plan, plots.INK, 5.4) if plan else None,
             f"The plan: {planned.label}",
             f"Learning rate of every group at every step of {planned.label}, lr {planned.lr:g}.",
             CAPTIONS["plan"],
@@ -239,9 +244,11 @@ def _environment(study: Study) -> list[str]:
         env: Mapping[str, Any] = RunFolder(run.path).read_json("env.json") or {}
         if env:
             commit = (RunFolder(run.path).read_json("git.json") or {}).get("sha")
+            told = {key: plain(env.get(key, "unknown")) for key in ENVIRONMENT}
             found[
-                f"{env['framework_version']}, Python {env['python']}, {env['cpu']} "
-                f"({env['cpu_count']} CPUs), layerwise-lr {env['layerwise_lr']}"
+                "{framework_version}, Python {python}, {cpu} ({cpu_count} CPUs), layerwise-lr {layerwise_lr}".format(
+                    **told
+                )
                 + (f", git {commit[:12]}" if commit else "")
             ] += 1
     return [f"{count} run{'s'[: count > 1]}: {place}" for place, count in found.items()]
@@ -249,11 +256,17 @@ def _environment(study: Study) -> list[str]:
 
 def compare_plot(comparison: Comparison, path: Path) -> None:
     """compare.png: losses of every framework, and how far each is from the first, per step."""
-    curves(comparison).savefig(path, dpi=150)
+    _write(curves(comparison), path)
 
 
 def lr_heatmap(plan: Plan, path: Path) -> None:
     """PNG: lr of every group at every step."""
-    figure = heatmap(plan)
+    _write(heatmap(plan), path)
+
+
+def _write(figure: Figure, path: Path) -> None:
+    """PNG; whole, and never through a link."""
+    held = io.BytesIO()
+    figure.savefig(held, format="png", dpi=150)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    RunFolder(path.parent).write_whole(path.name, held.getvalue())

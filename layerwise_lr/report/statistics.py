@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,8 @@ import yaml
 from scipy.special import stdtrit
 
 from ..data import AugmentSpec
-from ..run import CONFIG, Config, RunFolder, reading
+from ..planning import UserError, plain
+from ..run import CONFIG, Config, RunFolder, files, looked_through
 
 
 class Run(NamedTuple):
@@ -26,16 +27,28 @@ class Run(NamedTuple):
     summary: Mapping[str, Any]
 
 
-def finished(folders: Sequence[Path]) -> tuple[list[Run], dict[Path, str]]:
-    """(finished runs, state of every other run folder) in or below `folders`."""
+class Other(NamedTuple):
+    """A run without a result that can be shown: its state, and why where that is known already."""
+
+    state: str
+    why: str = ""
+
+
+UNREADABLE = "unreadable"
+
+
+def finished(folders: Sequence[Path]) -> tuple[list[Run], dict[Path, Other]]:
+    """(finished runs, every other run folder) in or below `folders`; one bad file leaves its run out, with the reason."""
     runs, others = [], {}
-    for path in sorted({p.parent for folder in folders for p in folder.rglob(CONFIG)}):
-        folder = RunFolder(path)
-        summary = folder.read_json("summary.json")
-        if summary is None:
-            others[path] = folder.state()
-        else:
-            runs.append(Run(path, reading.read(path / CONFIG), summary))
+    for path in files.below(folders, CONFIG):
+        try:
+            config, summary = looked_through(path)
+            if summary is None:
+                others[path] = Other(RunFolder(path).state())
+            else:
+                runs.append(Run(path, config, summary))
+        except UserError as error:
+            others[path] = Other(UNREADABLE, str(error))
     return runs, others
 
 
@@ -102,7 +115,7 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
     found: dict[tuple[str, str, float], dict[int, Run]] = {}
     for run in sorted(runs, key=lambda run: "kept" in run.summary):  # an older version kept the last step, not the best
         kind, label = kind_of(run.config)
-        key = (", ".join([label, *_differing(run.config, varied)]), kind, run.config.optimizer.lr)
+        key = (plain(", ".join([label, *_differing(run.config, varied)]), 200), kind, run.config.optimizer.lr)
         found.setdefault(key, {})[run.config.seed] = run
     return [Setting(*key, by_seed) for key, by_seed in found.items()]
 
@@ -126,7 +139,7 @@ def _short(key: str) -> str:
 @cache
 def _augments() -> dict[str, AugmentSpec]:
     """What each augment=OPTION says."""
-    options = (files("layerwise_lr.conf") / "augment").iterdir()
+    options = (resources.files("layerwise_lr.conf") / "augment").iterdir()
     texts = {file.name[:-5]: file.read_text(encoding="utf-8") for file in options if file.name.endswith(".yaml")}
     return {name: AugmentSpec(**(yaml.safe_load(text) or {})) for name, text in texts.items()}
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..planning import plain
 from ..run import Config
 from .statistics import DECAY, FLAT, OTHER, SPLIT, Run, Setting, best, settings, verdict
 
@@ -75,7 +76,11 @@ class Study:
 
     def kept(self) -> str:
         """Which step's weights the numbers are of, and what the last step had: a sentence, or none."""
-        runs = [run.summary for run in self.runs if run.config.checkpoint.keep_best and "kept" in run.summary]
+        runs = [
+            run.summary
+            for run in self.runs
+            if run.config.checkpoint.keep_best and {"kept", "last", "stopped_early"} <= run.summary.keys()
+        ]
         if not runs:
             return ""
         metric, steps = self.metric, [run["kept"]["step"] for run in runs]
@@ -147,7 +152,7 @@ def _title(own: Sequence[Run], groups: Sequence[Sequence[Run]]) -> str:
     differing = [key for key in mine if any(other[key] != mine[key] for other in others)]
     if "steps" in differing and {"epochs", "batch_size"} & set(differing):
         differing.remove("steps")  # follows from the others
-    return ", ".join([name, *(f"{key.removesuffix('.name')} {mine[key]}" for key in differing)])
+    return plain(", ".join([name, *(f"{key.removesuffix('.name')} {mine[key]}" for key in differing)]), 400)
 
 
 def _study(runs: Sequence[Run], title: str, metric: str | None) -> Study:

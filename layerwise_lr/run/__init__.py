@@ -3,9 +3,9 @@
 Uses planning, data, models and framework. `page.run(folder)` reads the resolved config and writes everything else beside it.
 """
 
-from . import asking, exporting, hints, options, page, provenance, reading
+from . import asking, exporting, files, hints, options, page, provenance, ranges, reading
 from .checkpoints import resumable
-from .finished import Finished, open_run
+from .finished import Finished, looked_through, open_run, plan_in, weights_in
 from .folder import CONFIG, RunFolder, read_lines, read_metrics
 from .resolving import resolve
 from .schema import ComposedConfig, Config, FrameworkSpec
@@ -19,14 +19,19 @@ __all__ = [
     "RunFolder",
     "asking",
     "exporting",
+    "files",
     "hints",
+    "looked_through",
     "open_run",
     "options",
     "page",
+    "plan_in",
     "provenance",
+    "ranges",
     "read_lines",
     "read_metrics",
     "reading",
     "resolve",
     "resumable",
+    "weights_in",
 ]

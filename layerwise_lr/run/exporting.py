@@ -17,6 +17,7 @@ from ..framework import Framework, Weights, ZooModel, registry
 from ..planning import UserError
 from . import makers, page
 from .asking import PREPARATION, Model, answers, bare, own_parts
+from .files import inside
 from .finished import Finished
 from .folder import RunFolder
 from .onnx_file import finish
@@ -55,7 +56,7 @@ def export(run: Finished, target: str, out: Path | None, scaled: bool) -> Export
         UserError: the target has no such model, what it needs is not installed, or its answers are not the run's.
     """
     suffix = ".onnx" if target == "onnx" else ".safetensors"
-    out = out or run.path / "export" / f"{'model' if target == suffix[1:] else target}{suffix}"
+    out = out or inside(run.path, "export") / f"{'model' if target == suffix[1:] else target}{suffix}"
     if out.suffix != suffix or out.is_dir():
         raise UserError(f"--out {out}: --to {target} writes a file whose name ends in {suffix}")
     if scaled and target != "onnx":
@@ -66,6 +67,7 @@ def export(run: Finished, target: str, out: Path | None, scaled: bool) -> Export
     else:
         held, checked = _weights(run, target, facts, out.name)
     facts |= {"checked": checked, "sha256": hashlib.sha256(held).hexdigest()}
+    out.parent.mkdir(parents=True, exist_ok=True)
     home = RunFolder(out.parent)
     home.write_whole(out.name, held)
     home.write_json(f"{out.name}.json", facts)

@@ -1,8 +1,9 @@
 """A finished run, opened to be asked: its config, the names of its classes, the weights that it kept.
 
-The folder may be anybody's. What it says is data: checked, never run, and no link in it leads out of it.
+The folder may be anybody's. What it says is data: read by `files` alone, checked, never run.
 """
 
+import math
 import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +12,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ..framework import Weights
-from ..models import inside, kept_checkpoint
-from ..planning import ParamTable, UserError, plain
-from . import ranges, reading
+from ..models import kept_checkpoint
+from ..planning import ParamTable, Plan, UserError, plain
+from . import files, ranges, reading
 from .folder import CONFIG, RunFolder
 from .schema import Config
+from .shapes import LINES, SHAPES
 
 MOST_CLASSES = 10**6
 RUNS_CODE = ("auto_map", "checkpoint_path", "code_revision", "trust_remote_code")
@@ -56,10 +58,12 @@ class Finished(NamedTuple):
             UserError: they are not, or cannot be read.
         """
         where = f"{self.weights_file}"
-        try:
-            found = load_file(self.weights_file)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{where}: not readable weights ({plain(error)}); run it again") from None
+        most = 16 * sum(row.numel for row in table) + 100_000_000  # with the header that safetensors allows
+        if self.weights_file.stat().st_size > most:
+            raise UserError(
+                f"{where}: larger than the model that {CONFIG} names; restore the folder as the run left it"
+            )
+        found = weights_in(self.weights_file)
         shapes = {row.name: row.shape for row in table}
         lacking = [name for name in shapes if name not in found]
         other = [name for name in found if name not in shapes]
@@ -81,15 +85,13 @@ def open_run(path: Path) -> Finished:
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give a run's, such as layerwise-lr train prints when it ends")
-    config = reading.read(inside(path, CONFIG))
+    config = reading.read(path / CONFIG)
     ranges.check(config)
-    summary = _json(path, "summary.json")
+    summary = files.read_json(path, "summary.json")
     if summary is None:
         raise UserError(_unfinished(path))
+    _check_sizes(path, config)
     model = config.model
-    sizes = (config.data.channels, config.data.image_size)
-    if not 1 <= (model.num_classes or 0) <= MOST_CLASSES or (model.in_channels, model.image_size) != sizes:
-        raise UserError(f"{path / CONFIG}: the model's sizes are not those of its data; restore it as the run left it")
     assert model.num_classes
     if bad := [name for name in model.options if name in RUNS_CODE or not name.isidentifier()]:
         raise UserError(
@@ -99,17 +101,74 @@ def open_run(path: Path) -> Finished:
     return Finished(path, config, _classes(path, model.num_classes), kept_checkpoint(path), summary)
 
 
-def _json(path: Path, name: str) -> dict[str, Any] | None:
-    found = RunFolder(path).read_json(inside(path, name).name)
-    if found is not None and not isinstance(found, dict):
-        raise UserError(f"{path / name}: holds no facts by name, not a run's; restore it as the run left it")
-    return found
+def _check_sizes(path: Path, config: Config) -> None:
+    model, sizes = config.model, (config.data.channels, config.data.image_size)
+    if not 1 <= (model.num_classes or 0) <= MOST_CLASSES or (model.in_channels, model.image_size) != sizes:
+        raise UserError(f"{path / CONFIG}: the model's sizes are not those of its data; restore it as the run left it")
+
+
+def looked_through(path: Path) -> tuple[Config, dict[str, Any] | None]:
+    """A run's config and summary (None: not finished), all that a report reads of its folder having been looked at.
+
+    Raises:
+        UserError: names the first file that is not as a run writes it.
+    """
+    held = {name: files.read_json(path, name) for name in SHAPES if name != "sweep.json"}
+    config = reading.read(path / CONFIG)
+    ranges.check(config)
+    files.rows(path, "params.csv")
+    for name in LINES:
+        next(files.records(path, name), None)
+    if held["plan.json"] is not None:
+        plan_in(path)
+    summary = held["summary.json"]
+    if summary is not None:
+        _check_sizes(path, config)
+    told = {} if summary is None else {"": summary, "last.": summary.get("last", {"val": {}, "test": {}})}
+    for at, part in told.items():
+        for name in ("val", "test"):
+            if lacking := {"loss", "accuracy", "balanced_accuracy"} - set(part[name]) if part[name] else set():
+                raise UserError(f"{path / 'summary.json'}: {at}{name}.{min(lacking)} is missing; {files.READABLE}")
+    return config, summary
+
+
+def plan_in(path: Path) -> Plan | None:
+    """The plan in plan.json; None where there is no such file.
+
+    Raises:
+        UserError: it is none.
+    """
+    held = files.read_json(path, "plan.json")
+    if held is None:
+        return None
+    try:
+        plan = Plan.from_dict(held)
+        if not 1 <= plan.total_steps <= ranges.MOST_STEPS:
+            raise ValueError(f"total_steps={plan.total_steps}")
+        for step in {0, plan.total_steps // 2, plan.total_steps - 1}:
+            if not all(math.isfinite(lr) for lr in plan.lrs(step)):
+                raise ValueError("an lr is no number")
+    except (UserError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        raise UserError(f"{path / 'plan.json'}: not a plan ({plain(error, 120)}); {files.READABLE}") from None
+    return plan
+
+
+def weights_in(path: Path) -> Weights:
+    """The arrays of a checkpoint's file.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not readable weights ({plain(error)}); run it again") from None
 
 
 def _classes(path: Path, count: int) -> tuple[str, ...]:
     """Their names; of a run that kept none, their numbers."""
     numbers = [str(number) for number in range(count)]
-    told = (_json(path, "data.json") or {}).get("classes") or dict(zip(numbers, numbers, strict=True))
+    told = (files.read_json(path, "data.json") or {}).get("classes") or dict(zip(numbers, numbers, strict=True))
     if not isinstance(told, dict) or set(told) != set(numbers) or not all(isinstance(n, str) for n in told.values()):
         raise UserError(
             f"{path / 'data.json'}: does not name the model's {count} classes; restore it as the run left it"
@@ -122,13 +181,8 @@ def _classes(path: Path, count: int) -> tuple[str, ...]:
 
 def _unfinished(path: Path) -> str:
     """What became of a run without a result, and the way on."""
-    status = _json(path, "status.json") or {}
-    try:
-        state = plain(RunFolder(path).state())
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise UserError(
-            f"{path / 'status.json'}: does not tell how the run ended; run it again in a new folder"
-        ) from None
+    status = files.read_json(path, "status.json") or {}
+    state = RunFolder(path).state()
     if state == "running":
         return f"{path}: the run is not finished yet; wait for its end, or stop it"
     error = status.get("error")

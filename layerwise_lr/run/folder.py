@@ -14,7 +14,7 @@ import re
 import socket
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from ..planning import UserError
-from . import alive, checkpoints
+from . import alive, checkpoints, files
 from .checkpoints import Mark
+from .files import inside
 
 CONFIG = "config.resolved.yaml"
 METRICS_VERSION = 1
@@ -46,6 +47,7 @@ class RunFolder:
             UserError: the folder holds a run already.
         """
         path.mkdir(parents=True, exist_ok=True)
+        files.refuse_foreign(path, "status.json")
         folder = cls(path)
         mine = f".claim.{os.getpid()}"
         folder.write_json(mine, folder._status("claimed"))
@@ -87,9 +89,11 @@ class RunFolder:
 
     def _write(self, name: str, parts: Iterable[str] | Iterable[bytes]) -> None:
         target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.parent != self.path:
+            inside(self.path, str(Path(name).parent)).mkdir(exist_ok=True)
         part = target.with_name(f"{target.name}.{os.getpid()}.part")
-        with part.open("wb") as file:
+        part.unlink(missing_ok=True)
+        with part.open("xb") as file:  # a new file: what lies there, a link above all, is not written through
             for each in parts:
                 file.write(each.encode() if isinstance(each, str) else each)
             file.flush()
@@ -101,30 +105,12 @@ class RunFolder:
         self.write_text(name, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
     def read_json(self, name: str) -> Any:
-        """The file's data, None where there is no such file.
-
-        Raises:
-            UserError: it is torn, or another program's.
-        """
-        try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.path / name}: not JSON ({error}); remove it or its folder") from None
+        """The file's data, None where there is no such file: `files.read_json`."""
+        return files.read_json(self.path, name)
 
     def jobs(self) -> dict[str, Any]:
-        """The jobs that sweep.json tells of, by folder; none where there is no such file.
-
-        Raises:
-            UserError: it tells of none.
-        """
-        held = self.read_json("sweep.json")
-        if held is None:
-            return {}
-        if not isinstance(held, dict) or not isinstance(held.get("jobs"), dict):
-            raise UserError(f"{self.path / 'sweep.json'}: tells of no jobs, not a sweep's; remove it or its folder")
-        return dict(held["jobs"])
+        """The jobs that sweep.json tells of, by folder: `files.jobs`."""
+        return files.jobs(self.path)
 
     def metrics(self, kept: Mark | None = None) -> "Lines":
         """metrics.jsonl, from its beginning or behind what is kept; the first line tells the version."""
@@ -148,18 +134,23 @@ class RunFolder:
             yield from self._running()
 
     def _running(self) -> Iterator[None]:
-        started = _now()
+        started, place = _now(), self.path.stat().st_ino
         self._clear_torn()
         self.write_json("status.json", self._status("running", started=started))
         try:
             yield
+            if not self.path.exists() or self.path.stat().st_ino != place:
+                raise UserError(
+                    f"{self.path}: was removed while the run wrote into it; its results are lost, begin again"
+                )
         except KeyboardInterrupt:
             self.write_json("status.json", self._status("interrupted", started=started, ended=_now()))
             raise
         except BaseException as error:
             told = {"type": type(error).__name__, "message": str(error)}
-            (self.path / "error.txt").write_text(traceback.format_exc())
-            self.write_json("status.json", self._status("failed", started=started, ended=_now(), error=told))
+            with suppress(OSError):  # the place itself may be what failed
+                self.write_text("error.txt", traceback.format_exc())
+                self.write_json("status.json", self._status("failed", started=started, ended=_now(), error=told))
             raise
         self.write_json("status.json", self._status("completed", started=started, ended=_now()))
 
@@ -202,14 +193,14 @@ class RunFolder:
         average: Mapping[str, np.ndarray] | None,
     ) -> None:
         """checkpoints/step_N: the model, the average of its weights and the optimizer as safetensors, and state.json."""
-        files = {"model": weights, "ema": average, "optim": optimizer}
-        checkpoints.write(self.path / "checkpoints", step, files, facts)
+        held = {"model": weights, "ema": average, "optim": optimizer}
+        checkpoints.write(inside(self.path, "checkpoints"), step, held, facts)
 
     def save_point(self, point: checkpoints.Point, facts: Mapping[str, str]) -> None:
         """checkpoints/resume/step_N: what the run needs to go on; the point before it stays too, older ones go."""
-        root = self.path / checkpoints.RESUME
-        files = {"model": point.weights, "ema": point.average, "optim": point.optimizer}
-        checkpoints.write(root, point.step, files, {"of": dict(facts), "memory": point.memory})
+        root = inside(self.path, checkpoints.RESUME)
+        held = {"model": point.weights, "ema": point.average, "optim": point.optimizer}
+        checkpoints.write(root, point.step, held, {"of": dict(facts), "memory": point.memory})
         for old in sorted(root.glob("step_*"), key=lambda p: int(p.name[5:]))[:-2]:
             checkpoints.remove(old)
 
@@ -250,11 +241,13 @@ class Lines:
     """One JSON object per line, written as it happens.
 
     Args:
-        path: of the file; no link is followed.
+        path: of the file; nothing is written through a link.
         kept: what of it stays; None: it begins anew.
     """
 
     def __init__(self, path: Path, kept: Mark | None = None) -> None:
+        if kept is None:
+            path.unlink(missing_ok=True)
         how = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         self._file = os.fdopen(os.open(path, how, 0o644), "r+b")
         held = self._file.read(kept.bytes) if kept else b""
@@ -282,13 +275,7 @@ class Lines:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """All whole records of a file of JSON lines; a torn last line is left out; none where there is no file."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
+    return list(files.records(path.parent, path.name))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

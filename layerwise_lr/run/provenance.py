@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..planning import masked_text
 
 ENVIRONMENT = (
     "CUDA_VISIBLE_DEVICES",
@@ -20,6 +21,28 @@ ENVIRONMENT = (
     "PYTHONHASHSEED",
 )
 MAX_DIFF = 1_000_000
+SECRETS = (
+    *(".env", ".env.*", "*.env", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk", "*.gpg"),
+    *(
+        "id_rsa*",
+        "id_dsa*",
+        "id_ecdsa*",
+        "id_ed25519*",
+        ".netrc",
+        "_netrc",
+        ".pypirc",
+        ".npmrc",
+        ".pgpass",
+        ".htpasswd",
+    ),
+    *(".aws/**", ".ssh/**", ".docker/**", "kubeconfig*", "token", "credentials"),
+    *(
+        f"*{word}*.{kind}"
+        for word in ("secret", "credential", "password", "token")
+        for kind in ("json", "yaml", "yml", "toml", "ini", "cfg", "txt")
+    ),
+)
+"""Files that git.diff leaves out, as git writes patterns; what git does not track is in no diff."""
 
 
 def environment() -> dict[str, Any]:
@@ -44,8 +67,10 @@ def git(folder: Path) -> tuple[dict[str, Any] | None, str]:
     """git.json of the repository that `folder` (the current directory) is in, and its diff; (None, "") outside one."""
 
     def ask(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True)
+        try:  # nothing that a repository's own config names is run
+            bare = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
+            command = ["git", "-C", str(folder), *bare, *words]
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         except FileNotFoundError:
             return None
         return done.stdout if done.returncode == 0 else None
@@ -61,7 +86,11 @@ def git(folder: Path) -> tuple[dict[str, Any] | None, str]:
         "dirty": bool(changed),
         "changed": changed[:100],
     }
-    return facts, (ask("diff", "HEAD") or "")[:MAX_DIFF] if changed else ""
+    if not changed:
+        return facts, ""
+    but = [f":(top,exclude,icase,glob)**/{name}" for name in SECRETS]
+    diff = ask("diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD", "--", ":(top)", *but)
+    return facts, masked_text((diff or "")[:MAX_DIFF])
 
 
 def _cpu() -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 from ..data import READERS, AugmentSpec, DataSpec, is_size
-from ..planning import UserError
+from ..planning import UserError, is_secret
 from ..planning import ranges as planned
 from .schema import CheckpointSpec, Config, EarlyStopSpec, EmaSpec, FrameworkSpec, ModelSpec, VerifySpec
 
@@ -129,6 +129,12 @@ def check(config: Config) -> None:
         UserError: the first fault found, with its key.
     """
     planned.check_finite(asdict(config), "")
+    for key in config.model.options:
+        if is_secret(key):
+            raise UserError(
+                f"model.options.{key} looks like a secret, and a run's folder keeps its config: leave it out, and log in "
+                "as the package says (HF_TOKEN in the environment, hf auth login)"
+            )
     for at, spec in _specs(config, ""):
         for rule in RULES:
             if rule.spec is type(spec) and (fault := rule.fault(spec, at)):

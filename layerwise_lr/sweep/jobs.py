@@ -18,8 +18,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from ..framework import registry
-from ..planning import UserError
-from ..run import Config, FrameworkSpec, RunFolder, page
+from ..planning import UserError, printable
+from ..run import Config, FrameworkSpec, RunFolder, files, page
 from .pool import Done, Process, conclude, end, work_off
 
 _PDEATHSIG = 1  # prctl's PR_SET_PDEATHSIG
@@ -181,7 +181,7 @@ def _fork(path: Path) -> Process:
     mine, pid = os.getpid(), os.fork()
     if pid:
         return _Forked(pid)
-    log = os.open(path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = files.appended(path / "log.txt")
     os.dup2(log, 1)
     os.dup2(log, 2)
     os._exit(run_and_tell(path, mine))
@@ -189,7 +189,7 @@ def _fork(path: Path) -> Process:
 
 def _spawn(path: Path, threads: int) -> Process:
     """A fresh interpreter that runs the folder, its output in log.txt."""
-    with (path / "log.txt").open("ab") as log:
+    with os.fdopen(files.appended(path / "log.txt"), "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "layerwise_lr", "run", str(path), "--parent", str(os.getpid())],
             stdout=log,
@@ -214,10 +214,13 @@ def run_and_tell(path: Path, parent: int | None = None) -> int:
     except KeyboardInterrupt:
         code = 130
     except UserError as error:
-        print(f"error: {error}", flush=True)
+        print(f"error: {printable(str(error))}", flush=True)
         code = 2
+    except OSError as error:
+        print(f"error: {files.told(error)}", flush=True)
+        code = 1
     except BaseException:
-        print((path / "error.txt").read_text() if (path / "error.txt").exists() else "failed", flush=True)
+        print(printable(files.read_text(path, "error.txt") or "failed"), flush=True)
         code = 1
     sys.stdout.flush()
     return code

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ..run import RunFolder
+from ..run import RunFolder, files
 
 Done = Callable[[Path], None]
 _POLL = 0.02  # seconds
@@ -76,7 +76,7 @@ def _again(folder: RunFolder, code: int, tries: int) -> bool:
         f"died of {signal.Signals(-code).name}, which {facts['framework']} is known to do in this mode: "
         f"started again ({tries + 1} of {_TRIES})"
     )
-    with (folder.path / "log.txt").open("a") as log:
+    with os.fdopen(files.appended(folder.path / "log.txt"), "a") as log:
         print(line, file=log)
     print(f"{folder.path.name}: {line}", file=sys.stderr, flush=True)
     return True

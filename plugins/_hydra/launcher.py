@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from layerwise_lr.cli import hydra_app, sweeps
 from layerwise_lr.planning import UserError
-from layerwise_lr.run import options, resolve
+from layerwise_lr.run import files, options, resolve
 from layerwise_lr.sweep import Options
 
 
@@ -52,6 +52,7 @@ class JobsLauncher(Launcher):
         """Keep what `launch` needs."""
         if not getattr(task_function, "sweeps", ""):
             raise UserError("only 'layerwise-lr train' and 'compare' take -m")
+        files.refuse_foreign(Path(config.hydra.sweep.dir))
         self.loader, self.config = hydra_context.config_loader, config
         self.compares = task_function.sweeps == "compare"
         hydra_app.sweep_folder = Path(config.hydra.sweep.dir)

@@ -85,8 +85,8 @@ def test_a_run_that_kept_no_names_has_numbers(folder):
         ({"state": "failed", "error": {"type": "UserError", "message": "lr\nis \x1b[31mred"}}, "(failed: lr is red)"),
         ({"state": "interrupted"}, "(interrupted)"),
         ({"state": "running", "pid": 2**22 + 1}, "(crashed)"),
-        ({"state": "running", "pid": "x"}, "(crashed)"),  # nobody holds its lock
-        ({"pid": 1}, "does not tell how the run ended"),
+        ({"state": "running", "pid": "x"}, "pid is not a count"),
+        ({"pid": 1}, "state is missing"),
         ([], "holds no facts by name"),
     ],
 )
@@ -139,9 +139,9 @@ def test_a_mark_names_a_checkpoint_beside_it_or_nothing(folder, word):
     ("classes", "says"),
     [
         ({"0": "a", "1": "b"}, "3 classes"),
-        ({"0": "a", "1": "b", "2": 3}, "3 classes"),
+        ({"0": "a", "1": "b", "2": 3}, "classes.2 is not text"),
         ({"0": "a", "1": "b", "2": "a"}, "two classes alike"),
-        (["a", "b", "c"], "3 classes"),
+        (["a", "b", "c"], "classes holds no facts by name"),
     ],
 )
 def test_names_that_are_not_the_models_are_refused(folder, classes, says):
@@ -153,7 +153,7 @@ def test_files_that_are_no_json_are_one_line(folder):
     (folder / "data.json").write_text("[" * 100_000)
     refused(folder, "data.json", "not JSON")
     (folder / "summary.json").write_bytes(b"\xff\x00")
-    refused(folder, "summary.json", "not JSON")
+    refused(folder, "summary.json", "not UTF-8")
 
 
 @pytest.mark.parametrize(

@@ -96,32 +96,32 @@ print("ready", flush=True)
 n = 0
 while True:
     n += 1
-    folder.write_json("plan.json", {"n": n, "filler": [n] * 20000})
+    folder.write_json("numbers.json", {"n": n, "filler": [n] * 20000})
 """
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.013, 0.05, 0.11])
 def test_a_killed_writer_leaves_whole_content(tmp_path, delay):
     folder = RunFolder(tmp_path)
-    folder.write_json("plan.json", {"n": 0, "filler": [0] * 20000})
+    folder.write_json("numbers.json", {"n": 0, "filler": [0] * 20000})
     writer = python(WRITER, tmp_path)
     assert writer.stdout.readline() == "ready\n"
     time.sleep(delay)
     writer.send_signal(signal.SIGKILL)
     writer.communicate()
-    held = folder.read_json("plan.json")
+    held = folder.read_json("numbers.json")
     assert held["filler"] == [held["n"]] * 20000
 
 
 def test_a_reader_beside_a_writer_sees_whole_content(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.write_json("plan.json", {"n": 0, "filler": [0] * 20000})
+    folder.write_json("numbers.json", {"n": 0, "filler": [0] * 20000})
     writer = python(WRITER, tmp_path)
     seen = set()
     try:
         assert writer.stdout.readline() == "ready\n"
         for _ in range(40):
-            held = folder.read_json("plan.json")
+            held = folder.read_json("numbers.json")
             assert held["filler"] == [held["n"]] * 20000
             seen.add(held["n"])
     finally:

@@ -72,7 +72,7 @@ def test_an_interpolation_in_a_run_s_config_is_refused(tmp_path, text):
         (b"name: [", "not YAML"),
         (b"!!python/object/apply:os.system ['echo hi']", "not YAML"),
         (b"", "must be a mapping"),
-        (b"\xff\xfe\x00bad", "not YAML"),
+        (b"\xff\xfe\x00bad", "not UTF-8"),
         (b"name: a\x00b", "not YAML"),
         (b"x" * 1_000_001, "larger than"),
     ],

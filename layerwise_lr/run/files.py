@@ -1,0 +1,281 @@
+"""The files of a run folder as data, whoever made them: the one way to read them, and what may be written beside them.
+
+Only plain files are opened, never through a link that leads out of the folder, never more of them than `MOST` bytes; what is
+read has the types that its name promises (shapes.py). What does not is a UserError of one line that names the file.
+"""
+
+import csv
+import errno
+import io
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..models import inside
+from ..planning import UserError, plain
+from .shapes import COLUMNS, LINES, SHAPES, fault
+
+MOST = 16_000_000
+"""Bytes of a file that is read whole."""
+MOST_LINE, MOST_OF_LINES, MOST_RECORDS = 4_000_000, 1_000_000_000, 3_000_000
+"""Bytes of a line, bytes and lines of a file of JSON lines: a run has a million steps at most."""
+DEEPEST, MOST_ENTRIES = 12, 500_000
+"""Levels below a folder that are looked at for runs, and files and folders there."""
+READABLE = "restore it as the run left it, or remove its folder"
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_TIDY = {
+    errno.ENOSPC: "free some space there, or choose another folder (hydra.run.dir=..., --out ...)",
+    errno.EDQUOT: "free some space there, or choose another folder (hydra.run.dir=..., --out ...)",
+    errno.EACCES: "change its permissions, or choose another folder (hydra.run.dir=..., --out ...)",
+    errno.EPERM: "change its permissions, or choose another folder (hydra.run.dir=..., --out ...)",
+    errno.EROFS: "choose a folder that can be written (hydra.run.dir=..., --out ...)",
+    errno.ENOENT: "it is not there, or was removed meanwhile; begin again in a folder that stays",
+    errno.EIO: "the disk fails: choose another (hydra.run.dir=...)",
+    errno.EMFILE: "close other programs, or raise the limit: ulimit -n 4096",
+}
+
+
+def told(error: OSError) -> str:
+    """An OSError as one line: where, what, and what to do."""
+    where = f"{plain(error.filename, 400)}: " if error.filename else ""
+    return (
+        f"{where}{error.strerror or plain(error)}; {_TIDY.get(error.errno or 0, 'look at it, or choose another place')}"
+    )
+
+
+def opened(path: Path, name: str, most: int = MOST) -> BinaryIO | None:
+    """A plain file of the folder `path`, to be read; None where there is none.
+
+    Raises:
+        UserError: it is no plain file, leads out of the folder, is larger than `most` bytes or may not be read.
+    """
+    at = inside(path, name)
+    try:
+        handle = os.open(at.resolve(), _FLAGS)
+    except (FileNotFoundError, NotADirectoryError):
+        if at.is_symlink():
+            raise UserError(f"{at}: a link to nothing; {READABLE}") from None
+        return None
+    except OSError as error:
+        why = "not a plain file" if error.errno in (errno.ENXIO, errno.ELOOP) else error.strerror
+        raise UserError(f"{at}: {why}; {READABLE}") from None
+    facts = os.fstat(handle)
+    if not stat.S_ISREG(facts.st_mode) or facts.st_size > most:
+        os.close(handle)
+        why = f"larger than {most:,} bytes" if stat.S_ISREG(facts.st_mode) else "not a plain file"
+        raise UserError(f"{at}: {why}; {READABLE}")
+    return os.fdopen(handle, "rb")
+
+
+def read_text(path: Path, name: str, most: int = MOST) -> str | None:
+    """The text of a file of the folder `path`; None where there is none.
+
+    Raises:
+        UserError: it is no plain file of the folder, too large, or not UTF-8.
+    """
+    file = opened(path, name, most)
+    if file is None:
+        return None
+    with file:
+        try:
+            return file.read(most).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path / name}: not UTF-8 text ({plain(error)}); {READABLE}") from None
+        except OSError as error:
+            raise UserError(f"{path / name}: {error.strerror}; {READABLE}") from None
+
+
+def read_json(path: Path, name: str) -> Any:
+    """The data in a file of the folder `path`, of the shape that its name promises; None where there is no such file.
+
+    Raises:
+        UserError: it is no plain file of the folder, torn, or another program's.
+    """
+    text = read_text(path, name)
+    if text is None:
+        return None
+    try:
+        held = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path / name}: not JSON ({plain(error)}); remove it or its folder") from None
+    if why := fault(held, SHAPES[name]) if name in SHAPES else "":
+        raise UserError(f"{path / name}: {why}; {READABLE}")
+    return held
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(f"{word} is no number")
+
+
+def records(path: Path, name: str) -> Iterator[dict[str, Any]]:
+    """The records of a file of JSON lines, as they are read: until the end or the first line that is not whole.
+
+    Raises:
+        UserError: it is no plain file of the folder, too large, or its first line is none of this program's.
+    """
+    file = opened(path, name, MOST_OF_LINES)
+    if file is None:
+        return
+    with file:
+        for index in range(MOST_RECORDS):
+            record = _record(file.readline(MOST_LINE), name, first=index == 0)
+            if record is None and index == 0 and file.tell():
+                raise UserError(f"{path / name}: its first line is none that a run writes; {READABLE}")
+            if record is None:
+                return
+            yield record
+    raise UserError(f"{path / name}: more than {MOST_RECORDS:,} lines; {READABLE}")
+
+
+def _record(line: bytes, name: str, first: bool) -> dict[str, Any] | None:
+    if not line:
+        return None
+    try:
+        record = json.loads(line, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        return None
+    if first and name == "metrics.jsonl":
+        return record if isinstance(record, dict) and isinstance(record.get("metrics_version"), int) else None
+    return record if not fault(record, LINES.get(name, {})) else None
+
+
+def rows(path: Path, name: str) -> list[dict[str, str]]:
+    """The lines of a table of the folder `path`, by heading; none where there is no such file.
+
+    Raises:
+        UserError: it is no plain file of the folder, or no such table.
+    """
+    text = read_text(path, name)
+    if text is None:
+        return []
+    try:
+        found = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+        for row in found:
+            lacking = [column for column in COLUMNS[name] if not isinstance(row.get(column), str)]
+            if lacking or not 0 <= int(row["depth"]) < 10**6:
+                raise ValueError(f"no {lacking[0] if lacking else 'depth'}")
+            if row["group"] and not math.isfinite(float(row["weight_decay"])):
+                raise ValueError("weight_decay is no number")
+    except (csv.Error, ValueError) as error:
+        raise UserError(f"{path / name}: not a run's table of parameters ({plain(error)}); {READABLE}") from None
+    return found
+
+
+def jobs(path: Path) -> dict[str, Any]:
+    """The jobs that sweep.json tells of, by folder; none where there is no such file.
+
+    Raises:
+        UserError: it tells of none, or names what is no folder in this one.
+    """
+    held = read_json(path, "sweep.json")
+    return {} if held is None else dict(held["jobs"])
+
+
+def below(folders: Sequence[Path], name: str) -> list[Path]:
+    """The folders in and below `folders` that hold something called `name`, in order; links are not followed.
+
+    Raises:
+        UserError: more is there than a sweep makes.
+    """
+    found, left = set[Path](), MOST_ENTRIES
+    waiting = [(folder, 0) for folder in folders]
+    while waiting:
+        folder, depth = waiting.pop()
+        try:
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            raise UserError(told(error)) from None
+        left -= len(entries)
+        if left < 0:
+            raise UserError(f"{folders[0]}: more than {MOST_ENTRIES:,} files in and below it; name a sweep's folder")
+        for entry in entries:
+            if entry.name == name:
+                found.add(folder)
+            elif depth < DEEPEST and entry.is_dir(follow_symlinks=False) and not entry.name.endswith(KEPT):
+                waiting.append((folder / entry.name, depth + 1))
+    return sorted(found)
+
+
+KEPT = ".kept"
+"""Ends the name of a job's folder that was put aside."""
+
+
+def only_plain(path: Path) -> None:
+    """That nothing which is written below `path` can go elsewhere.
+
+    Raises:
+        UserError: names the first link, or what else is neither a file nor a folder.
+    """
+    for home, folders, names in os.walk(path):
+        for name in (*folders, *names):
+            at = Path(home) / name
+            mode = at.lstat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise UserError(f"{at}: a link or no plain file, nothing is written beside it; remove it")
+
+
+OURS = ("status.json", "sweep.json", "plan.json", "conventions.csv", "lr_check.jsonl", "config.resolved.yaml")
+"""A folder that holds one of these, as this program writes it, is this program's."""
+
+
+def refuse_foreign(path: Path, *besides: str) -> None:
+    """That a folder is empty, not there yet, or this program's: somebody else's files are not written over.
+
+    Args:
+        path: the folder.
+        besides: what in it is another's matter to refuse.
+
+    Raises:
+        UserError: it holds other files, and nothing of ours.
+    """
+    try:
+        names = [entry.name for entry in os.scandir(path)] if path.is_dir() else []
+    except OSError as error:
+        raise UserError(told(error)) from None
+    held = [name for name in names if not name.startswith(".claim.") and name not in besides]
+    if held and not any(_is_ours(path, name) for name in OURS):
+        raise UserError(
+            f"{path}: holds files that are no run's ({plain(', '.join(sorted(held)[:3]))}), which would be written over; "
+            "choose a new or an empty folder"
+        )
+
+
+WRITTEN = re.compile(
+    r"(config\.resolved\.yaml|(command|git|env|seed|data|plan|status|summary|compare|reproduced?)\.json|git\.diff"
+    r"|requirements\.lock\.txt|(params|lrs|conventions)\.csv|(lr_check|metrics)\.jsonl|(log|error)\.txt|lock|report\.html"
+    r"|lr_heatmap\.png|checkpoints|export|\..*\.part|.*\.[0-9]+\.part|\.claim\.[0-9]+)"
+)
+"""What a run, and what is asked of it, writes into its folder."""
+
+
+def not_written(path: Path) -> list[str]:
+    """What lies in a run's folder and no run writes, in order: notes, plots and the like."""
+    return sorted(entry.name for entry in os.scandir(path) if not WRITTEN.fullmatch(entry.name))
+
+
+def _is_ours(path: Path, name: str) -> bool:
+    try:
+        return (read_json(path, name) is not None) if name.endswith(".json") else (path / name).is_file()
+    except UserError:
+        return name == "status.json"
+
+
+def appended(path: Path) -> int:
+    """A handle that writes at the end of a file of a run's folder: of that file and no other, whatever lies there."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        handle = os.open(path, flags, 0o644)
+        facts = os.fstat(handle)
+        if stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1:
+            return handle
+        os.close(handle)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):
+            raise
+    path.unlink()
+    return os.open(path, flags | os.O_EXCL, 0o644)
