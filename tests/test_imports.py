@@ -246,7 +246,7 @@ def test_files_are_written_where_it_is_said():
         "report",
         "plots",
     }
-    assert {"folder", "sources", "jobs"} <= set(writers)
+    assert {"folder", "sources"} <= set(writers)
 
 
 def test_nothing_asks_for_a_framework_by_name():
