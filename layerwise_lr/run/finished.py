@@ -82,8 +82,7 @@ def open_run(path: Path) -> Finished:
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give a run's, such as layerwise-lr train prints when it ends")
-    config = reading.read(path / CONFIG)
-    ranges.check(config)
+    config = _config(path)
     summary = files.read_json(path, "summary.json")
     if summary is None:
         raise UserError(_unfinished(path))
@@ -96,6 +95,15 @@ def open_run(path: Path) -> Finished:
             "never done here"
         )
     return Finished(path, config, _classes(path, model.num_classes), kept_checkpoint(path), summary)
+
+
+def _config(path: Path) -> Config:
+    config = reading.read(path / CONFIG)
+    try:
+        ranges.check(config)
+    except UserError as error:
+        raise UserError(f"{path / CONFIG}: {plain(error, 600)}") from None
+    return config
 
 
 def _check_sizes(path: Path, config: Config) -> None:
@@ -111,8 +119,7 @@ def looked_through(path: Path) -> tuple[Config, dict[str, Any] | None]:
         UserError: names the first file that is not as a run writes it.
     """
     held = {name: files.read_json(path, name) for name in SHAPES if name != "sweep.json"}
-    config = reading.read(path / CONFIG)
-    ranges.check(config)
+    config = _config(path)
     files.rows(path, "params.csv")
     for name in LINES:
         next(files.records(path, name), None)

@@ -73,7 +73,10 @@ class RunFolder:
             inside(self.path, str(Path(name).parent)).mkdir(exist_ok=True)
         part = target.with_name(f"{target.name}.{os.getpid()}.part")
         part.unlink(missing_ok=True)
-        with part.open("xb") as file:  # a new file: what lies there, a link above all, is not written through
+        with (
+            _named(part),
+            part.open("xb") as file,
+        ):  # a new file: what lies there, a link above all, is not written through
             for each in parts:
                 file.write(each.encode() if isinstance(each, str) else each)
             file.flush()
@@ -194,7 +197,8 @@ class Lines:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record."""
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        with _named(Path(self._file.name)):
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def close(self) -> None:
         """No more records."""
@@ -214,6 +218,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """safetensors stores the memory as it lies: only C order is right. (ascontiguousarray makes a scalar 1-D.)"""
     save_file({name: np.asarray(a, order="C") for name, a in arrays.items()}, str(path))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What the system complains of inside names the file: of a full disk it says no more than that."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _now() -> str:

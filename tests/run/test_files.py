@@ -193,7 +193,7 @@ def test_checkpoints_that_are_a_link_are_not_written_through(tmp_path):
 
 def test_a_folder_of_other_files_is_refused(tmp_path):
     (tmp_path / "params.csv").write_text("mine")
-    with pytest.raises(UserError, match="no run's.*params.csv"):
+    with pytest.raises(UserError, match=r"no run's.*params.csv"):
         RunFolder.claim(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["params.csv"]
 
@@ -248,12 +248,13 @@ def command(*words, cwd, **more):
 
 
 def test_output_that_cannot_be_written_is_said(tmp_path):
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "layerwise_lr", "frameworks"], stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines() == ["layerwise-lr: standard output: No space left on device"]
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("layerwise-lr: standard output: No space left on device")
 
 
 def test_ascii_alone_is_enough(made):
