@@ -89,7 +89,7 @@ def _main(words: list[str]) -> NoReturn:
     except OSError as error:  # a place: full, read-only, not permitted, gone
         if full_error or not error.errno:
             raise
-        _fail(files.told(error), 1)
+        _fail(f"{'' if error.filename else 'standard output: '}{files.told(error)}", 1)
 
 
 def _dispatch(words: list[str]) -> int:

@@ -85,8 +85,7 @@ def open_run(path: Path) -> Finished:
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give a run's, such as layerwise-lr train prints when it ends")
-    config = reading.read(path / CONFIG)
-    ranges.check(config)
+    config = _config(path)
     summary = files.read_json(path, "summary.json")
     if summary is None:
         raise UserError(_unfinished(path))
@@ -99,6 +98,15 @@ def open_run(path: Path) -> Finished:
             "never done here"
         )
     return Finished(path, config, _classes(path, model.num_classes), kept_checkpoint(path), summary)
+
+
+def _config(path: Path) -> Config:
+    config = reading.read(path / CONFIG)
+    try:
+        ranges.check(config)
+    except UserError as error:
+        raise UserError(f"{path / CONFIG}: {plain(error, 600)}") from None
+    return config
 
 
 def _check_sizes(path: Path, config: Config) -> None:
@@ -114,8 +122,7 @@ def looked_through(path: Path) -> tuple[Config, dict[str, Any] | None]:
         UserError: names the first file that is not as a run writes it.
     """
     held = {name: files.read_json(path, name) for name in SHAPES if name != "sweep.json"}
-    config = reading.read(path / CONFIG)
-    ranges.check(config)
+    config = _config(path)
     files.rows(path, "params.csv")
     for name in LINES:
         next(files.records(path, name), None)

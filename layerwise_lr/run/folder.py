@@ -93,7 +93,10 @@ class RunFolder:
             inside(self.path, str(Path(name).parent)).mkdir(exist_ok=True)
         part = target.with_name(f"{target.name}.{os.getpid()}.part")
         part.unlink(missing_ok=True)
-        with part.open("xb") as file:  # a new file: what lies there, a link above all, is not written through
+        with (
+            _named(part),
+            part.open("xb") as file,
+        ):  # a new file: what lies there, a link above all, is not written through
             for each in parts:
                 file.write(each.encode() if isinstance(each, str) else each)
             file.flush()
@@ -249,7 +252,7 @@ class Lines:
         if kept is None:
             path.unlink(missing_ok=True)
         how = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._file = os.fdopen(os.open(path, how, 0o644), "r+b")
+        self._path, self._file = path, os.fdopen(os.open(path, how, 0o644), "r+b")
         held = self._file.read(kept.bytes) if kept else b""
         self._file.truncate(len(held))
         self._file.seek(len(held))
@@ -258,8 +261,9 @@ class Lines:
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record."""
         line = (json.dumps(record, allow_nan=False) + "\n").encode()
-        self._file.write(line)
-        self._file.flush()
+        with _named(self._path):
+            self._file.write(line)
+            self._file.flush()
         self._bytes += len(line)
         self._sum.update(line)
 
@@ -281,6 +285,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, but for its first line, which tells the version."""
     return read_lines(path)[1:]
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What the system complains of inside names the file: of a full disk it says no more than that."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _now() -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 from ..data import READERS, AugmentSpec, DataSpec, is_size
-from ..planning import UserError, is_secret
+from ..planning import UserError, is_secret, plain
 from ..planning import ranges as planned
 from .schema import CheckpointSpec, Config, EarlyStopSpec, EmaSpec, FrameworkSpec, ModelSpec, VerifySpec
 
@@ -137,8 +137,16 @@ def check(config: Config) -> None:
             )
     for at, spec in _specs(config, ""):
         for rule in RULES:
-            if rule.spec is type(spec) and (fault := rule.fault(spec, at)):
+            if rule.spec is type(spec) and (fault := _fault(rule, spec, at)):
                 raise UserError(fault)
+
+
+def _fault(rule: planned.Rule, spec: Any, at: str) -> str | None:
+    """What is wrong; lists and mappings in a config hold anything, and a rule may not know what to do with it."""
+    try:
+        return rule.fault(spec, at)
+    except (TypeError, ValueError, AttributeError, ArithmeticError):
+        return f"{at}{rule.key}={plain(getattr(spec, rule.key))} is not of the kind that it takes"
 
 
 def _specs(spec: Any, at: str) -> Iterator[tuple[str, Any]]:

@@ -70,7 +70,7 @@ def read(path: Path) -> Config:
     try:
         return from_data(data)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {plain(error, 900)}") from None
 
 
 def _check_events(text: str) -> None:
