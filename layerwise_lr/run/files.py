@@ -10,7 +10,6 @@ import io
 import json
 import math
 import os
-import re
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -196,13 +195,9 @@ def below(folders: Sequence[Path], name: str) -> list[Path]:
         for entry in entries:
             if entry.name == name:
                 found.add(folder)
-            elif depth < DEEPEST and entry.is_dir(follow_symlinks=False) and not entry.name.endswith(KEPT):
+            elif depth < DEEPEST and entry.is_dir(follow_symlinks=False):
                 waiting.append((folder / entry.name, depth + 1))
     return sorted(found)
-
-
-KEPT = ".kept"
-"""Ends the name of a job's folder that was put aside."""
 
 
 def only_plain(path: Path) -> None:
@@ -243,19 +238,6 @@ def refuse_foreign(path: Path, *besides: str) -> None:
             f"{path}: holds files that are no run's ({plain(', '.join(sorted(held)[:3]))}), which would be written over; "
             "choose a new or an empty folder"
         )
-
-
-WRITTEN = re.compile(
-    r"(config\.resolved\.yaml|(command|git|env|seed|data|plan|status|summary|compare|reproduced?)\.json|git\.diff"
-    r"|requirements\.lock\.txt|(params|lrs|conventions)\.csv|(lr_check|metrics)\.jsonl|(log|error)\.txt|lock|report\.html"
-    r"|lr_heatmap\.png|checkpoints|export|\..*\.part|.*\.[0-9]+\.part|\.claim\.[0-9]+)"
-)
-"""What a run, and what is asked of it, writes into its folder."""
-
-
-def not_written(path: Path) -> list[str]:
-    """What lies in a run's folder and no run writes, in order: notes, plots and the like."""
-    return sorted(entry.name for entry in os.scandir(path) if not WRITTEN.fullmatch(entry.name))
 
 
 def _is_ours(path: Path, name: str) -> bool:
