@@ -13,8 +13,9 @@ from finished_runs import trained
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from layerwise_lr.models import kept_checkpoint
 from layerwise_lr.planning import UserError
-from layerwise_lr.run import CONFIG, RunFolder, files, kept_checkpoint, looked_through, provenance, reading
+from layerwise_lr.run import CONFIG, RunFolder, files, looked_through, provenance, reading
 from layerwise_lr.run.shapes import SHAPES, fault, is_plain_name
 
 FUZZ = settings(
