@@ -84,7 +84,7 @@ def again(path: Path, config: Config) -> None:
         UserError: it is being trained.
     """
     folder = RunFolder(path)
-    if folder.state() == "completed":
+    if (path / "summary.json").is_file() and folder.state() == "completed":
         console.say(f"{console.relative(path)} is finished: its result is in summary.json")
         return
     folder.refuse_live()

@@ -75,7 +75,7 @@ def test_a_run_that_kept_no_names_has_numbers(folder):
         ({"state": "failed", "error": {"type": "UserError", "message": "lr\nis \x1b[31mred"}}, "(failed: lr is red)"),
         ({"state": "interrupted"}, "(interrupted)"),
         ({"state": "running", "pid": 2**22 + 1}, "(crashed)"),
-        ({"state": "running", "pid": "x"}, "does not tell how the run ended"),
+        ({"state": "claimed", "pid": "x"}, "does not tell how the run ended"),
         ({"pid": 1}, "does not tell how the run ended"),
         ([], "holds no facts by name"),
     ],
