@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from layerwise_lr.run import Config, RunFolder
-from layerwise_lr.sweep.planning import job_name, plan_jobs, to_run, write_sweep
+from layerwise_lr.sweep.planning import claim, elsewhere, job_name, plan_jobs, to_run, write_sweep
 
 
 def seeds(*numbers):
@@ -49,7 +49,7 @@ def test_equal_configs_are_one_job_and_keep_the_folder_they_had(tmp_path):
     assert set(held) == {job.path.name for job in (*first, *second)} and len(held) == 3
 
 
-def test_what_failed_is_cleared_away_and_what_ended_or_runs_is_left(tmp_path):
+def test_what_failed_is_run_and_what_ended_or_runs_is_left(tmp_path):
     jobs = plan_jobs(tmp_path, seeds(0, 1, 2, 3))
     completed, failed, running, missing = jobs
     with RunFolder.claim(completed.path).running():
@@ -57,4 +57,11 @@ def test_what_failed_is_cleared_away_and_what_ended_or_runs_is_left(tmp_path):
     RunFolder.claim(failed.path).fail("it died")
     with RunFolder.claim(running.path).running():
         assert to_run(jobs) == [failed, missing]
-    assert completed.path.exists() and running.path.exists() and not failed.path.exists()
+    (failed.path / "notes.md").write_text("mine")
+    assert claim(failed) and not claim(failed) and not claim(completed)
+    assert claim(missing) and RunFolder(missing.path).state() == "claimed"
+    assert elsewhere(jobs) == [failed, missing]
+    assert (failed.path / "notes.md").read_text() == "mine"
+    assert to_run([running]) == [] and RunFolder(running.path).state() == "completed"
+    RunFolder(failed.path).fail("again")
+    assert to_run(jobs) == [failed] and to_run(jobs, again=False) == []
