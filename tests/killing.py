@@ -1,7 +1,7 @@
 """Runs that are killed with SIGKILL at random moments and started again until they are finished; what sets one apart
 from a run that nobody disturbed.
 
-    python tests/killing.py FRAMEWORK MODE KILLS [FOLDER]    the long harness: prints what came of it
+    python tests/killing.py FRAMEWORK MODE KILLS [JSON]    the long harness: prints what came of it; JSON: other keys
 """
 
 import json
@@ -132,5 +132,7 @@ def survived(home: Path, kills: int, seed: int = 0, **changes: Any) -> dict[str,
 
 if __name__ == "__main__":
     framework, mode, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    with tempfile.TemporaryDirectory(dir=sys.argv[4] if len(sys.argv) > 4 else None) as made:
-        print(framework, mode, survived(Path(made), count, framework={"name": framework, "mode": mode}), flush=True)
+    more = json.loads(sys.argv[4]) if len(sys.argv) > 4 else {}
+    with tempfile.TemporaryDirectory() as made:
+        came = survived(Path(made), count, framework={"name": framework, "mode": mode}, **more)
+    print(framework, mode, came, flush=True)

@@ -54,7 +54,7 @@ def as_plan(words: list[str]) -> list[str]:
     overrides = [
         w
         for w in words[2:]
-        if w not in ("-m", "--multirun") and not w.startswith(("hydra.sweep.dir=", "hydra.launcher."))
+        if w not in ("-m", "--multirun") and not w.startswith(("hydra.sweep.dir=", "hydra.launcher.", "resume="))
     ]
     firsts = []
     for override in overrides:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..planning import UserError
-from ..run import AGAIN, CONFIG, Config, RunFolder, reading
+from ..run import CONFIG, Config, RunFolder, reading
 from ..sweep import jobs, planning
 from . import console, runs, sweeps
 from .words import Given, Parser
@@ -84,9 +84,7 @@ def again(path: Path, config: Config) -> None:
         UserError: it is being trained.
     """
     folder = RunFolder(path)
-    if folder.state() == "completed":
-        if folder.read_json("summary.json") is None:
-            raise UserError(f"{path}: its summary.json is gone; {AGAIN}")
+    if (path / "summary.json").is_file() and folder.state() == "completed":
         console.say(f"{console.relative(path)} is finished: its result is in summary.json")
         return
     folder.refuse_live()

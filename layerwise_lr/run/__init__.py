@@ -5,13 +5,12 @@ Uses planning, data, models and framework. `page.run(folder)` reads the resolved
 
 from . import asking, exporting, files, hints, options, page, provenance, ranges, reading
 from .checkpoints import resumable
-from .finished import AGAIN, Finished, looked_through, open_run, plan_in, weights_in
+from .finished import Finished, looked_through, open_run, plan_in, weights_in
 from .folder import CONFIG, RunFolder, read_lines, read_metrics
 from .resolving import resolve
 from .schema import ComposedConfig, Config, FrameworkSpec
 
 __all__ = [
-    "AGAIN",
     "CONFIG",
     "ComposedConfig",
     "Config",

@@ -20,7 +20,6 @@ from .schema import Config
 from .shapes import LINES, SHAPES
 
 MOST_CLASSES = 10**6
-AGAIN = f"layerwise-lr run on a copy of its {CONFIG}, in a folder of its own, trains it again"
 RUNS_CODE = ("auto_map", "checkpoint_path", "code_revision", "trust_remote_code")
 """Options of models that would run or unpickle what a folder names."""
 
@@ -193,8 +192,6 @@ def _unfinished(path: Path) -> str:
     state = RunFolder(path).state()
     if state == "running":
         return f"{path}: the run is not finished yet; wait for its end, or stop it"
-    if state == "completed":
-        return f"{path}: its summary.json is gone; {AGAIN}"
     error = status.get("error")
     why = f": {plain(error.get('message', ''), 160)}" if isinstance(error, dict) else ""
     again = shlex.join(["layerwise-lr", "resume", str(path)])

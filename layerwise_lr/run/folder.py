@@ -158,7 +158,8 @@ class RunFolder:
         self.write_json("status.json", self._status("completed", started=started, ended=_now()))
 
     def _clear_torn(self) -> None:
-        """What killed writers left of files that they had not finished."""
+        """What killed writers left of files that they had not finished, and the error of an earlier attempt."""
+        (self.path / "error.txt").unlink(missing_ok=True)
         for folder in (self.path, self.path / "checkpoints", self.path / checkpoints.RESUME):
             for part in folder.glob("*.part"):
                 if re.fullmatch(r"\.step_[0-9]+\.part|.+\.[0-9]+\.part", part.name):

@@ -194,7 +194,7 @@ def test_an_unfinished_run_is_told(call, home):
     Path(RUN, "summary.json").unlink()
     for line in (f"predict {RUN} pictures", f"evaluate {RUN}", f"export {RUN} --to safetensors"):
         code, _, err = call(line)
-        assert code == 2 and "its summary.json is gone; layerwise-lr run on a copy of its config.resolved.yaml" in err
+        assert code == 2 and f"layerwise-lr resume {RUN}" in err
 
 
 def test_the_weights_alone_need_no_framework(call, home):

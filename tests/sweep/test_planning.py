@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from layerwise_lr.run import Config, RunFolder
-from layerwise_lr.sweep.planning import job_name, plan_jobs, to_run, write_sweep
+from layerwise_lr.sweep.planning import claim, elsewhere, job_name, plan_jobs, to_run, write_sweep
 
 
 def seeds(*numbers):
@@ -57,4 +57,11 @@ def test_what_failed_is_run_again_in_its_folder_and_what_ended_or_runs_is_left(t
     RunFolder.claim(failed.path).fail("it died")
     with RunFolder.claim(running.path).running():
         assert to_run(jobs) == [failed, missing]
-    assert [job.path.exists() for job in (completed, failed, running, missing)] == [True, True, True, False]
+    (failed.path / "notes.md").write_text("mine")
+    assert claim(failed) and not claim(failed) and not claim(completed)
+    assert claim(missing) and RunFolder(missing.path).state() == "claimed"
+    assert elsewhere(jobs) == [failed, missing]
+    assert (failed.path / "notes.md").read_text() == "mine"
+    assert to_run([running]) == [] and RunFolder(running.path).state() == "completed"
+    RunFolder(failed.path).fail("again")
+    assert to_run(jobs) == [failed] and to_run(jobs, again=False) == []
