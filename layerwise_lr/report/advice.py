@@ -165,7 +165,7 @@ def _promised(sweep: Path) -> Iterator[tuple[Path, Other]]:
 def _why(path: Path, other: Other) -> str:
     state, why = other
     if why:
-        return why
+        return why.removeprefix(f"{path}: ")
     if state == "completed":
         return "its summary.json is gone: delete the folder, and the same command runs it again"
     if state == "missing":

@@ -232,7 +232,7 @@ def refuse_foreign(path: Path, *besides: str) -> None:
         names = [entry.name for entry in os.scandir(path)] if path.is_dir() else []
     except OSError as error:
         raise UserError(told(error)) from None
-    held = [name for name in names if not name.startswith(".claim.") and name not in besides]
+    held = [name for name in names if not (name.startswith(".claim.") or name.endswith(".part") or name in besides)]
     if held and not any(_is_ours(path, name) for name in OURS):
         raise UserError(
             f"{path}: holds files that are no run's ({plain(', '.join(sorted(held)[:3]))}), which would be written over; "

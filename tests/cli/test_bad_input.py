@@ -470,7 +470,7 @@ CASES = {
     "run on a list": Case("run job", ("job/config.resolved.yaml", "mapping"), run_folder_with("- 1\n")),
     "run on half a config": Case("run job", ("job/config.resolved.yaml", "steps"), run_folder_with("name: x\n")),
     "run on binary": Case(
-        "run job", ("job/config.resolved.yaml", "not YAML"), write("job/config.resolved.yaml", b"\xff\xfe\x00")
+        "run job", ("job/config.resolved.yaml", "not UTF-8 text"), write("job/config.resolved.yaml", b"\xff\xfe\x00")
     ),
     "run on an unknown key": Case(
         "run job", ("job/config.resolved.yaml", "unknown key sed"), run_folder_with("sed: 1\n")
@@ -636,7 +636,7 @@ CASES = {
     ),
     # sweeps
     "no values": Case("train -m 'seed=range(0,0)'", ("the sweep has no jobs",)),
-    "sweep.json of no sweep": Case("report s", ("s/sweep.json", "tells of no jobs"), write("s/sweep.json", "[]")),
+    "sweep.json of no sweep": Case("report s", ("s/sweep.json", "holds no facts by name"), write("s/sweep.json", "[]")),
     "torn sweep.json": Case("report s", ("s/sweep.json", "not JSON"), write("s/sweep.json", "{")),
     "compare with itself": Case("compare framework=torch,torch", ("two frameworks or more",)),
     "compare seeds": Case(

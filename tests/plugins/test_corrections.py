@@ -100,11 +100,7 @@ CORRECTIONS = {
             "layers.py", "norm.set_train(name not in frozen)", "norm.set_train(True)", "frozen_batchnorm", "pynative"
         ),
         "optimizers that serve again begin anew": Correction(
-            "optimizers.py",
-            "        self.set_state({})",
-            "        self.begun = set()",
-            "same_seed_same_curve",
-            "pynative",
+            "natives.py", "        self.set_state({})", "        self.begun = set()", "same_seed_same_curve", "pynative"
         ),
     },
     "megengine": {

@@ -107,7 +107,9 @@ def test_a_run_of_an_older_version_kept_its_last_step_and_gives_way(folder):
         twin = shutil.copytree(path.parent, path.parent.with_name(f"z_{path.parent.name}"))
         summary = json.loads(path.read_text())
         del summary["kept"], summary["last"]
-        (twin / "summary.json").write_text(json.dumps(summary | {"val": {"accuracy": 1.0, "balanced_accuracy": 1.0}}))
+        (twin / "summary.json").write_text(
+            json.dumps(summary | {"val": {"loss": 0.0, "accuracy": 1.0, "balanced_accuracy": 1.0}})
+        )
     (study,) = report.Report.read([folder], None).studies
     assert report.table(study) == report.table(whole)
     assert "8 finished runs (5 left out: the same setting and seed as another)" in study.facts
