@@ -23,6 +23,12 @@ RUN_TORCH = {
 IMPORTS_TORCH = re.compile(r"^(import|from) (torch|layerwise_lr\.plugins\.torch_plugin)\b", re.MULTILINE)
 
 
+@pytest.fixture(autouse=True)
+def as_a_user_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what an earlier command of this process has set."""
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     said = "whose plugin, conformance and seed tests to run; none: only tests that need no framework at all"
     parser.addoption("--framework", default="torch", choices=(*FRAMEWORKS, "none"), help=said)
