@@ -130,7 +130,7 @@ def outcome(folder: RunFolder, metric: str) -> float | Exception:
     summary, status = folder.read_json("summary.json"), folder.read_json("status.json")
     if summary:
         return float(summary["val"][metric])
-    error = status.get("error") or {"type": "", "message": status["state"]}
+    error = (status or {}).get("error") or {"type": "", "message": folder.state()}
     message = f"a job failed, the others were not touched: {error['message']}; log: {console.relative(folder.path / 'log.txt')}"
     return JobsFailed(message, 2 if error["type"] == "UserError" else 1)
 
