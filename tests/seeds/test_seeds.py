@@ -24,7 +24,7 @@ from safetensors.numpy import load_file
 
 from layerwise_lr.cli import program
 from layerwise_lr.run.folder import RunFolder
-from layerwise_lr.sweep import jobs
+from layerwise_lr.sweep import jobs, planning
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted(p.stem for p in (ROOT / "conf" / "experiment").glob("seed_*.yaml"))
@@ -106,6 +106,7 @@ def claim_all(mode: str, root: Path) -> None:
     """Composed, checked and claimed as any sweep, one per set of sizes; no job is run. Before the framework is imported
     here: `train` asks it in a forked process what it has, and not all can be forked once they are used."""
     jobs.run_jobs = lambda claimed, options, done: None
+    planning.elsewhere = lambda planned: []  # they are ours: nobody is waited for
     for index, words in enumerate(sorted({own(e) for e in EXPERIMENTS})):
         members = [e for e in EXPERIMENTS if own(e) == words]
         varied = (f"experiment={','.join(members)}", f"framework={mode}")
