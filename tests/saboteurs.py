@@ -1,6 +1,7 @@
 """Plugins with one fault each, and the check that must catch it. The faults are real ones, seen in real code."""
 
 import secrets
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -730,9 +731,9 @@ class _Tanh(layers.Gelu):
 class _Baked(ReferenceFramework):
     """From some step on the lrs of that step stay (a constant of the compiled step), and read back as planned."""
 
+    @abstractmethod
     def bakes(self, state: TrainState, step: Step) -> bool:
         """Whether the lrs of this step are those that stay."""
-        raise NotImplementedError
 
     def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
         written = [group.lr for group in state.groups]
@@ -780,8 +781,9 @@ class _Late(ReferenceFramework):
 
     LATE = 12
 
+    @abstractmethod
     def wrong(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
-        raise NotImplementedError
+        """What it does instead."""
 
     def train_step(self, state: TrainState, x: np.ndarray, y: np.ndarray, step: Step) -> StepResult:
         state.compiled = (state.compiled or 0) + 1

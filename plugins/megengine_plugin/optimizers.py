@@ -1,5 +1,6 @@
 """Optimizer names as MegEngine's own classes (and those that it lacks), every number explicit; state by canonical name."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -45,9 +46,9 @@ class Own(Optimizer):
         for param in (p for p in param_group["params"] if p.grad is not None):
             self.update(param, param.grad, self._state[param], param_group)
 
+    @abstractmethod
     def update(self, param: Tensor, gradient: Tensor, state: State, group: Group) -> None:
         """In place."""
-        raise NotImplementedError
 
 
 class LayerAdaptive(Own):

@@ -1,5 +1,6 @@
 """Optimizer names as OneFlow's own classes (and those that it lacks), every number explicit; state under torch's keys."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from . import layers
 Optimizer = Any  # flow.optim.Optimizer; OneFlow has no types
 
 
-class Own(flow.optim.Optimizer):
+class Own(flow.optim.Optimizer, ABC):
     """An optimizer that OneFlow lacks, its formula as in the reference plugin; eager. A compiled Graph knows OneFlow's own
     alone (graph.check). State is kept under torch's keys, counts as numbers, for each parameter by itself.
 
@@ -40,9 +41,9 @@ class Own(flow.optim.Optimizer):
                 if param.grad is not None:
                     self.update(param, param.grad, self._state[param], group)
 
+    @abstractmethod
     def update(self, param: Tensor, gradient: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         """In place; an empty state is a fresh one."""
-        raise NotImplementedError
 
 
 class LayerAdaptive(Own):

@@ -1,15 +1,41 @@
-"""Optimizer names as torch's own classes, every number explicit; and the one that torch lacks."""
+"""Optimizer names as torch's own classes, every number explicit; and those that torch lacks."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch._dynamo  # the first optimizer imports it anyway; here a forked job finds it imported
+from torch import Tensor
 
 from layerwise_lr.framework import OptimizerSpec
 
+State = dict[str, Any]
+Group = Mapping[str, Any]
 
-class LayerAdaptive(torch.optim.Optimizer):
+
+class Own(torch.optim.Optimizer, ABC):
+    """One that torch lacks: a formula for each parameter that has a gradient."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of every parameter that has a gradient; the closure's loss, if there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    self.update(param, param.grad, self.state[param], group)
+        return loss
+
+    @abstractmethod
+    def update(self, param: Tensor, gradient: Tensor, state: State, group: Group) -> None:
+        """In place; an empty state is a fresh one."""
+
+
+class LayerAdaptive(Own):
     """Seed document 002's LayerAdaptiveLR, its formula as in the reference plugin. Nothing waits for the device:
     the step size stays a tensor.
 
@@ -29,21 +55,9 @@ class LayerAdaptive(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every parameter that has a gradient; the closure's loss, if there is one."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    self._update(param, param.grad, group)
-        return loss
-
-    def _update(self, param: torch.Tensor, gradient: torch.Tensor, group: Mapping[str, Any]) -> None:
-        state, (beta1, beta2) = self.state[param], group["betas"]
+    def update(self, param: Tensor, gradient: Tensor, state: State, group: Group) -> None:
+        """p - lr * mean(|m| / (sqrt(v) + eps)) * m."""
+        beta1, beta2 = group["betas"]
         if not state:
             state.update(exp_avg=torch.zeros_like(param), exp_avg_sq=torch.zeros_like(param))
         average, square = state["exp_avg"], state["exp_avg_sq"]
@@ -55,9 +69,8 @@ class LayerAdaptive(torch.optim.Optimizer):
         param.addcmul_(average, size, value=-1)
 
 
-class Lion(torch.optim.Optimizer):
-    """Lion (Chen et al. 2023), which torch lacks: p (1 - lr wd) - lr sign(b1 m + (1 - b1) g), then
-    m = b2 m + (1 - b2) g.
+class Lion(Own):
+    """Lion (Chen et al. 2023).
 
     Args:
         params: parameters, (name, parameter) pairs or groups, as of any torch optimizer.
@@ -74,26 +87,17 @@ class Lion(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every parameter that has a gradient; the closure's loss, if there is one."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            (beta1, beta2), lr = group["betas"], group["lr"]
-            for param in (p for p in group["params"] if p.grad is not None):
-                state = self.state[param]
-                if not state:
-                    state["exp_avg"] = torch.zeros_like(param)
-                param.mul_(1 - lr * group["weight_decay"])
-                param.add_(state["exp_avg"].lerp(param.grad, 1 - beta1).sign_(), alpha=-lr)
-                state["exp_avg"].lerp_(param.grad, 1 - beta2)
-        return loss
+    def update(self, param: Tensor, gradient: Tensor, state: State, group: Group) -> None:
+        """p (1 - lr wd) - lr sign(b1 m + (1 - b1) g), then m = b2 m + (1 - b2) g."""
+        beta1, beta2 = group["betas"]
+        if not state:
+            state["exp_avg"] = torch.zeros_like(param)
+        param.mul_(1 - group["lr"] * group["weight_decay"])
+        param.add_(state["exp_avg"].lerp(gradient, 1 - beta1).sign_(), alpha=-group["lr"])
+        state["exp_avg"].lerp_(gradient, 1 - beta2)
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Own):
     """torch.optim.Muon with adjust_lr_fn="match_rms_adamw", computed in float32: torch's own rounds the momentum to
     bfloat16, 3 digits, and which update that gives hangs on the kernel.
 
@@ -114,26 +118,17 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every matrix that has a gradient; the closure's loss, if there is one."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for param in (p for p in group["params"] if p.grad is not None):
-                state = self.state[param]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(param)
-                buffer = state["momentum_buffer"].lerp_(param.grad, 1 - group["momentum"])
-                update = param.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
-                param.mul_(1 - group["lr"] * group["weight_decay"])
-                param.add_(_newton_schulz(update), alpha=-group["lr"] * 0.2 * max(param.shape) ** 0.5)
-        return loss
+    def update(self, param: Tensor, gradient: Tensor, state: State, group: Group) -> None:
+        """p (1 - lr wd) - lr 0.2 sqrt(longer side) times the orthogonalized momentum."""
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(param)
+        buffer = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+        average = gradient.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+        param.mul_(1 - group["lr"] * group["weight_decay"])
+        param.add_(_newton_schulz(average), alpha=-group["lr"] * 0.2 * max(param.shape) ** 0.5)
 
 
-def _newton_schulz(x: torch.Tensor) -> torch.Tensor:
+def _newton_schulz(x: Tensor) -> Tensor:
     """[A, B] with its singular values brought near 1."""
     tall = len(x) > x.shape[1]
     x = (x.T if tall else x) / x.norm().clamp(min=1e-7)
