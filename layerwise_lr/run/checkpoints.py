@@ -19,6 +19,7 @@ from safetensors.numpy import load, save
 
 from ..framework import Weights
 from ..planning import UserError, plain
+from . import files
 
 STATE = "state.json"
 RESUME = "checkpoints/resume"
@@ -60,21 +61,21 @@ class Point(NamedTuple):
 
 
 def write(
-    root: Path, step: int, files: Mapping[str, Mapping[str, np.ndarray] | None], facts: Mapping[str, Any]
+    root: Path, step: int, named: Mapping[str, Mapping[str, np.ndarray] | None], facts: Mapping[str, Any]
 ) -> None:
     """root/step_N: arrays as NAME.safetensors, and state.json with their sha256. Whole or not at all, and on the disk.
 
     Args:
         root: made where it is absent.
         step: N.
-        files: name -> arrays; None: no such file.
+        named: name -> arrays; None: no such file.
         facts: for state.json.
     """
     part, final = root / f".step_{step}.part", root / f"step_{step}"
     remove(part)
     part.mkdir(parents=True)
     sums = {}
-    for name, arrays in files.items():
+    for name, arrays in named.items():
         if arrays is not None:
             # it stores the memory as it lies: only C order is right. (ascontiguousarray makes a scalar 1-D.)
             held = save({key: np.asarray(a, order="C") for key, a in arrays.items()})
@@ -103,14 +104,14 @@ def check(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         raise Damaged(f"{STATE} is torn ({plain(type(error).__name__)})") from None
     if told != _sum(state):
         raise Damaged(f"{STATE} is not what was written")
-    files = {}
+    held = {}
     for name, expected in sums.items():
         if not re.fullmatch(r"[a-z]+\.safetensors", name):
             raise Damaged(f"{STATE} names {plain(name)}")
-        files[name] = _held(folder / name)
-        if hashlib.sha256(files[name]).hexdigest() != expected:
+        held[name] = _held(folder / name)
+        if hashlib.sha256(held[name]).hexdigest() != expected:
             raise Damaged(f"{name} is not what was written (its sha256 differs)")
-    return state, files
+    return state, held
 
 
 def resumable(path: Path) -> list[int]:
@@ -159,7 +160,7 @@ def remove(path: Path) -> None:
 
 
 def _point(path: Path, folder: Path, facts: Mapping[str, str], like: Weights) -> Point:
-    state, files = check(_inside(path, folder))
+    state, held = check(_inside(path, folder))
     for name, sha256 in facts.items():
         if state.get("of", {}).get(name) != sha256:
             raise UserError(
@@ -167,7 +168,7 @@ def _point(path: Path, folder: Path, facts: Mapping[str, str], like: Weights) ->
                 "train from step 0"
             )
     try:
-        arrays = {name: load(held) for name, held in files.items()}
+        arrays = {name: load(one) for name, one in held.items()}
         memory, step = dict(state["memory"]), int(state["step"])
         weights, optimizer = arrays["model.safetensors"], arrays["optim.safetensors"]
         for name, mark in memory["files"].items():
@@ -198,24 +199,21 @@ def _unchanged(path: Path, name: str, mark: Mark) -> None:
 
 def _inside(path: Path, folder: Path) -> Path:
     try:
-        inside = folder.resolve().is_relative_to(path.resolve())
-    except (OSError, RuntimeError):
-        inside = False
-    if not inside:
-        raise Damaged(f"{folder.name} leads out of the run's folder")
-    return folder
+        return files.inside(path, str(folder.relative_to(path)))
+    except UserError:
+        raise Damaged(f"{folder.name} leads out of the run's folder") from None
 
 
-def _held(path: Path, most: int | None = None) -> bytes:
+def _held(path: Path, most: int = 2**62) -> bytes:
     """A plain file's bytes."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(file, "rb") as held:
-            if not path.is_file() or (most is not None and path.stat().st_size > most):
-                raise Damaged(f"{path.name} is no plain file of its size")
-            return held.read()
-    except OSError as error:
-        raise Damaged(f"{path.name} cannot be read ({error.strerror})") from None
+        file = files.opened(path.parent, path.name, most)
+    except UserError as error:
+        raise Damaged(f"{path.name} cannot be read ({plain(error)})") from None
+    if file is None:
+        raise Damaged(f"{path.name} is not there")
+    with file:
+        return file.read()
 
 
 def _put(path: Path, held: bytes) -> None:
