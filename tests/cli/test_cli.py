@@ -374,3 +374,17 @@ def test_size_test_wins_over_any_experiment(experiment: tuple[str, ...], last: b
     assert [shown["data"][f"{part}_size"] for part in ("train", "val", "test")] == [50, 50, 100]
     assert [shown[key] for key in ("epochs", "steps", "batch_size", "eval_every")] == [4, None, 10, "2 epochs"]
     assert shown["name"] != "test"
+
+
+def test_numpy_has_no_idle_threads_that_spin():
+    """One core or sixteen; a person's own setting stands. (They multiplied the time of a sweep's forked jobs.)"""
+    ask = (
+        "import layerwise_lr.cli, numpy as np; from pathlib import Path; a = np.ones(1 << 20); a @ a; "
+        "print(len(list(Path('/proc/self/task').iterdir())))"
+    )
+    unset = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    threads = [
+        subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, env={**unset, **own}).stdout.strip()
+        for own in ({}, {"OPENBLAS_NUM_THREADS": "3"})
+    ]
+    assert threads == ["1", "3"]
