@@ -5,24 +5,32 @@ from pathlib import Path
 
 from ..planning import UserError
 from ..report import (
+    BETTER,
+    FEW,
     HOW,
     LEGEND,
     LEGEND_NOISE,
+    SAME,
+    WORSE,
     Comparison,
     Report,
     Study,
     answers,
     compare_plot,
+    compared_to,
     counts,
     notes,
     resume,
     run_log,
     short,
-    table,
+    tables,
 )
 from ..run import RunFolder, files
 from . import console
 from .words import Parser
+
+ANSWERS = {BETTER: 0, SAME: 3, FEW: 4, WORSE: 5}
+"""Exit codes of --decide."""
 
 
 def report(words: Sequence[str]) -> int:
@@ -34,24 +42,28 @@ def report(words: Sequence[str]) -> int:
             "or several), prints the table and the verdict, writes report.html. Settings are\n"
             "chosen on the validation pictures and reported on the test pictures; intervals\n"
             "are 95 % over seeds, differences are paired by seed. Works on sweeps that are\n"
-            "not finished."
+            "not finished. --decide answers with the exit code: 0 better, 3 no difference that\n"
+            "these seeds can show, 4 too few runs to say, 5 worse."
         ),
     )
     parser.add_argument("folder", nargs="+", type=Path, help="sweep or run folder")
     parser.add_argument("--metric", choices=["accuracy", "balanced_accuracy"], help="default: the runs' own")
     parser.add_argument("--out", type=Path, help="the page; default: report.html in the first folder")
+    parser.add_argument("--decide", action="store_true", help="exit code by the first verdict, for scripts")
     given = parser.parse_args(words)
-    from ..report import Report
 
     for folder in given.folder:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; a sweep prints its own when it ends")
     html = given.out or given.folder[0] / "report.html"
     made = Report.read(given.folder, given.metric)
+    if given.decide and len(made.studies) > 1:
+        titles = "; ".join(study.title for study in made.studies[:4])
+        raise UserError(f"--decide: {len(made.studies)} studies that cannot be compared ({titles}): name one's folders")
     show_report(made)
     made.write(html)
     console.say(f"\nreport page: {console.relative(html)}")
-    return 0
+    return ANSWERS[made.studies[0].answer] if given.decide else 0
 
 
 def compare(folder: Path) -> None:
@@ -90,12 +102,16 @@ def _show_study(study: Study) -> None:
     console.text(f"{study.title}: {study.facts}")
     console.say("")
     headings = ["all settings", "lr", "seeds", "val", "test", "seconds", ""]
-    console.table(headings, table(study), right=(1, 2, 5), title=f"{metric}, %")
-    console.say("")
-    console.table(["best of each kind", "lr", "seeds", "accuracy", "balanced", "to flat"], answers(study), right=(1, 2))
-    console.say("")
+    for where, rows in tables(study):
+        console.table(headings, rows, right=(1, 2, 5), title=f"{metric}, %" + (f", with {where}" if where else ""))
+        console.say("")
+    headings = ["best of each kind", "lr", "seeds", "accuracy", "balanced", f"to {compared_to(study)}"]
+    for facet in study.facets:
+        title = f"with {facet.where}" if facet.where else ""
+        console.table(headings, answers(study, facet), right=(1, 2), title=title)
+        console.say("")
     console.text(
-        f"{HOW} 'to flat' is in {metric}. The interval covers {study.covers()}; "
+        f"{HOW} 'to {compared_to(study)}' is in {metric}. The interval covers {study.covers()}; "
         "the test pictures are the same in every run." + (f" {study.kept()}" if study.kept() else "")
     )
     for sentence in study.verdicts():
@@ -104,5 +120,5 @@ def _show_study(study: Study) -> None:
     for note in notes(study):
         console.say("")
         console.text(note.text)
-        if note.command:
-            console.say(f"  {note.command}")
+        for command in note.commands:
+            console.say(f"  {command}")

@@ -8,38 +8,48 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.resources import files as resources
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..planning import UserError
 from ..run import CONFIG, RunFolder, files
-from .statistics import DECAY, FLAT, OTHER, SPLIT, UNREADABLE, Other, Run
+from .claims import SAME, deviation
+from .factors import GROUPING, Facet
+from .statistics import DECAY, FLAT, OTHER, SPLIT, UNREADABLE, Other, Run, Setting
 from .study import Study, decay_of
 
-GROUPING = {
+GROUPING_OF = {
     FLAT: ("grouping=flat",),
     SPLIT: ("grouping=backbone_head",),
     DECAY: ("grouping=layer_decay", "grouping.layer_decay=0.65,0.75,0.85,0.95"),
 }
 
 
+MOST_SEEDS = 200
+"""More than that no command adds."""
+
+
 class Note(NamedTuple):
-    """What limits the verdict, and the command that would lift the limit ("" where there is none)."""
+    """What limits the verdict, and the commands that would lift the limit."""
 
     text: str
-    command: str = ""
+    commands: tuple[str, ...] = ()
 
 
 def notes(study: Study) -> list[Note]:
     """Everything a reader must know before believing the verdict."""
-    return [*_lacking_kinds(study), *_lacking_seeds(study), *_edges(study)]
+    lacking = _lacking_kinds(study) if study.lead.factor == GROUPING else ()
+    edges = [note for facet in study.facets for note in _edges(study, facet)]
+    return [*lacking, *_lacking_seeds(study), *_power(study), *edges]
 
 
 def _lacking_kinds(study: Study) -> Iterator[Note]:
-    for kind, words in GROUPING.items():
+    for kind, words in GROUPING_OF.items():
         if kind not in study.best:
             name = "layer_decay below 1" if kind == DECAY else kind
-            yield Note(f"No {name} runs are here. To add them:", command(study, words, _lrs(study), study.seeds))
+            lrs = _lrs(study.lead)
+            yield Note(f"No {name} runs are here. To add them:", (command(study, study.lead, words, lrs, study.seeds),))
 
 
 def _lacking_seeds(study: Study) -> Iterator[Note]:
@@ -49,18 +59,38 @@ def _lacking_seeds(study: Study) -> Iterator[Note]:
         yield Note(f"{len(few)} of {len(study.settings)} settings have fewer seeds than the {most} of the others.")
     if most == 1:
         more = sorted({*study.seeds, 0, 1, 2})
-        for kind in study.best:
-            yield Note(
-                f"One seed of {kind}: no interval, no claim. To add seeds:",
-                command(study, _words(study, kind), _lrs(study), more),
-            )
+        for facet in study.facets:
+            for name, chosen in facet.best.items():
+                words = _words([s for s in facet.settings if s.kind == chosen.kind])
+                text = f"One seed of {_where(facet, name)}: no interval, no claim. To add seeds:"
+                yield Note(text, (command(study, facet, words, _lrs(facet), more, chosen),))
 
 
-def _edges(study: Study) -> Iterator[Note]:
+def _power(study: Study) -> Iterator[Note]:
+    """What the seeds at hand could not have seen, for the first claim that is none."""
+    for claim in study.claims[:1]:
+        needed, of = claim.seeds_for_a_point, claim.difference
+        if claim.answer != SAME or of is None or (needed and needed <= of.n):
+            continue
+        spread = f"{of.n} seeds' differences spread by {100 * deviation(of):.1f} points"
+        if needed is None or needed > MOST_SEEDS:
+            more = f"{needed:,}" if needed else "more than 10,000"
+            yield Note(f"{spread}: to see 1 point with 80 % one needs {more} seeds.")
+            continue
+        others = (seed for seed in count() if seed not in study.seeds)
+        seeds = sorted([*study.seeds, *islice(others, max(needed - len(study.seeds), 0))])
+        commands = tuple(
+            command(study, claim.facet, _words([side]), [side.lr], seeds, side) for side in (claim.one, claim.other)
+        )
+        yield Note(f"{spread}: to see 1 point with 80 % one needs {needed} seeds. To add them:", commands)
+
+
+def _edges(study: Study, facet: Facet) -> Iterator[Note]:
     """A best value at the edge of what was tried may not be the best there is."""
-    for kind, chosen in study.best.items():
-        lrs = sorted({s.lr for s in study.settings if s.kind == kind})
-        if kind == OTHER or lrs[0] < chosen.lr < lrs[-1]:
+    for name, chosen in facet.best.items():
+        own = [s for s in facet.settings if s.kind == name or name in s.levels.values()]
+        lrs = sorted({s.lr for s in own})
+        if chosen.kind == OTHER or lrs[0] < chosen.lr < lrs[-1]:
             continue
         if len(lrs) == 1:
             text, more = f"only one lr was tried ({chosen.lr:g}), its own best may be another", [1 / 3, 3.0]
@@ -68,40 +98,55 @@ def _edges(study: Study) -> Iterator[Note]:
             text, more = f"its best lr {chosen.lr:g} is the smallest tried, a smaller may be better", [1 / 3]
         else:
             text, more = f"its best lr {chosen.lr:g} is the largest tried, a larger may be better", [3.0]
-        words = _words(study, kind)
         new = [float(f"{chosen.lr * factor:.1g}") for factor in more]
-        yield Note(f"{kind}: {text}:", command(study, words, new, study.seeds))
-    decays = [d for s in study.settings if s.kind == DECAY and (d := decay_of(s)) is not None]
-    if DECAY in study.best and decays and (own := decay_of(study.best[DECAY])) == min(decays) and own:
-        words = ("grouping=layer_decay", f"grouping.layer_decay={own * own:.2g}")
-        text = f"layer_decay: the best value {own:g} is the smallest tried, a smaller may be better:"
-        yield Note(text, command(study, words, _lrs(study), study.seeds))
+        words = _words([s for s in facet.settings if s.kind == chosen.kind])
+        yield Note(f"{_where(facet, name)}: {text}:", (command(study, facet, words, new, study.seeds, chosen),))
+    decays = {d for s in facet.settings if s.kind == DECAY and (d := decay_of(s)) is not None}
+    least = min(decays, default=0.0)
+    if len(decays) > 1 and DECAY in facet.best and decay_of(facet.best[DECAY]) == least and least:
+        words = ("grouping=layer_decay", f"grouping.layer_decay={least * least:.2g}")
+        text = f"{_where(facet, DECAY)}: the best value {least:g} is the smallest tried, a smaller may be better:"
+        yield Note(text, (command(study, facet, words, _lrs(facet), study.seeds),))
 
 
-def _lrs(study: Study) -> list[float]:
-    return sorted({s.lr for s in study.settings})
+def _where(facet: Facet, name: str) -> str:
+    return f"{name} with {facet.where}" if facet.where else name
 
 
-def _words(study: Study, kind: str) -> Sequence[str]:
-    """The overrides that say a kind's groupings as they were run."""
-    own = [s for s in study.settings if s.kind == kind]
-    decays = sorted({d for s in own if (d := decay_of(s)) is not None})
+def _lrs(facet: Facet) -> list[float]:
+    return sorted({s.lr for s in facet.settings})
+
+
+def _words(own: Sequence[Setting]) -> Sequence[str]:
+    """The overrides that say the groupings of settings of one kind as they were run."""
+    kind, decays = own[0].kind, sorted({d for s in own if (d := decay_of(s)) is not None})
     if kind == DECAY and decays:
         return ("grouping=layer_decay", f"grouping.layer_decay={','.join(f'{d:g}' for d in decays)}")
     if kind in (FLAT, SPLIT):
-        return GROUPING[kind]
+        return GROUPING_OF[kind]
     return [o for o in _overrides(next(iter(own[0].runs.values()))) if _is_grouping(o)]
 
 
-def command(study: Study, grouping: Sequence[str], lrs: Sequence[float], seeds: Sequence[int]) -> str:
-    """A sweep with this study's other overrides, into its folder."""
-    chosen = next(study.best[kind] for kind in (DECAY, FLAT, SPLIT, OTHER) if kind in study.best)
+def command(
+    study: Study,
+    facet: Facet,
+    grouping: Sequence[str],
+    lrs: Sequence[float],
+    seeds: Sequence[int],
+    like: Setting | None = None,
+) -> str:
+    """A sweep with the other overrides of a facet's setting, into the study's folder."""
+    chosen = like or next(iter(facet.best.values()))
     kept = [
         o
         for o in _overrides(next(iter(chosen.runs.values())))
         if not _is_grouping(o) and o.partition("=")[0].lstrip("+") not in ("seed", "optimizer.lr")
     ]
-    words = [*kept, *grouping, f"optimizer.lr={','.join(f'{lr:g}' for lr in lrs)}", f"seed={','.join(map(str, seeds))}"]
+    whole = list(range(min(seeds), max(seeds) + 1))
+    seed = (
+        f"range({whole[0]},{whole[-1] + 1})" if len(whole) > 9 and whole == sorted(seeds) else ",".join(map(str, seeds))
+    )
+    words = [*kept, *grouping, f"optimizer.lr={','.join(f'{lr:g}' for lr in lrs)}", f"seed={seed}"]
     if study.home:
         words.append(f"hydra.sweep.dir={short(study.home)}")
     return shlex.join(["layerwise-lr", "train", "-m", *words])

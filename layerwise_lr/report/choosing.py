@@ -29,7 +29,7 @@ def choose(folder: Path) -> Choice:
             f"{folder}: holds {len(report.studies)} studies that cannot be compared ({titles}): name a run, such as {first}"
         )
     (study,) = report.studies
-    metric, found = study.metric, list(study.best.values())
+    metric, found = study.metric, [setting for facet in study.facets for setting in facet.best.values()]
     found = [setting for setting in found if len(setting.runs) > 1] or found  # as the report: one seed is luck
     setting = max(found, key=lambda s: (s.mean("val", metric).mean, len(s.runs)))
     values = setting.values("val", metric)

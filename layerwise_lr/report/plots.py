@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ..run import files
-from .statistics import Setting
-from .study import DECAY, FLAT, KINDS, SPLIT, Study, decay_of
+from .factors import GROUPING
+from .statistics import DECAY, FLAT, KINDS, SPLIT, Setting
+from .study import Study, decay_of
 
 INK, FAINT = "#010203", "#040506"
 COLOURS = {kind: f"#0a0b0{i}" for i, kind in enumerate(KINDS)}
@@ -81,6 +82,11 @@ def svg(figure: Figure, name: str, alt: str) -> str:
     return f'<svg {box[0]} role="img" aria-label="{html.escape(alt, quote=True)}">{body}'
 
 
+def _colours(study: Study) -> list[str]:
+    """Of the settings in study.best: a kind's own, else one line's after the other."""
+    return [COLOURS.get(name, LINES[i % len(LINES)]) for i, name in enumerate(study.best)]
+
+
 def _figure(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
     """5.4 inches wide: legible on a phone too. height in inches."""
     figure = Figure(figsize=(5.4, height), layout="constrained")
@@ -105,10 +111,10 @@ def plain(value: float, _: int | None = None) -> str:
 def by_decay(study: Study) -> Figure | None:
     """The metric on test pictures against layer_decay: a line per lr, whiskers, every seed a dot."""
     points: dict[str, dict[float, Setting]] = {}
-    for setting in study.settings:
+    for setting in study.lead.settings if study.lead.factor == GROUPING else ():
         decay = decay_of(setting)
         if decay is not None:
-            _, _, more = setting.label.partition(", ")
+            _, _, more = setting.grouping.partition(", ")
             points.setdefault(f"lr {setting.lr:g}" + (f", {more}" if more else ""), {})[decay] = setting
     if not points:
         return None
@@ -182,7 +188,7 @@ def losses(study: Study) -> Figure | None:
     with mpl.rc_context(STYLE):
         figure, (axes,) = _figure(3.9)
         low, high = np.inf, 0.0
-        for kind, setting in study.best.items():
+        for setting, colour in zip(study.best.values(), _colours(study), strict=True):
             train, val = _mean_losses(_records(setting))
             if not train:
                 continue
@@ -191,8 +197,8 @@ def losses(study: Study) -> Figure | None:
             count = np.convolve(np.ones_like(values), np.ones(width), "same")
             smooth = np.convolve(values, np.ones(width), "same") / count
             label = f"{setting.label}, lr {setting.lr:g}"
-            axes.plot(steps, smooth, color=COLOURS[kind], linewidth=1.3, label=label)
-            axes.plot(list(val), list(val.values()), "o:", color=COLOURS[kind], markersize=5, linewidth=1)
+            axes.plot(steps, smooth, color=colour, linewidth=1.3, label=label)
+            axes.plot(list(val), list(val.values()), "o:", color=colour, markersize=5, linewidth=1)
             low, high = min(low, *smooth, *val.values()), max(high, *smooth, *val.values())
         if high == 0:
             return None
@@ -225,12 +231,13 @@ def travelled(study: Study) -> Figure | None:
     drawn = False
     with mpl.rc_context(STYLE):
         figure, panels = _figure(5.6, rows=len(PANELS))
+        colours = dict(zip(study.best, _colours(study), strict=True))
         for kind in shown:
             setting = study.best[kind]
             runs = [_by_depth(run.path) for run in setting.runs.values()]
             for axes, quantity in zip(panels, PANELS, strict=True):
                 label = f"{setting.label}, lr {setting.lr:g}" if quantity == "distance" else None
-                drawn |= _band(axes, [r[quantity] for r in runs if r], COLOURS[kind], label)
+                drawn |= _band(axes, [r[quantity] for r in runs if r], colours[kind], label)
         for axes, label in zip(panels, PANELS.values(), strict=True):
             _log_axis(axes)
             axes.set_ylabel(label)

@@ -22,9 +22,10 @@ from . import plots
 from .advice import Unfinished, counts, notes, origin, resume, short, unfinished
 from .compare import Comparison
 from .curves import curves
+from .factors import GROUPING, Facet
 from .heatmap import heatmap
-from .statistics import Other, Setting, finished, interval, paired
-from .study import DECAY, FLAT, SPLIT, Study, studies
+from .statistics import DECAY, FLAT, SPLIT, Other, Setting, finished, interval, paired
+from .study import Study, studies
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 HOW = (
@@ -71,32 +72,48 @@ class Row(NamedTuple):
     best: str
 
 
-def answers(study: Study) -> list[Answer]:
-    """The best of every kind there is."""
+def answers(study: Study, facet: Facet) -> list[Answer]:
+    """The best of every kind, or level, of a facet, with its difference to the flat one, or to the level that is best on
+    validation."""
+    other = facet.best.get(FLAT) if facet.factor == GROUPING else next(iter(facet.best.values()))
     rows = []
-    for kind, chosen in study.best.items():
-        other = study.best.get(FLAT)
-        difference = paired(chosen, other, study.metric) if other and kind != FLAT else None
+    for chosen in facet.best.values():
+        difference = paired(chosen, other, study.metric) if other and chosen is not other else None
         shown = f"{100 * difference.mean:+.1f} ± {100 * difference.half:.1f}" if difference else "-"
         accuracy, balanced = (str(chosen.mean("test", name)) for name in ("accuracy", "balanced_accuracy"))
-        rows.append(Answer(chosen.label, f"{chosen.lr:g}", str(len(chosen.runs)), accuracy, balanced, shown))
+        seeds = str(len(chosen.runs))
+        rows.append(Answer(facet.name(chosen), f"{chosen.lr:g}", seeds, accuracy, balanced, shown))
     return rows
 
 
-def table(study: Study) -> list[Row]:
-    """Every setting."""
-    chosen = list(study.best.values())
+def compared_to(study: Study) -> str:
+    """What the differences of `answers` are to: "flat", "the best"."""
+    return "flat" if study.lead.factor == GROUPING else "the best"
+
+
+def tables(study: Study) -> list[tuple[str, list[Row]]]:
+    """Every setting: (what the rows share, the rows); where one factor has several facets, one table for each."""
+    chosen = [setting for facet in study.facets for setting in facet.best.values()]
+    parts = [(facet.where, facet.settings, facet.name) for facet in study.facets]
+    if len(parts) == 1 or len({facet.factor for facet in study.facets}) > 1:
+        parts = [("", study.settings, lambda setting: setting.label)]
     return [
-        Row(
-            s.label,
-            f"{s.lr:g}",
-            str(len(s.runs)),
-            str(s.mean("val", study.metric)),
-            str(s.mean("test", study.metric)),
-            f"{_seconds(s):.1f}",
-            "best" if s in chosen else "",
+        (
+            where,
+            [
+                Row(
+                    name(s),
+                    f"{s.lr:g}",
+                    str(len(s.runs)),
+                    str(s.mean("val", study.metric)),
+                    str(s.mean("test", study.metric)),
+                    f"{_seconds(s):.1f}",
+                    "best" if s in chosen else "",
+                )
+                for s in own
+            ],
         )
-        for s in study.settings
+        for where, own, name in parts
     ]
 
 
@@ -170,8 +187,9 @@ def _section(study: Study, key: str) -> dict[str, Any]:
         "covers": study.covers(),
         "kept": study.kept(),
         "notes": notes(study),
-        "answers": answers(study),
-        "table": table(study),
+        "answers": [(facet.where, answers(study, facet)) for facet in study.facets],
+        "to": compared_to(study),
+        "tables": tables(study),
         "figures": list(_figures(study, key)),
         "proof": _proof(study),
         "environment": _environment(study),
@@ -184,7 +202,9 @@ def _figures(study: Study, key: str) -> list[tuple[Markup, str, str]]:
     metric = study.metric.replace("_", " ")
     planned = study.best.get(DECAY) or study.best.get(SPLIT) or next(iter(study.best.values()))
     plan = plan_in(next(iter(planned.runs.values())).path)
-    means = "; ".join(f"{a.setting} at lr {a.lr}: {a.accuracy} accuracy, {a.balanced} balanced" for a in answers(study))
+    means = "; ".join(
+        f"{a.setting} at lr {a.lr}: {a.accuracy} accuracy, {a.balanced} balanced" for a in answers(study, study.lead)
+    )
     drawn = (
         (
             plots.by_decay(study),

@@ -1,6 +1,6 @@
-"""A study: the runs that may be compared with each other, its best settings and its verdict.
+"""A study: the runs that may be compared with each other, its facets and its verdict.
 
-Runs of one study share name, framework, model, start weights, data and length; all else may be varied.
+Runs of one study share name, model, start weights, data and length; all else may be varied.
 Reads run folders only. Metrics are shares (0 to 1) here; lr is per optimizer step.
 """
 
@@ -8,14 +8,15 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..planning import plain
 from ..run import Config
-from .statistics import DECAY, FLAT, OTHER, SPLIT, Run, Setting, best, settings, verdict
-
-KINDS = (FLAT, SPLIT, DECAY, OTHER)
+from .claims import FEW, Claim, claims
+from .factors import GROUPING, Facet, facets, settings
+from .statistics import DECAY, FLAT, KINDS, Run, Setting
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Study:
         title: the experiment's name, with what tells it from others of that name.
         metric: by which settings are chosen (on validation) and compared (on test).
         settings: in the order of the table.
-        best: the chosen setting of each kind that is there.
+        facets: settings that differ in one factor alone; the one with the best on validation first.
         repeated: runs that are left out, since another is of the same setting and seed.
         home: the sweep folder that takes more jobs; None for runs outside of a sweep.
     """
@@ -34,9 +35,24 @@ class Study:
     title: str
     metric: str
     settings: tuple[Setting, ...]
-    best: Mapping[str, Setting]
+    facets: tuple[Facet, ...]
     repeated: int
     home: Path | None
+
+    @property
+    def lead(self) -> Facet:
+        """The facet that pictures and examples are of."""
+        return self.facets[0]
+
+    @property
+    def best(self) -> Mapping[str, Setting]:
+        """The chosen setting of each kind, or level, that is compared in the leading facet."""
+        return self.lead.best
+
+    @cached_property
+    def claims(self) -> list[Claim]:
+        """All that can be said, the most important first."""
+        return claims(self.facets, self.metric)
 
     @property
     def runs(self) -> list[Run]:
@@ -57,22 +73,29 @@ class Study:
         start = "initial values" if config.weights.name == "none" else config.weights.name
         runs = f"{count} finished run{'s' if count > 1 else ''}"
         runs += f" ({self.repeated} left out: the same setting and seed as another)" if self.repeated else ""
+        frameworks = dict.fromkeys(f"{r.config.framework.name} {r.config.framework.mode}" for r in self.runs)
         return (
             f"{config.model.name} from {start} on {config.data.name}{stands} ({size} training pictures), "
-            f"{config.framework.name} {config.framework.mode}, {runs}"
+            f"{' and '.join(frameworks)}, {runs}"
         )
+
+    @property
+    def answer(self) -> str:
+        """Of the first claim: BETTER, WORSE, SAME or FEW."""
+        return self.claims[0].answer if self.claims else FEW
 
     def verdicts(self) -> list[str]:
         """The sentences, the most important first."""
-        kinds = self.best
-        pairs = [(a, b) for a, b in ((DECAY, FLAT), (DECAY, SPLIT)) if a in kinds and b in kinds]
-        if DECAY not in kinds:
-            pairs = [(a, FLAT) for a in (SPLIT, OTHER) if a in kinds and FLAT in kinds]
-        if pairs:
-            return [verdict(kinds[a], kinds[b], self.metric) for a, b in pairs]
-        if FLAT not in kinds:
+        said = [claim.sentence(self.metric) for claim in self.claims]
+        if not said and self.lead.factor == GROUPING and FLAT not in self.best:
             return ["No run with one flat learning rate is here: nothing to compare with, no claim."]
-        return ["Only flat runs are here: nothing to compare them with, no claim."]
+        if not said:
+            return ["Only flat runs are here: nothing to compare them with, no claim."]
+        return said + [
+            f"With {facet.where}: only {' and '.join(facet.best)} runs, nothing to compare them with: nobody can tell."
+            for facet in self.facets
+            if not facet.pairs()
+        ]
 
     def kept(self) -> str:
         """Which step's weights the numbers are of, and what the last step had: a sentence, or none."""
@@ -128,7 +151,6 @@ def decay_of(setting: Setting) -> float | None:
 def _identity(config: Config) -> dict[str, Any]:
     """What two runs must share to be compared; dotted keys."""
     parts: dict[str, Any] = {
-        "framework": replace(config.framework, threads=0),
         "model": config.model,
         "weights": config.weights,
         "data": replace(config.data, workers=None, memory=0.0),
@@ -157,8 +179,11 @@ def _title(own: Sequence[Run], groups: Sequence[Sequence[Run]]) -> str:
 
 def _study(runs: Sequence[Run], title: str, metric: str | None) -> Study:
     metric = metric or Counter(run.config.metric for run in runs).most_common(1)[0][0]
-    made = sorted(settings(runs), key=lambda s: (KINDS.index(s.kind), -(decay_of(s) or 0), s.label, s.lr))
-    chosen = {kind: found for kind in KINDS if (found := best(made, kind, metric))}
+    made = sorted(
+        settings(runs), key=lambda s: (list(s.levels.values()), KINDS.index(s.kind), -(decay_of(s) or 0), s.label, s.lr)
+    )
     homes = Counter(run.path.parent for run in runs if (run.path.parent / "sweep.json").exists())
     repeated = len(runs) - sum(len(setting.runs) for setting in made)
-    return Study(title, metric, tuple(made), chosen, repeated, homes.most_common(1)[0][0] if homes else None)
+    return Study(
+        title, metric, tuple(made), tuple(facets(made, metric)), repeated, homes.most_common(1)[0][0] if homes else None
+    )
