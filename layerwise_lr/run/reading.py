@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, cast, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
@@ -71,7 +71,7 @@ def read(path: Path) -> Config:
     if isinstance(data, dict) and isinstance(data.get("verify"), bool):  # as version 0.1 wrote it
         data["verify"] = {"start": data["verify"], "training": data["verify"]}
     try:
-        return _as_written(Config, data)  # type: ignore[no-any-return]
+        return cast(Config, _as_written(Config, data))
     except _Otherwise:
         pass
     try:
@@ -91,7 +91,7 @@ def _as_written(kind: Any, value: Any) -> Any:
         _Otherwise: a key is missing or unknown, a value is of another type or means something to OmegaConf.
     """
     arguments = get_args(kind)
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         if not isinstance(value, dict) or value.keys() != {f.name for f in fields(kind)}:
             raise _Otherwise
         return kind(**{f.name: _as_written(f.type, value[f.name]) for f in fields(kind)})
