@@ -14,7 +14,7 @@ from .names import bare_name
 from .optimizers import OPTIMIZERS, OptimizerSpec
 from .order import Module, Order, execution_order
 from .params import ParamInfo, ParamTable
-from .plan import NO_CLIP, Clip, Phase, Plan, UpdateRule, make_plan
+from .plan import NO_CLIP, Clip, Phase, Plan, UpdateRule, every_shown, make_plan
 from .schedules import Duration, Schedule, ScheduleSpec
 from .secrets import is_secret, masked, masked_text
 from .timm_groups import timm_depths
@@ -46,6 +46,7 @@ __all__ = [
     "bare_name",
     "did_you_mean",
     "differences",
+    "every_shown",
     "execution_order",
     "is_secret",
     "make_plan",

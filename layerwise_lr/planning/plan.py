@@ -44,6 +44,8 @@ class Clip:
 NO_CLIP = Clip()
 
 
+MOST_SHOWN = 10_000
+"""Steps of a run whose lrs are written down: `Plan.shown`."""
 HIGHEST = 1e6
 """An lr above it makes infinities of float32 weights."""
 REMEDIES = {
@@ -138,6 +140,12 @@ class Plan:
         """float64 [total_steps - start, groups]: lr per step and group."""
         return np.array([self.lrs(step) for step in range(start, self.total_steps)]).reshape(-1, len(self.groups))
 
+    def shown(self) -> list[int]:
+        """The steps whose lrs are written down: all; of more than 10,000 as many, evenly, the last, and every one at
+        which a group begins or ends to train."""
+        steps = range(0, self.total_steps, every_shown(self.total_steps))
+        return sorted({*steps, *(phase.start for phase in self.phases()), self.total_steps - 1})
+
     def phases(self, start: int = 0) -> list[Phase]:
         """The run from `start` on, cut where a group begins or ends to train."""
         cuts = {edge for g in self.groups for edge in g.active if start < edge < self.total_steps}
@@ -222,6 +230,11 @@ class Plan:
     def sha256(self) -> str:
         """Content hash: equal plans move every parameter alike."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+def every_shown(total_steps: int) -> int:
+    """Steps from one whose lrs are written down to the next."""
+    return -(-total_steps // MOST_SHOWN)
 
 
 def make_plan(

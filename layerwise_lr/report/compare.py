@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..models import kept_checkpoint, walk
-from ..planning import UserError
-from ..run import Config, RunFolder, files, looked_through, read_lines, read_metrics, weights_in
+from ..planning import UserError, every_shown
+from ..run import Config, RunFolder, files, looked_through, measured, weights_in
 
 FIRST_STEPS = 10
 DIFFERS = 1e-5
@@ -21,7 +21,7 @@ RESOLUTION = 1.2e-7  # float32's
 
 
 class RunFacts(NamedTuple):
-    """What a run's folder says: losses [steps], lrs [steps, groups] read back, measured lr error, final weights."""
+    """What a run's folder says: losses [steps], lrs [steps that tell them, groups] read back, measured lr error, final weights."""
 
     label: str
     config: Config
@@ -65,10 +65,10 @@ def read_run(path: Path) -> RunFacts:
     folder, (config, summary) = RunFolder(path), looked_through(path)
     if summary is None:
         raise UserError(f"{path} did not finish ({folder.state()}): see {path / 'log.txt'}")
-    steps = [r for r in read_metrics(path / "metrics.jsonl") if "loss" in r and "lrs" in r]
-    lines = read_lines(path / "lr_check.jsonl")
-    shown = [line["max_relative_error"] for line in lines if line["resolution"] < 1e-4]
-    if not steps:
+    found = measured(path, lrs_every=every_shown(config.steps or 1))
+    lines = files.records(path, "lr_check.jsonl")
+    error = max((line["max_relative_error"] for line in lines if line["resolution"] < 1e-4), default=None)
+    if not len(found.steps) or not len(found.lrs):
         raise UserError(
             f"{path / 'metrics.jsonl'}: holds no steps; remove the folder, and the same command trains it again"
         )
@@ -76,10 +76,10 @@ def read_run(path: Path) -> RunFacts:
         label_of(config),
         config,
         path,
-        np.array([r["loss"] for r in steps]),
-        np.array([r.get("lrs", ()) for r in steps]),
+        found.losses,
+        found.lrs,
         files.read_text(path, "params.csv") or "",
-        max(shown) if shown else None,
+        error,
         weights_in(kept_checkpoint(path, ("latest",))),
         summary["test"].get("accuracy", float("nan")),
         summary["train_seconds"],

@@ -6,9 +6,7 @@ Axes tell the units; metrics in per cent, lr per optimizer step. Nothing is writ
 import html
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -17,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from ..run import files
 from .factors import GROUPING
 from .statistics import DECAY, FLAT, KINDS, SPLIT, Setting
+from .stretches import Told, gathered, smooth
 from .study import Study, decay_of
 
 INK, FAINT = "#010203", "#040506"
@@ -82,9 +80,9 @@ def svg(figure: Figure, name: str, alt: str) -> str:
     return f'<svg {box[0]} role="img" aria-label="{html.escape(alt, quote=True)}">{body}'
 
 
-def _colours(study: Study) -> list[str]:
+def _colours(study: Study) -> dict[str, str]:
     """Of the settings in study.best: a kind's own, else one line's after the other."""
-    return [COLOURS.get(name, LINES[i % len(LINES)]) for i, name in enumerate(study.best)]
+    return {name: COLOURS.get(name, LINES[i % len(LINES)]) for i, name in enumerate(study.best)}
 
 
 def _figure(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
@@ -170,36 +168,25 @@ def _split(axes: Axes, study: Study) -> None:
         axes.axhspan(100 * (mean - half), 100 * (mean + half), color=COLOURS[SPLIT], alpha=0.1, linewidth=0)
 
 
-def _records(setting: Setting) -> list[list[dict[str, Any]]]:
-    """metrics.jsonl of each seed that has one."""
-    read = [list(_measured(run.path)) for run in setting.runs.values()]
-    return [records for records in read if records]
-
-
-def _measured(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a run's metrics.jsonl, without the first line (its version) and each step's lrs."""
-    for record in islice(files.records(path, "metrics.jsonl"), 1, None):
-        record.pop("lrs", None)
-        yield record
-
-
-def losses(study: Study) -> Figure | None:
+def losses(study: Study, told: Mapping[str, Sequence[Told]]) -> Figure | None:
     """Training loss (smoothed) and validation loss of the best settings, mean over the seeds."""
     with mpl.rc_context(STYLE):
         figure, (axes,) = _figure(3.9)
-        low, high = np.inf, 0.0
-        for setting, colour in zip(study.best.values(), _colours(study), strict=True):
-            train, val = _mean_losses(_records(setting))
-            if not train:
+        low, high, colours = np.inf, 0.0, _colours(study)
+        for kind, setting in study.best.items():
+            runs = told[kind]
+            every = max((run.every for run in runs), default=1)
+            train = gathered([run.training for run in runs], every)
+            val = gathered([run.validation for run in runs], every)
+            if not len(train.steps):
                 continue
-            steps, values = np.array(list(train)), np.array(list(train.values()))
-            width = max(len(values) // 20, 1)
-            count = np.convolve(np.ones_like(values), np.ones(width), "same")
-            smooth = np.convolve(values, np.ones(width), "same") / count
-            label = f"{setting.label}, lr {setting.lr:g}"
-            axes.plot(steps, smooth, color=colour, linewidth=1.3, label=label)
-            axes.plot(list(val), list(val.values()), "o:", color=colour, markersize=5, linewidth=1)
-            low, high = min(low, *smooth, *val.values()), max(high, *smooth, *val.values())
+            smoothed, label = smooth(train.mean), f"{setting.label}, lr {setting.lr:g}"
+            axes.plot(train.steps, smoothed, color=colours[kind], linewidth=1.3, label=label)
+            axes.plot(val.steps, val.mean, "o:", color=colours[kind], markersize=5, linewidth=1)
+            low, high = min(low, *smoothed, *val.mean), max(high, *smoothed, *val.mean)
+            if every > 1:
+                axes.fill_between(train.steps, train.low, train.high, color=colours[kind], alpha=0.16, linewidth=0)
+                low, high = min(low, *train.low), max(high, *train.high)
         if high == 0:
             return None
         if high > 20 * low > 0:
@@ -209,32 +196,19 @@ def losses(study: Study) -> Figure | None:
     return figure
 
 
-def _mean_losses(runs: Sequence[Sequence[Mapping[str, Any]]]) -> tuple[dict[int, float], dict[int, float]]:
-    """({step: training loss}, {step: validation loss}), means over the runs."""
-    train: dict[int, list[float]] = {}
-    val: dict[int, list[float]] = {}
-    for records in runs:
-        for record in records:
-            if "loss" in record:
-                train.setdefault(record["step"], []).append(record["loss"])
-            elif "loss" in record.get("val", {}):
-                val.setdefault(record["step"], []).append(record["val"]["loss"])
-    return ({s: float(np.mean(v)) for s, v in train.items()}, {s: float(np.mean(v)) for s, v in val.items()})
-
-
 PANELS = {"distance": "distance\ntravelled", "update_ratio": "update /\nweight", "gradient_norm": "gradient\nnorm"}
 
 
-def travelled(study: Study) -> Figure | None:
+def travelled(study: Study, told: Mapping[str, Sequence[Told]]) -> Figure | None:
     """Per layer: distance from the start at the end; update ratio and gradient norm, mean of evaluations."""
     shown = [kind for kind in (FLAT, DECAY) if kind in study.best] or list(study.best)
     drawn = False
     with mpl.rc_context(STYLE):
         figure, panels = _figure(5.6, rows=len(PANELS))
-        colours = dict(zip(study.best, _colours(study), strict=True))
+        colours = _colours(study)
         for kind in shown:
             setting = study.best[kind]
-            runs = [_by_depth(run.path) for run in setting.runs.values()]
+            runs = [run.by_depth for run in told[kind]]
             for axes, quantity in zip(panels, PANELS, strict=True):
                 label = f"{setting.label}, lr {setting.lr:g}" if quantity == "distance" else None
                 drawn |= _band(axes, [r[quantity] for r in runs if r], colours[kind], label)
@@ -256,19 +230,3 @@ def _band(axes: Axes, seeds: Sequence[Mapping[int, float]], colour: str, label: 
     axes.fill_between(depths, values.min(0), values.max(0), color=colour, alpha=0.16, linewidth=0)
     axes.plot(depths, values.mean(0), ".-", color=colour, linewidth=1.3, markersize=6, label=label)
     return True
-
-
-def _by_depth(path: Path) -> dict[str, dict[int, float]]:
-    """{quantity: {depth: value}} of a run; of groups with weight decay (weights proper) if there are any."""
-    records = [r["groups"] for r in _measured(path) if r.get("groups")]
-    last, result = records[-1] if records else {}, {}
-    records = [r for r in records if r.keys() == last.keys()]
-    rows = [row for row in files.rows(path, "params.csv") if row["group"] in last]
-    if not rows:
-        return {}
-    rows = [row for row in rows if float(row["weight_decay"]) > 0] or rows
-    for quantity in PANELS:
-        used = [last] if quantity == "distance" else records
-        of = {group: float(np.mean([r[group][quantity] for r in used])) for group in last}
-        result[quantity] = {int(row["depth"]): of[row["group"]] for row in sorted(rows, key=lambda r: int(r["depth"]))}
-    return result

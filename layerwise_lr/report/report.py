@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from ..framework import TOLERANCE
 from ..planning import Plan, UserError, plain
 from ..run import RunFolder, plan_in
-from . import plots
+from . import plots, stretches
 from .advice import Unfinished, counts, notes, origin, resume, short, unfinished
 from .compare import Comparison
 from .curves import curves
@@ -41,8 +41,11 @@ CAPTIONS = {
     "split": " Dashed: the head/backbone split with its interval.",
     "losses": "Lines: training loss, mean over seeds, smoothed over a twentieth of the run. "
     "Dots: validation loss, mean over seeds.",
+    "long": " Of a run of more than {most:,} steps: the mean of each of {most:,} stretches; shade: the lowest to the highest "
+    "loss of any step there.",
     "layers": "Distance travelled from the start weights at the end, as a share of their norm; one step's "
-    "update as a share of the weights, and gradient norm, both averaged over the evaluations. "
+    "update as a share of the weights, and gradient norm, both averaged over the evaluations (of more than 1,000 over "
+    "every second, fourth and so on). "
     "Lines: mean over seeds, shade: lowest to highest seed. Parameters with weight decay only "
     "(biases and norms left out), unless there are none.",
     "plan": "Learning rate of each group, per step, on a log scale; stem at the top, head at the bottom.",
@@ -202,6 +205,7 @@ def _figures(study: Study, key: str) -> list[tuple[Markup, str, str]]:
     metric = study.metric.replace("_", " ")
     planned = study.best.get(DECAY) or study.best.get(SPLIT) or next(iter(study.best.values()))
     plan = plan_in(next(iter(planned.runs.values())).path)
+    told = {kind: stretches.told(setting) for kind, setting in study.best.items()}
     means = "; ".join(
         f"{a.setting} at lr {a.lr}: {a.accuracy} accuracy, {a.balanced} balanced" for a in answers(study, study.lead)
     )
@@ -213,13 +217,13 @@ def _figures(study: Study, key: str) -> list[tuple[Markup, str, str]]:
             CAPTIONS["decay"] + (CAPTIONS["split"] if SPLIT in study.best else ""),
         ),
         (
-            plots.losses(study),
+            plots.losses(study, told),
             "Loss of the best settings",
             "Training and validation loss by step, best of each kind.",
-            CAPTIONS["losses"],
+            CAPTIONS["losses"] + (CAPTIONS["long"].format(most=stretches.MOST) if stretches.thinned(told) else ""),
         ),
         (
-            plots.travelled(study),
+            plots.travelled(study, told),
             "Which layers really learned",
             "Distance, update ratio and gradient norm by layer, best flat and best layer_decay.",
             CAPTIONS["layers"],

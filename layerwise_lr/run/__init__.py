@@ -7,6 +7,7 @@ from . import asking, exporting, files, hints, options, page, provenance, ranges
 from .checkpoints import resumable
 from .finished import Finished, looked_through, open_run, plan_in, weights_in
 from .folder import CONFIG, RunFolder, read_lines, read_metrics
+from .measured import Measured, measured
 from .resolving import resolve
 from .schema import ComposedConfig, Config, FrameworkSpec
 
@@ -16,12 +17,14 @@ __all__ = [
     "Config",
     "Finished",
     "FrameworkSpec",
+    "Measured",
     "RunFolder",
     "asking",
     "exporting",
     "files",
     "hints",
     "looked_through",
+    "measured",
     "open_run",
     "options",
     "page",

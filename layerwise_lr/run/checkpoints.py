@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
@@ -192,8 +192,10 @@ def _unchanged(path: Path, name: str, mark: Mark) -> None:
     """The file still begins as it did."""
     if name not in ("metrics.jsonl", "lr_check.jsonl"):
         raise Damaged(f"{STATE} names {plain(name)}")
-    held = _held(_inside(path, path / name))[: mark.bytes]
-    if len(held) < mark.bytes or hashlib.sha256(held).hexdigest() != mark.sha256:
+    file = _opened(_inside(path, path / name))
+    with file:
+        held = summed(file, mark.bytes)
+    if held is None or held.hexdigest() != mark.sha256:
         raise Damaged(f"{name} is not what was written until then")
 
 
@@ -204,16 +206,29 @@ def _inside(path: Path, folder: Path) -> Path:
         raise Damaged(f"{folder.name} leads out of the run's folder") from None
 
 
+def summed(file: BinaryIO, count: int) -> Any:
+    """The running sha256 of a file's next `count` bytes, which are not held; None: it has fewer."""
+    made, left = hashlib.sha256(), count
+    while left and (held := file.read(min(left, 2**20))):
+        made.update(held)
+        left -= len(held)
+    return None if left else made
+
+
 def _held(path: Path, most: int = 2**62) -> bytes:
     """A plain file's bytes."""
+    with _opened(path, most) as file:
+        return file.read()
+
+
+def _opened(path: Path, most: int = 2**62) -> BinaryIO:
     try:
         file = files.opened(path.parent, path.name, most)
     except UserError as error:
         raise Damaged(f"{path.name} cannot be read ({plain(error)})") from None
     if file is None:
         raise Damaged(f"{path.name} is not there")
-    with file:
-        return file.read()
+    return file
 
 
 def _put(path: Path, held: bytes) -> None:

@@ -117,30 +117,46 @@ def records(path: Path, name: str) -> Iterator[dict[str, Any]]:
     Raises:
         UserError: it is no plain file of the folder, too large, or its first line is none of this program's.
     """
+    for index, line in enumerate(lines(path, name)):
+        made = record(line, name, first=index == 0)
+        if made is None and index == 0:
+            raise UserError(f"{path / name}: its first line is none that a run writes; {READABLE}")
+        if made is None:
+            return
+        yield made
+
+
+def lines(path: Path, name: str) -> Iterator[bytes]:
+    """The lines of a file, as they are read, none looked at; none where there is no such file.
+
+    Raises:
+        UserError: it is no plain file of the folder, or too large.
+    """
     file = opened(path, name, MOST_OF_LINES)
     if file is None:
         return
     with file:
-        for index in range(MOST_RECORDS):
-            record = _record(file.readline(MOST_LINE), name, first=index == 0)
-            if record is None and index == 0 and file.tell():
-                raise UserError(f"{path / name}: its first line is none that a run writes; {READABLE}")
-            if record is None:
+        for _ in range(MOST_RECORDS):
+            line = file.readline(MOST_LINE)
+            if not line:
                 return
-            yield record
+            yield line
     raise UserError(f"{path / name}: more than {MOST_RECORDS:,} lines; {READABLE}")
 
 
-def _record(line: bytes, name: str, first: bool) -> dict[str, Any] | None:
-    if not line:
-        return None
+def record(line: bytes, name: str, first: bool = False) -> dict[str, Any] | None:
+    """A line of the file of JSON lines `name`; None: it is not whole, or not of the shape that the name promises.
+
+    Args:
+        first: it is the file's first, which in metrics.jsonl tells the version.
+    """
     try:
-        record = json.loads(line, parse_constant=_no_number)
+        held = json.loads(line, parse_constant=_no_number)
     except (ValueError, RecursionError):
         return None
     if first and name == "metrics.jsonl":
-        return record if isinstance(record, dict) and isinstance(record.get("metrics_version"), int) else None
-    return record if not fault(record, LINES.get(name, {})) else None
+        return held if isinstance(held, dict) and isinstance(held.get("metrics_version"), int) else None
+    return held if not fault(held, LINES.get(name, {})) else None
 
 
 def rows(path: Path, name: str) -> list[dict[str, str]]:

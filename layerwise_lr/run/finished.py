@@ -127,7 +127,7 @@ def looked_through(path: Path) -> tuple[Config, dict[str, Any] | None]:
     for name in LINES:
         next(files.records(path, name), None)
     if held["plan.json"] is not None:
-        plan_in(path)
+        _plan(path, held["plan.json"])
     summary = held["summary.json"]
     if summary is not None:
         _check_sizes(path, config)
@@ -146,8 +146,10 @@ def plan_in(path: Path) -> Plan | None:
         UserError: it is none.
     """
     held = files.read_json(path, "plan.json")
-    if held is None:
-        return None
+    return None if held is None else _plan(path, held)
+
+
+def _plan(path: Path, held: dict[str, Any]) -> Plan:
     try:
         plan = Plan.from_dict(held)
         if not 1 <= plan.total_steps <= ranges.MOST_STEPS:

@@ -254,10 +254,10 @@ class Lines:
             path.unlink(missing_ok=True)
         how = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         self._path, self._file = path, os.fdopen(os.open(path, how, 0o644), "r+b")
-        held = self._file.read(kept.bytes) if kept else b""
-        self._file.truncate(len(held))
-        self._file.seek(len(held))
-        self._bytes, self._sum = len(held), hashlib.sha256(held)
+        self._bytes = kept.bytes if kept else 0
+        self._sum = checkpoints.summed(self._file, self._bytes) or hashlib.sha256()
+        self._file.truncate(self._bytes)
+        self._file.seek(self._bytes)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record."""

@@ -57,6 +57,7 @@ class Loop:
         self._written: list[int] = []
         self._needed: list[set[int]] = []
         self._pointed, self._cost = time.perf_counter(), 0.0
+        self._shown = frozenset(plan.shown())
 
     def seconds(self) -> float:
         """Since the run began, without the time between its attempts."""
@@ -143,7 +144,8 @@ class Loop:
         loss = float(result.loss)
         self.train_seconds += time.perf_counter() - began
         self._check("the loss", loss, step, moved=step > 0)
-        log.write({"step": step, "loss": loss, "lrs": self.state.scheduler.lrs()})
+        lrs = {"lrs": self.state.scheduler.lrs()} if step in self._shown else {}
+        log.write({"step": step, "loss": loss, **lrs})
         gradients = result.gradients or {}
         for group in self.plan.groups if due else ():  # before the proof: training that diverges is no wrong lr
             norm = _gradient_norm(group, gradients)

@@ -173,7 +173,7 @@ def write_plan(folder: RunFolder, table: ParamTable, plan: Plan) -> None:
         ),
     )
     folder.write_json("plan.json", plan.to_dict())
-    rows = (",".join([str(step), *map(repr, plan.lrs(step))]) for step in range(plan.total_steps))
+    rows = (",".join([str(step), *map(repr, plan.lrs(step))]) for step in plan.shown())
     folder.write_rows("lrs.csv", chain([",".join(["step", *(g.name for g in plan.groups)])], rows))
 
 

@@ -7,8 +7,9 @@ import numpy as np
 
 from ..framework import Framework, TrainState, Weights, proof
 from ..planning import Plan
+from . import files
 from .checkpoints import Mark
-from .folder import RunFolder, read_lines
+from .folder import RunFolder
 from .schema import VerifySpec
 
 LOG = "lr_check.jsonl"
@@ -38,12 +39,15 @@ class Prover:
     ) -> None:
         self.spec, self.framework, self.plan, self.say = spec, framework, plan, say
         self.records: list[dict[str, Any]] = []
-        self.mismatches = self.evaluations = 0
+        """Of the rehearsal; those of the training are counted, and kept in the log alone."""
+        self.mismatches = self.evaluations = self._training = self._faint = 0
+        self._started, self._worst = False, 0.0
         kept = Mark(*memory["files"][LOG]) if memory and LOG in memory["files"] else None
         self._log = folder.lines(LOG, kept) if spec.start or spec.training else None
         if memory:
-            self.records, self.mismatches = read_lines(folder.path / LOG), memory["mismatches"]
-            self.evaluations = memory["evaluations"]
+            for record in files.records(folder.path, LOG):
+                self._count(record)
+            self.mismatches, self.evaluations = memory["mismatches"], memory["evaluations"]
         self._before: tuple[Weights, Weights] = {}, {}
 
     def rehearse(self, model: Any, start: Weights, batch: tuple[np.ndarray, np.ndarray], seed: int) -> None:
@@ -95,15 +99,14 @@ class Prover:
 
     def worst(self) -> float:
         """The largest error so far; 0.0 where nothing was measured."""
-        return max((record["max_relative_error"] for record in self.records), default=0.0)
+        return self._worst
 
     def summary(self) -> dict[str, Any]:
         """For summary.json: how often it was measured in training, how often that was not as planned."""
-        measured = [record for record in self.records if record["when"] == "training"]
         return {
-            "start": any(record["when"] == "start" for record in self.records),
-            "training": len(measured),
-            "faint": sum(record["resolution"] > FAINT for record in measured),
+            "start": self._started,
+            "training": self._training,
+            "faint": self._faint,
             "evaluations": self.evaluations,
             "mismatches": self.mismatches,
             "max_relative_error": self.worst(),
@@ -118,9 +121,19 @@ class Prover:
         return {LOG: self._log.mark()} if self._log else {}
 
     def _keep(self, records: Sequence[dict[str, Any]]) -> None:
-        self.records += records
-        for record in records if self._log else ():
-            self._log.write(record)  # type: ignore[union-attr]
+        for record in records:
+            self._count(record)
+            if self._log:
+                self._log.write(record)
+
+    def _count(self, record: dict[str, Any]) -> None:
+        self._worst = max(self._worst, record["max_relative_error"])
+        if record["when"] == "training":
+            self._training += 1
+            self._faint += record["resolution"] > FAINT
+        else:
+            self._started = True
+            self.records.append(record)
 
     def _mismatch(self, mismatch: proof.LrMismatch) -> None:
         self.mismatches += 1

@@ -14,7 +14,7 @@ from ..planning import ranges as planned
 from .schema import CheckpointSpec, Config, EarlyStopSpec, EmaSpec, FrameworkSpec, ModelSpec, VerifySpec
 
 MOST_STEPS = 10**6
-"""Of a run, however it is said: lrs.csv has a row for each."""
+"""Of a run, however it is said."""
 
 
 def _weights(asked: Any) -> bool:

@@ -47,19 +47,22 @@ def is_plain_name(name: str) -> bool:
 
 def fault(value: Any, shape: Shape, at: str = "") -> str:
     """What of `value` does not have this shape, and where; "": nothing."""
-    where = plain(at or "all of it")
     if isinstance(shape, str):
-        return "" if KINDS[shape](value) else f"{where} is not {shape}"
+        return "" if KINDS[shape](value) else f"{_where(at)} is not {shape}"
     if isinstance(shape, tuple):
         return "" if any(not fault(value, one, at) for one in shape) else fault(value, shape[-1], at)
     if isinstance(shape, list):
         if not isinstance(value, list):
-            return f"{where} is not a list"
+            return f"{_where(at)} is not a list"
         found = (fault(one, shape[0], f"{at}[{index}]") for index, one in enumerate(value))
         return next(filter(None, found), "")
     if not isinstance(value, dict):
-        return f"{where} holds no facts by name"
+        return f"{_where(at)} holds no facts by name"
     return next(filter(None, _faults_by_name(value, shape, at)), "")
+
+
+def _where(at: str) -> str:
+    return plain(at or "all of it")
 
 
 def _faults_by_name(value: dict[str, Any], shape: Mapping[str, Shape], at: str) -> Any:

@@ -78,15 +78,26 @@ def test_a_schedule_that_grows_without_end_is_refused(gamma):
 
 
 def test_a_long_run_s_table_is_never_held(tmp_path):
-    """200000 rows of ten groups are some 40 MB of text, and 16 MB as bare numbers."""
-    _, table, plan = page.plan_of(resolve(replace(SMALL, steps=200_000)))
+    """200000 rows of ten groups would be some 40 MB of text, and 16 MB as bare numbers."""
+    freeze = FreezeSpec("after", match=["fc2"], at=12_345)
+    _, table, plan = page.plan_of(resolve(replace(SMALL, steps=200_000, freeze=freeze)))
     tracemalloc.start()
     page.write_plan(RunFolder(tmp_path), table, plan)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2**20
-    with (tmp_path / "lrs.csv").open() as rows:
-        assert sum(1 for _ in rows) == 200_001
+    rows = (tmp_path / "lrs.csv").read_text().splitlines()[1:]
+    steps = [int(row.partition(",")[0]) for row in rows]
+    edges = {edge for group in plan.groups for edge in group.active if 0 < edge < 200_000}
+    assert edges == {12_345} and steps == sorted({*range(0, 200_000, 20), *edges, 199_999})
+    for step, row in list(zip(steps, rows, strict=True))[::997]:
+        assert [float(lr) for lr in row.split(",")[1:]] == plan.lrs(step)
+
+
+@pytest.mark.parametrize(("total", "apart"), [(1, 1), (9_999, 1), (10_000, 1), (10_001, 2), (1_000_000, 100)])
+def test_every_lr_of_a_run_of_ten_thousand_steps_is_written_down(total, apart):
+    *_, plan = page.plan_of(resolve(replace(SMALL, steps=total, scheduler=ScheduleSpec("constant"), eval_every=total)))
+    assert plan.shown() == sorted({*(step for step in range(total) if step % apart == 0), total - 1})
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,14 @@
+import copy
 import os
+import random
+from dataclasses import asdict
 
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
 from layerwise_lr.planning import UserError
+from layerwise_lr.run import reading
 from layerwise_lr.run.reading import from_data, from_omegaconf, read
 
 
@@ -99,3 +103,80 @@ def test_a_composed_config_may_interpolate_and_is_plain_afterwards():
 def test_a_key_s_old_name_is_told():
     with pytest.raises(UserError, match=r"unknown key grouping\.depth; .*did you mean grouping\.convention\?"):
         from_data({"grouping": {"depth": "mae"}})
+
+
+STRANGE = (
+    None,
+    0,
+    1,
+    1.0,
+    True,
+    "x",
+    "1",
+    "1.0",
+    "true",
+    "???",
+    "",
+    [],
+    [1],
+    ["a"],
+    {},
+    {"a": 1},
+    float("nan"),
+    -(10**30),
+)
+
+
+def leaves(data, at=()):
+    for key, value in data.items():
+        yield (*at, key)
+        if isinstance(value, dict):
+            yield from leaves(value, (*at, key))
+
+
+def rich():
+    """A config that has something in every list and mapping."""
+    named = {"a": {"name": "linear", "milestones": [3, "50%"]}, "b": {}}
+    groups = {"head": {"match": ["fc"], "lr_scale": 2.0, "stop": "2 epochs"}}
+    given = {
+        "schedules": named,
+        "optimizers": {"c": {"name": "sgd"}},
+        "grouping": {"groups": groups, "depths": {"fc": 3}},
+        "model": {"options": {"deep": {"list": [1, "two", None, {"three": 3.0}]}}},
+        "class_weights": [1, 2.5],
+        "augment": {"crop_scale": [0.5, 1]},
+    }
+    return asdict(from_data(given))
+
+
+def test_what_a_run_writes_is_read_as_omegaconf_reads_it(tmp_path):
+    """Without OmegaConf where data is as a run writes it, with it where one value is another: the same either way."""
+    rng, seen, kept = random.Random(0), [], rich()
+    places = list(leaves(kept))
+    for place, strange in [((), None), *((rng.choice(places), rng.choice(STRANGE)) for _ in range(60))]:
+        data = copy.deepcopy(kept)
+        inner = data
+        for key in place[:-1]:
+            inner = inner[key]
+        if place:
+            inner[place[-1]] = strange
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
+        outcome = []
+        for way in (lambda: read(tmp_path / "c.yaml"), lambda given=data: from_data(given)):
+            try:
+                outcome.append(repr(way()))
+            except UserError as error:
+                outcome.append(type(error))
+        assert outcome[0] == outcome[1], (place, strange)
+        seen.append(outcome[0])
+    assert seen[0] == repr(from_data(kept)) and UserError in seen and len({*seen} - {UserError}) > 10
+
+
+def test_a_written_config_needs_no_omegaconf(tmp_path, monkeypatch):
+    (tmp_path / "c.yaml").write_text(from_data(rich()).to_yaml())
+    expected = read(tmp_path / "c.yaml")
+    monkeypatch.setattr(reading, "from_data", None)
+    assert read(tmp_path / "c.yaml") == expected
+    (tmp_path / "c.yaml").write_text("seed: 3\n")
+    with pytest.raises(TypeError):
+        read(tmp_path / "c.yaml")
