@@ -103,7 +103,12 @@ def _show_study(study: Study) -> None:
     console.say("")
     headings = ["all settings", "lr", "seeds", "val", "test", "seconds", ""]
     for where, rows in tables(study):
-        console.table(headings, rows, right=(1, 2, 5), title=f"{metric}, %" + (f", with {where}" if where else ""))
+        console.table(
+            headings,
+            [row for _, row in rows],
+            right=(1, 2, 5),
+            title=f"{metric}, %" + (f", with {where}" if where else ""),
+        )
         console.say("")
     headings = ["best of each kind", "lr", "seeds", "accuracy", "balanced", f"to {compared_to(study)}"]
     for facet in study.facets:

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from ..planning import Plan
-from .plots import STYLE, plain
+from .drawing import STYLE, plain
 
 FROZEN, FROZEN_EDGE = "#b9b9b9", "#8a8a8a"
 

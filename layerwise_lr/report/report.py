@@ -5,26 +5,27 @@ Writes the page and the heat map, nothing else.
 """
 
 import io
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ..framework import TOLERANCE
 from ..planning import Plan, UserError, plain
-from ..run import RunFolder, plan_in
-from . import plots, stretches
+from ..run import RunFolder
+from . import gallery
 from .advice import Unfinished, counts, notes, origin, resume, short, unfinished
 from .compare import Comparison
 from .curves import curves
 from .factors import GROUPING, Facet
 from .heatmap import heatmap
-from .statistics import DECAY, FLAT, SPLIT, Other, Setting, finished, interval, paired
+from .statistics import FLAT, Other, Setting, finished, interval, paired
 from .study import Study, studies
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -35,21 +36,6 @@ HOW = (
 
 ENVIRONMENT = ("framework", "framework_version", "python", "cpu", "cpu_count", "layerwise_lr")
 """What of env.json a report tells."""
-CAPTIONS = {
-    "decay": "Test pictures. Big dots: mean over seeds; whiskers: 95 % interval; small dots: the seeds. "
-    "Ringed: best of its kind on validation.",
-    "split": " Dashed: the head/backbone split with its interval.",
-    "losses": "Lines: training loss, mean over seeds, smoothed over a twentieth of the run. "
-    "Dots: validation loss, mean over seeds.",
-    "long": " Of a run of more than {most:,} steps: the mean of each of {most:,} stretches; shade: the lowest to the highest "
-    "loss of any step there.",
-    "layers": "Distance travelled from the start weights at the end, as a share of their norm; one step's "
-    "update as a share of the weights, and gradient norm, both averaged over the evaluations (of more than 1,000 over "
-    "every second, fourth and so on). "
-    "Lines: mean over seeds, shade: lowest to highest seed. Parameters with weight decay only "
-    "(biases and norms left out), unless there are none.",
-    "plan": "Learning rate of each group, per step, on a log scale; stem at the top, head at the bottom.",
-}
 
 
 class Answer(NamedTuple):
@@ -94,30 +80,19 @@ def compared_to(study: Study) -> str:
     return "flat" if study.lead.factor == GROUPING else "the best"
 
 
-def tables(study: Study) -> list[tuple[str, list[Row]]]:
-    """Every setting: (what the rows share, the rows); where one factor has several facets, one table for each."""
+def tables(study: Study) -> list[tuple[str, list[tuple[Setting, Row]]]]:
+    """Every setting: (what the rows share, the settings and their rows); where one factor has several facets, one table for each."""
     chosen = [setting for facet in study.facets for setting in facet.best.values()]
     parts = [(facet.where, facet.settings, facet.name) for facet in study.facets]
     if len(parts) == 1 or len({facet.factor for facet in study.facets}) > 1:
         parts = [("", study.settings, lambda setting: setting.label)]
-    return [
-        (
-            where,
-            [
-                Row(
-                    name(s),
-                    f"{s.lr:g}",
-                    str(len(s.runs)),
-                    str(s.mean("val", study.metric)),
-                    str(s.mean("test", study.metric)),
-                    f"{_seconds(s):.1f}",
-                    "best" if s in chosen else "",
-                )
-                for s in own
-            ],
-        )
-        for where, own, name in parts
-    ]
+    return [(where, [(s, _row(study, s, name(s), s in chosen)) for s in own]) for where, own, name in parts]
+
+
+def _row(study: Study, setting: Setting, name: str, chosen: bool) -> Row:
+    val, test = (str(setting.mean(part, study.metric)) for part in ("val", "test"))
+    seeds, seconds = str(len(setting.runs)), f"{_seconds(setting):.1f}"
+    return Row(name, f"{setting.lr:g}", seeds, val, test, seconds, "best" if chosen else "")
 
 
 def _seconds(setting: Setting) -> float:
@@ -161,6 +136,7 @@ class Report:
         template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
         jobs = [(job.state, short(run_log(job.path)), job.why) for job in self.unfinished]
         text = template.render(
+            link=lambda path: quote(os.path.relpath(path.resolve(), page.parent.resolve())),
             title=" · ".join(study.title for study in self.studies),
             how=HOW,
             jobs=jobs,
@@ -182,6 +158,7 @@ def _section(study: Study, key: str) -> dict[str, Any]:
     """What the template shows of a study."""
     first, *more = study.verdicts()
     return {
+        "key": key,
         "title": study.title,
         "facts": study.facts,
         "metric": study.metric.replace("_", " "),
@@ -193,53 +170,11 @@ def _section(study: Study, key: str) -> dict[str, Any]:
         "answers": [(facet.where, answers(study, facet)) for facet in study.facets],
         "to": compared_to(study),
         "tables": tables(study),
-        "figures": list(_figures(study, key)),
+        "figures": gallery.figures(study, key),
         "proof": _proof(study),
         "environment": _environment(study),
         "commands": sorted({c for r in study.runs if (c := origin(r.path, False))}),
     }
-
-
-def _figures(study: Study, key: str) -> list[tuple[Markup, str, str]]:
-    """(SVG, title, caption) of every plot that the runs have numbers for."""
-    metric = study.metric.replace("_", " ")
-    planned = study.best.get(DECAY) or study.best.get(SPLIT) or next(iter(study.best.values()))
-    plan = plan_in(next(iter(planned.runs.values())).path)
-    told = {kind: stretches.told(setting) for kind, setting in study.best.items()}
-    means = "; ".join(
-        f"{a.setting} at lr {a.lr}: {a.accuracy} accuracy, {a.balanced} balanced" for a in answers(study, study.lead)
-    )
-    drawn = (
-        (
-            plots.by_decay(study),
-            f"{metric} against layer_decay".capitalize(),
-            f"Means over seeds: {means}.",
-            CAPTIONS["decay"] + (CAPTIONS["split"] if SPLIT in study.best else ""),
-        ),
-        (
-            plots.losses(study, told),
-            "Loss of the best settings",
-            "Training and validation loss by step, best of each kind.",
-            CAPTIONS["losses"] + (CAPTIONS["long"].format(most=stretches.MOST) if stretches.thinned(told) else ""),
-        ),
-        (
-            plots.travelled(study, told),
-            "Which layers really learned",
-            "Distance, update ratio and gradient norm by layer, best flat and best layer_decay.",
-            CAPTIONS["layers"],
-        ),
-        (
-            heatmap(plan, plots.INK, 5.4) if plan else None,
-            f"The plan: {planned.label}",
-            f"Learning rate of every group at every step of {planned.label}, lr {planned.lr:g}.",
-            CAPTIONS["plan"],
-        ),
-    )
-    return [
-        (Markup(plots.svg(figure, f"{key}f{i}", alt)), title, caption)
-        for i, (figure, title, alt, caption) in enumerate(drawn)
-        if figure is not None
-    ]
 
 
 def _proof(study: Study) -> str:

@@ -38,12 +38,14 @@ class Told(NamedTuple):
 
     Args:
         training, validation: its losses.
+        evaluations: the records.
         by_depth: {quantity: {depth: value}}.
         every: steps of a stretch.
     """
 
     training: Curve
     validation: Curve
+    evaluations: Sequence[Mapping[str, Any]]
     by_depth: dict[str, dict[int, float]]
     every: int
 
@@ -68,7 +70,7 @@ def _told(run: Run) -> Told | None:
         for steps, losses in ((found.steps, found.losses), (found.val_steps, found.val_losses))
     )
     groups = [record["groups"] for record in found.evaluations if record.get("groups")]
-    return Told(training, validation, by_depth(run.path, groups), every)
+    return Told(training, validation, found.evaluations, by_depth(run.path, groups), every)
 
 
 def gathered(curves: Sequence[Curve], every: int) -> Curve:
