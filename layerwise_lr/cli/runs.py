@@ -16,7 +16,7 @@ import numpy as np
 from ..data import batches, train_count
 from ..framework import proof, registry
 from ..models import USUAL_SHAPES, param_table
-from ..planning import UserError, differences, masked
+from ..planning import UserError, differences, masked, plain
 from ..run import CONFIG, Config, RunFolder, files, options, page, provenance, ranges, reading, resolve
 from ..sweep import LOG, jobs
 from . import console, show
@@ -142,7 +142,7 @@ def why(folder: RunFolder) -> str:
     """What became of a job that has no result."""
     try:
         status = folder.read_json("status.json") or {}
-        return str((status.get("error") or {"message": folder.state()})["message"])
+        return plain((status.get("error") or {"message": folder.state()})["message"], 400)
     except UserError as error:
         return str(error)
 
