@@ -3,6 +3,7 @@
 What is shown may come out of a file: no control character of it reaches the terminal.
 """
 
+import errno
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,14 +25,16 @@ def width() -> int:
 
 def say(line: str) -> None:
     """One line, as it is."""
-    console.print(printable(line), markup=False, soft_wrap=True)
+    with _shown():
+        console.print(printable(line), markup=False, soft_wrap=True)
 
 
 def text(sentence: str, strong: bool = False) -> None:
     """A sentence: wrapped at words on a terminal, one line elsewhere."""
-    console.print(
-        printable(sentence), markup=False, soft_wrap=not console.is_terminal, style="bold" if strong else None
-    )
+    with _shown():
+        console.print(
+            printable(sentence), markup=False, soft_wrap=not console.is_terminal, style="bold" if strong else None
+        )
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = (), title: str = "") -> None:
@@ -41,16 +44,33 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequenc
         made.add_column(heading, justify="right" if index in right else "left", overflow="fold")
     for row in rows:
         made.add_row(*map(Text, map(printable, row)))
-    console.print(made, markup=False)
+    with _shown():
+        console.print(made, markup=False)
+
+
+@contextmanager
+def _shown() -> Iterator[None]:
+    """A terminal that was closed shows nothing, and its signal says what to do: what was to be shown is no error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
 
 
 @contextmanager
 def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
     """A bar on a terminal, nothing elsewhere; the caller advances it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with _shown():
+        bar.start()
+    task = bar.add_task(what, total=total)
+    try:
         yield lambda: bar.advance(task)
+    finally:
+        with _shown():
+            bar.stop()
 
 
 def track(steps: Iterable[int], total: int) -> Iterator[int]:

@@ -19,7 +19,7 @@ from .. import __version__
 from ..data import fetch
 from ..framework import proof
 from ..planning import CONVENTIONS, UserError, did_you_mean, printable
-from ..run import RunFolder, files, resumable
+from ..run import RunFolder, files, resumable, stopping
 from . import console, foreign, runs, show
 from .help import HELP
 
@@ -34,12 +34,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     Called without words, as a script is, it ends the process at once: everything is written, and threads of a
     framework may hang in Python's own exit (OneFlow's Graphs do, once in a while).
     """
-    try:
-        _main(list(sys.argv[1:] if argv is None else argv))
-    except SystemExit as end:
-        if argv is not None or isinstance(end.code, str):
-            raise
-        os._exit(_flushed(end.code or 0))
+    with stopping.listening(always=(signal.SIGTERM,)):  # which stops as Ctrl-C does, also under nohup
+        try:
+            _main(list(sys.argv[1:] if argv is None else argv))
+        except SystemExit as end:
+            if argv is not None or isinstance(end.code, str):
+                raise
+            os._exit(_flushed(end.code or 0))
 
 
 def _flushed(code: int) -> int:
@@ -66,9 +67,6 @@ def _spell_out() -> None:
 
 def _main(words: list[str]) -> NoReturn:
     _spell_out()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does, also under nohup
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, signal.default_int_handler)
     full_error = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise, not print
     try:

@@ -11,6 +11,8 @@ from ..sweep import jobs, planning
 from . import console, runs, sweeps
 from .words import Given, Parser
 
+LIMITS = ("timeout", "memory")
+
 
 def resume(words: Sequence[str]) -> int:
     """`layerwise-lr resume DIR`: the exit code.
@@ -27,18 +29,28 @@ def resume(words: Sequence[str]) -> int:
     )
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--jobs", type=int, help="of a sweep: at a time; default: cores / framework.threads")
+    parser.add_argument("--timeout", type=float, help="of a sweep: seconds a job may take; default: as it began")
+    parser.add_argument("--memory", help="of a sweep: what a job may take, as 4GiB; default: as it began")
     asked = parser.parse_args(words)
     path = asked.folder
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give a run's or a sweep's, such as layerwise-lr train has made")
     if (path / "sweep.json").exists():
-        return _sweep(path, jobs.Options(n_jobs=asked.jobs))
-    if asked.jobs is not None:
-        raise UserError(f"--jobs is a sweep's; {path} is one run's folder")
+        limits = {**_limits(path), **{k: v for k in LIMITS if (v := getattr(asked, k)) is not None}}
+        return _sweep(path, jobs.Options(n_jobs=asked.jobs, **limits))
+    for flag in ("jobs", *LIMITS):
+        if getattr(asked, flag) is not None:
+            raise UserError(f"--{flag} is a sweep's; {path} is one run's folder")
     if RunFolder(path).state() == "missing":
         raise UserError(f"{path}: holds no run; layerwise-lr train hydra.run.dir={path} begins one there")
     again(path, _config(path))
     return 0
+
+
+def _limits(path: Path) -> dict[str, Any]:
+    """What a job of the sweep may take, as it was told when the sweep began."""
+    held = RunFolder(path).read_json("sweep.json").get("limits", {})
+    return {key: held[key] for key in LIMITS if held.get(key) is not None}
 
 
 def _config(path: Path) -> Config:
@@ -107,6 +119,8 @@ def _sweep(path: Path, options: jobs.Options) -> int:
         planned.append(planning.Job(_config(path / name), tuple(map(str, words)), path / name))
     for job in planned:
         runs.preflight(job.config, device=False)
+    if limits := ", ".join(f"{key} {v}" for key in LIMITS if (v := getattr(options, key)) is not None):
+        console.say(f"limits of each job: {limits}")
     jobs.ask_frameworks([job.config for job in planned])
     for ended in sweeps.work(path, planned, options):
         if isinstance(ended, Exception):

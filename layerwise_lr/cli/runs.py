@@ -16,19 +16,19 @@ import numpy as np
 from ..data import batches, train_count
 from ..framework import proof, registry
 from ..models import USUAL_SHAPES, param_table
-from ..planning import UserError, differences, masked
+from ..planning import UserError, differences, masked, plain
 from ..run import CONFIG, Config, RunFolder, files, options, page, provenance, ranges, reading, resolve
-from ..sweep import jobs
+from ..sweep import LOG, jobs
 from . import console, show
 from .words import Given, Parser
 
 
 class JobsFailed(Exception):
-    """Some jobs of a sweep failed; the others finished. `code` is the exit code."""
+    """Some jobs of a sweep failed; the others finished. `code` is the exit code, `why` what one says itself."""
 
-    def __init__(self, message: str, code: int) -> None:
+    def __init__(self, message: str, code: int, why: str = "") -> None:
         super().__init__(message)
-        self.code = code
+        self.code, self.why = code, why
 
 
 def final(config: Config, given: Given) -> Config:
@@ -118,7 +118,7 @@ def _run_apart(path: Path, config: Config) -> Mapping[str, Any]:
         "again should the framework crash it"
     )
     jobs.run_jobs({path: config}, jobs.Options(n_jobs=1, fork="never"), lambda _: None)
-    console.say((files.read_text(path, "log.txt", 10**9) or "").rstrip())
+    console.say((files.read_text(path, LOG, 10**9) or "").rstrip())
     ended = outcome(RunFolder(path), config.metric)
     if isinstance(ended, Exception):
         raise ended
@@ -127,12 +127,24 @@ def _run_apart(path: Path, config: Config) -> Mapping[str, Any]:
 
 def outcome(folder: RunFolder, metric: str) -> float | Exception:
     """A job's validation metric, or what went wrong."""
-    summary, status = folder.read_json("summary.json"), folder.read_json("status.json")
-    if summary:
-        return float(summary["val"][metric])
-    error = (status or {}).get("error") or {"type": "", "message": folder.state()}
-    message = f"a job failed, the others were not touched: {error['message']}; log: {console.relative(folder.path / 'log.txt')}"
-    return JobsFailed(message, 2 if error["type"] == "UserError" else 1)
+    try:
+        summary, status = folder.read_json("summary.json"), folder.read_json("status.json")
+        if summary:
+            return float(summary["val"][metric])
+    except (UserError, KeyError):  # it wrote nonsense into its own folder
+        status = None
+    error = (status or {}).get("error") or {"type": ""}
+    message = f"a job failed, the others were not touched: {why(folder)}; log: {console.relative(folder.path / LOG)}"
+    return JobsFailed(message, 2 if error["type"] == "UserError" else 1, why(folder))
+
+
+def why(folder: RunFolder) -> str:
+    """What became of a job that has no result."""
+    try:
+        status = folder.read_json("status.json") or {}
+        return plain((status.get("error") or {"message": folder.state()})["message"], 400)
+    except UserError as error:
+        return str(error)
 
 
 def intent(config: Config) -> str:

@@ -1,18 +1,20 @@
 """Many runs: what the launcher does with the configs that Hydra has composed for -m."""
 
+import shlex
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from ..planning import UserError
+from ..planning import UserError, plain
 from ..run import Config, FrameworkSpec, RunFolder
-from ..sweep import jobs, planning
+from ..sweep import LOG, jobs, planning
 from . import console
-from .runs import outcome, preflight, prepare, tell
+from .runs import JobsFailed, outcome, preflight, prepare, tell, why
 
 _POLL = 0.5  # seconds
+_MOST_LINES = 12
 
 
 def run_sweep(
@@ -27,7 +29,7 @@ def run_sweep(
     tell(config for config, _ in composed)
     jobs.ask_frameworks([config for config, _ in composed])
     planned = planning.plan_jobs(folder, composed)
-    planning.write_sweep(folder, planned)
+    planning.write_sweep(folder, planned, {"timeout": options.timeout, "memory": options.memory})
     by_hash = dict(zip((job.config.sha256() for job in planned), work(folder, planned, options), strict=True))
     return [by_hash[config.sha256()] for config, _ in composed]
 
@@ -54,8 +56,30 @@ def work(folder: Path, planned: Sequence[planning.Job], options: jobs.Options) -
         if todo := _claimed(planning.to_run(planned, again=False)):
             _train(folder, todo, options)
         others = planning.elsewhere(planned)
-    console.say(f"report: layerwise-lr report {console.relative(folder)}")
-    return [outcome(RunFolder(job.path), job.config.metric) for job in planned]
+    return _told(folder, planned, [outcome(RunFolder(job.path), job.config.metric) for job in planned])
+
+
+def _told(folder: Path, planned: Sequence[planning.Job], ends: Sequence[float | Exception]) -> list[float | Exception]:
+    """Says at last which jobs failed and why, a line each, and what comes next; the ends, all errors as one."""
+    failed = [(job.path, end) for job, end in zip(planned, ends, strict=True) if isinstance(end, JobsFailed)]
+    place = console.relative(folder)
+    again = shlex.join(["layerwise-lr", "resume", place])
+    if failed:
+        console.say(f"{len(failed)} of {len(planned)} jobs failed, the others are finished and kept:")
+        for path, end in failed[:_MOST_LINES]:
+            name = path.name if len(path.name) <= 32 else f"{path.name[:18]}...{path.name[-11:]}"
+            console.say(f"  {name}  {plain(end.why.partition('; ')[0], 76 - len(name))}")
+        if len(failed) > _MOST_LINES:
+            console.say(f"  and {len(failed) - _MOST_LINES} more, which the report names")
+        console.say(f"these alone again: {again}")
+    console.say(f"report: {shlex.join(['layerwise-lr', 'report', place])}")
+    if not failed:
+        return list(ends)
+    path, first = failed[0]
+    count = "a job failed" if len(failed) == 1 else f"{len(failed)} of {len(planned)} jobs failed"
+    told = f"{count}, the others were not touched: {first.why} (log: {console.relative(path / LOG)}); again: {again}"
+    error = JobsFailed(told, max((end.code for _, end in failed), key=lambda code: code == 1))
+    return [error if isinstance(end, Exception) else end for end in ends]
 
 
 def _claimed(todo: Sequence[planning.Job]) -> list[planning.Job]:
@@ -97,8 +121,8 @@ def refuse_incomparable(configs: Sequence[Config]) -> None:
 
 
 def _ended(folder: RunFolder) -> str:
-    summary, status = folder.read_json("summary.json"), folder.read_json("status.json")
-    if summary:
-        return f"validation {summary['metric']} {summary['val'][summary['metric']]:.4f}  {summary['seconds']:5.1f} s"
-    error = status.get("error") or {"message": ""}
-    return f"{status['state']}: {error['message']} (log: {console.relative(folder.path / 'log.txt')})"
+    with suppress(UserError):
+        if summary := folder.read_json("summary.json"):
+            metric = summary["metric"]
+            return f"validation {metric} {summary['val'][metric]:.4f}  {summary['seconds']:5.1f} s"
+    return f"failed: {why(folder)} (log: {console.relative(folder.path / LOG)})"

@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from ..planning import UserError
+from ..planning import UserError, plain
 from . import alive, checkpoints, files
 from .checkpoints import Mark
 from .files import inside
+from .shapes import MOST_TEXT
 
 CONFIG = "config.resolved.yaml"
 METRICS_VERSION = 1
@@ -150,9 +151,9 @@ class RunFolder:
             self.write_json("status.json", self._status("interrupted", started=started, ended=_now()))
             raise
         except BaseException as error:
-            told = {"type": type(error).__name__, "message": str(error)}
+            told = {"type": type(error).__name__, "message": _words(error)}
             with suppress(OSError):  # the place itself may be what failed
-                self.write_text("error.txt", traceback.format_exc())
+                self.write_text("error.txt", traceback.format_exc(chain=True)[-files.MOST // 4 :])
                 self.write_json("status.json", self._status("failed", started=started, ended=_now(), error=told))
             raise
         self.write_json("status.json", self._status("completed", started=started, ended=_now()))
@@ -296,6 +297,16 @@ def _named(path: Path) -> Iterator[None]:
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
+
+
+def _words(error: BaseException) -> str:
+    """What status.json says of an error: one line, not too long; an error that is not our own is named."""
+    if isinstance(error, SystemExit):
+        return f"exited with code {plain(error.code)} in the middle of the run"
+    if isinstance(error, OSError):
+        return files.told(error)
+    own, words = type(error).__module__.startswith("layerwise_lr."), plain(error, MOST_TEXT // 10)
+    return words if own and words else f"{type(error).__name__}{words and ': '}{words}"
 
 
 def _now() -> str:

@@ -84,7 +84,7 @@ class Loop:
         """
         total, begin = self.plan.total_steps, point.step if point else 0
         log = self.folder.metrics(Mark(*point.memory["files"]["metrics.jsonl"]) if point else None)
-        with listening() as stop:
+        with listening() as stop, stop.after_a_step():
             if not self.best.stalled:
                 self._train(track(range(begin, total), total - begin), log, stop)
         log.close()

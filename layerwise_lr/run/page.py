@@ -1,5 +1,6 @@
 """The page: run(folder) reads the folder's config and writes everything else beside it."""
 
+import errno
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ import resource
 import time
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from .folder import CONFIG, RunFolder
 from .loop import Loop, Say, Track
 from .proving import Prover
 from .schema import Config
+from .stopping import Stop, listening
 from .subject import Subject, subject
 
 
@@ -39,6 +42,20 @@ def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps)
     """
     folder = RunFolder(path)
     config = reading.read(path / CONFIG)
+    with listening() as stop:
+        return _run(folder, config, partial(_told, say, stop), track)
+
+
+def _told(say: Say, stop: Stop, line: str) -> None:
+    """Whoever asked us to stop, or closed the terminal, may read no more: that is not the run's fault."""
+    try:
+        say(line)
+    except OSError as error:
+        if not stop.asked and error.errno != errno.EIO:
+            raise
+
+
+def _run(folder: RunFolder, config: Config, say: Say, track: Track) -> dict[str, Any]:
     with folder.running(), np.errstate(all="ignore"), ExitStack() as stack:  # the loop looks for infinities itself
         began = time.perf_counter()
         streams = seed_streams(config.seed)
@@ -66,11 +83,11 @@ def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps)
         for note in notes:
             say(note)
         told_apart = facts_of(config, plan, dataset, start)
-        point = checkpoints.find(path, told_apart, start, say)
+        point = checkpoints.find(folder.path, told_apart, start, say)
         if point is None:
             folder.clear()
         else:
-            checkpoints.drop(path, point)
+            checkpoints.drop(folder.path, point)
             say(f"goes on after step {point.step} of {plan.total_steps}")
         prover = Prover(config.verify, folder, framework, plan, say, point and point.memory)
         if point is None:

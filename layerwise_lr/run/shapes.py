@@ -122,7 +122,10 @@ SHAPES: Mapping[str, Shape] = {
         "schedules": {TEXT: {"name": WORD}},
         "optimizers": {TEXT: {"name": WORD}},
     },
-    "sweep.json": {"jobs": {NAME: {"config_sha256": TEXT, "overrides": [TEXT]}}},
+    "sweep.json": {
+        "jobs": {NAME: {"config_sha256": TEXT, "overrides": [TEXT]}},
+        "limits?": {"timeout?": (NOTHING, NUMBER), "memory?": (NOTHING, NUMBER, TEXT)},
+    },
 }
 """By a file's name; what is not here has no promised shape."""
 LINES: Mapping[str, Shape] = {

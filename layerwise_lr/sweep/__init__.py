@@ -5,5 +5,6 @@ Uses run, and data and framework to load them once for forked jobs.
 
 from . import jobs, planning
 from .jobs import Options
+from .logs import LOG
 
-__all__ = ["Options", "jobs", "planning"]
+__all__ = ["LOG", "Options", "jobs", "planning"]

@@ -6,12 +6,14 @@ this is safe; else each starts a fresh interpreter. Either way the job is `run(f
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
@@ -20,9 +22,15 @@ from pathlib import Path
 from ..framework import registry
 from ..planning import UserError, printable
 from ..run import Config, FrameworkSpec, RunFolder, files, page
-from .pool import Done, Process, conclude, end, work_off
+from . import family
+from .logs import LOG
+from .pool import PATIENCE, Done, Limits, Process, conclude, end, how, work_off
 
 _PDEATHSIG = 1  # prctl's PR_SET_PDEATHSIG
+_FIRST_TO_GO = (
+    "500"  # of 1000: where memory is full, the kernel ends the largest job, and neither the pool nor a stranger
+)
+_UNITS = {"MiB": 2**20, "GiB": 2**30, "MB": 10**6, "GB": 10**9}
 
 
 @dataclass(frozen=True)
@@ -32,11 +40,14 @@ class Options:
     Args:
         n_jobs: jobs at a time; null: cores / framework.threads.
         timeout: seconds a job may take; null: any.
+        memory: what a job may take with all that it has started, as 4GiB or 500MiB; null: any. (Where memory is full the
+            kernel ends the largest job.)
         fork: auto | never: whether jobs share one import of the framework, where the plugin allows it.
     """
 
     n_jobs: int | None = None
     timeout: float | None = None
+    memory: str | float | None = None
     fork: str = "auto"
 
     def __post_init__(self) -> None:
@@ -46,6 +57,24 @@ class Options:
             raise UserError(f"hydra.launcher.timeout={self.timeout} must be above 0 seconds")
         if self.fork not in ("auto", "never"):
             raise UserError(f"hydra.launcher.fork={self.fork!r} must be 'auto' or 'never'")
+        if self.limits().memory and not family.MEASURED:
+            raise UserError(f"hydra.launcher.memory={self.memory}: is not measured on this system, only on Linux")
+
+    def limits(self) -> Limits:
+        """What each job may take.
+
+        Raises:
+            UserError: the memory is no size.
+        """
+        if self.memory is None:
+            return Limits(self.timeout)
+        found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]+)?) ?([MG]i?B)?", str(self.memory), re.ASCII)
+        memory = int(float(found[1]) * _UNITS[found[2] or "GiB"]) if found else 0
+        if not memory:
+            raise UserError(
+                f"hydra.launcher.memory={self.memory} must be a size above 0: 4GiB, 500MiB, or a number of GiB"
+            )
+        return Limits(self.timeout, memory)
 
 
 def thread_environment(threads: int) -> dict[str, str]:
@@ -110,7 +139,7 @@ def run_jobs(jobs: Mapping[Path, Config], options: Options, done: Done) -> None:
         if options.fork == "auto" and _can_fork():
             _in_forked_parent(own, at_once, threads, options, done)
         else:
-            work_off(list(own), partial(_spawn, threads=threads), at_once, options.timeout, done)
+            work_off(list(own), partial(_spawn, threads=threads), at_once, options.limits(), done)
 
 
 def _in_forked_parent(jobs: Mapping[Path, Config], at_once: int, threads: int, options: Options, done: Done) -> None:
@@ -118,22 +147,26 @@ def _in_forked_parent(jobs: Mapping[Path, Config], at_once: int, threads: int, o
     read, write = os.pipe()
     mine, pid = os.getpid(), os.fork()
     if pid == 0:
-        os.close(read)
-        os._exit(_parent(jobs, at_once, threads, options, write, mine))
+        code = 1
+        try:
+            os.close(read)
+            code = _parent(jobs, at_once, threads, options, write, mine)
+        finally:
+            os._exit(code)
     os.close(write)
     parent = _Forked(pid)
     try:
         with os.fdopen(read) as told:
             for line in told:
                 done(Path(line.rstrip("\n")))
-    except KeyboardInterrupt:
-        end([parent], patience=40)  # it ends its own jobs first
+    except BaseException:
+        end([parent], 2 * PATIENCE)  # it ends its own jobs first
         raise
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if code == 130:
         raise KeyboardInterrupt
-    for path in jobs:
-        conclude(RunFolder(path), code, None)
+    for path in jobs:  # where it died: those that it could not tell of
+        conclude(RunFolder(path), code, f"not finished: the process that starts the jobs {how(code)}" if code else "")
 
 
 def _parent(jobs: Mapping[Path, Config], at_once: int, threads: int, options: Options, write: int, parent: int) -> int:
@@ -143,8 +176,8 @@ def _parent(jobs: Mapping[Path, Config], at_once: int, threads: int, options: Op
     os.environ |= thread_environment(threads)
     try:
         follow(parent)
-        start = _preload(jobs, threads)
-        work_off(list(jobs), start, at_once, options.timeout, tell)
+        start = _preload(jobs, threads, write)
+        work_off(list(jobs), start, at_once, options.limits(), tell)
     except KeyboardInterrupt:
         return 130
     except BaseException:
@@ -153,15 +186,15 @@ def _parent(jobs: Mapping[Path, Config], at_once: int, threads: int, options: Op
     return 0
 
 
-def _preload(jobs: Mapping[Path, Config], threads: int) -> Callable[[Path], Process]:
+def _preload(jobs: Mapping[Path, Config], threads: int, write: int) -> Callable[[Path], Process]:
     """Import the framework and read the data once; a failure here is each job's own to meet and to report."""
     try:
         framework = registry.load(next(iter(jobs.values())).framework.name)
         for config in {repr((c.data, c.augment)): c for c in jobs.values()}.values():
             page.load(config, page.seed_streams(config.seed)).close()
     except UserError:
-        return _fork
-    return _fork if framework.fork_safe else partial(_spawn, threads=threads)
+        return partial(_fork, write=write)
+    return partial(_fork, write=write) if framework.fork_safe else partial(_spawn, threads=threads)
 
 
 @dataclass
@@ -176,25 +209,33 @@ class _Forked:
         return self.code
 
 
-def _fork(path: Path) -> Process:
-    """A child that runs the folder, its output in log.txt."""
+def _fork(path: Path, write: int) -> Process:
+    """A child that runs the folder, its output in log.txt; `write` is the parent's, and nothing to it."""
     mine, pid = os.getpid(), os.fork()
     if pid:
         return _Forked(pid)
-    log = files.appended(path / "log.txt")
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os._exit(run_and_tell(path, mine))
+    code = 1
+    try:
+        os.setsid()
+        os.close(write)  # whatever it leaves behind, nobody waits for the end of that
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)  # the pool's
+        log, nothing = files.appended(path / LOG), os.open(os.devnull, os.O_RDONLY)
+        for stream, own in enumerate((nothing, log, log)):
+            os.dup2(own, stream)
+        code = run_and_tell(path, mine)
+    finally:  # nothing of this child returns into the pool
+        os._exit(code)
 
 
 def _spawn(path: Path, threads: int) -> Process:
     """A fresh interpreter that runs the folder, its output in log.txt."""
-    with os.fdopen(files.appended(path / "log.txt"), "ab") as log:
+    with os.fdopen(files.appended(path / LOG), "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "layerwise_lr", "run", str(path), "--parent", str(os.getpid())],
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
+            start_new_session=True,
             env={**os.environ, **thread_environment(threads)},
         )
 
@@ -210,6 +251,8 @@ def run_and_tell(path: Path, parent: int | None = None) -> int:
     try:
         if parent is not None:
             follow(parent)
+            with suppress(OSError):  # Linux
+                Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
         page.run(path, say=lambda line: print(line, flush=True))
     except KeyboardInterrupt:
         code = 130
@@ -220,7 +263,14 @@ def run_and_tell(path: Path, parent: int | None = None) -> int:
         print(f"error: {files.told(error)}", flush=True)
         code = 1
     except BaseException:
-        print(printable(files.read_text(path, "error.txt") or "failed"), flush=True)
+        print(printable(_traceback(path)), flush=True)
         code = 1
     sys.stdout.flush()
     return code
+
+
+def _traceback(path: Path) -> str:
+    try:
+        return files.read_text(path, "error.txt") or "failed"
+    except UserError as error:
+        return f"failed; {error}"

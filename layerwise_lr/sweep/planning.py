@@ -5,9 +5,10 @@ after what was varied. The same sweep again finds the same folders and runs only
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..run import Config, RunFolder
 
@@ -44,10 +45,18 @@ def plan_jobs(folder: Path, configs_and_overrides: Sequence[tuple[Config, Sequen
     return list(jobs.values())
 
 
-def write_sweep(folder: Path, jobs: Sequence[Job]) -> None:
-    """sweep.json: earlier jobs stay, new ones are added."""
+def write_sweep(folder: Path, jobs: Sequence[Job], limits: Mapping[str, Any] | None = None) -> None:
+    """sweep.json: earlier jobs stay, new ones are added.
+
+    Args:
+        folder: the sweep's.
+        jobs: of it.
+        limits: what a job may take, for those who go on: `hydra.launcher`'s timeout and memory.
+    """
     new = {job.path.name: {"overrides": list(job.overrides), "config_sha256": job.config.sha256()} for job in jobs}
-    RunFolder(folder).write_json("sweep.json", {"jobs": {**RunFolder(folder).jobs(), **new}})
+    RunFolder(folder).write_json(
+        "sweep.json", {"jobs": {**RunFolder(folder).jobs(), **new}, "limits": dict(limits or {})}
+    )
 
 
 def to_run(jobs: Sequence[Job], again: bool = True) -> list[Job]:

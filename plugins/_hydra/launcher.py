@@ -20,11 +20,12 @@ from layerwise_lr.sweep import Options
 
 @dataclass
 class JobsConf:
-    """hydra.launcher: how many jobs at a time, how long each may take, whether they may be forked."""
+    """hydra.launcher: how many jobs at a time, what each may take, whether they may be forked."""
 
     _target_: str = "hydra_plugins.layerwise_lr.launcher.JobsLauncher"
     n_jobs: Optional[int] = None  # noqa: UP045  null: cores / framework.threads
     timeout: Optional[float] = None  # noqa: UP045  seconds
+    memory: Any = None  # "4GiB", or a number of GiB
     fork: str = "auto"  # auto | never
 
 
@@ -45,8 +46,8 @@ class Outcome(JobReturn):
 class JobsLauncher(Launcher):
     """One process per job; see layerwise_lr.jobs."""
 
-    def __init__(self, n_jobs: Optional[int], timeout: Optional[float], fork: str) -> None:  # noqa: UP045
-        self.options: Dict[str, Any] = {"n_jobs": n_jobs, "timeout": timeout, "fork": fork}  # noqa: UP006
+    def __init__(self, n_jobs: Optional[int], timeout: Optional[float], memory: Any, fork: str) -> None:  # noqa: UP045
+        self.options: Dict[str, Any] = {"n_jobs": n_jobs, "timeout": timeout, "memory": memory, "fork": fork}  # noqa: UP006
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
         """Keep what `launch` needs."""

@@ -654,6 +654,19 @@ CASES = {
     "n_jobs 0": Case("train -m seed=0,1 hydra.launcher.n_jobs=0", ("hydra.launcher.n_jobs=0", "at least 1")),
     "n_jobs a word": Case("train -m seed=0,1 hydra.launcher.n_jobs=all", ("hydra.launcher.n_jobs", "'all'")),
     "timeout -1": Case("train -m seed=0,1 hydra.launcher.timeout=-1", ("hydra.launcher.timeout=-1", "above 0")),
+    **{
+        f"memory {word}": Case(
+            f"train -m seed=0,1 hydra.launcher.memory={word}", ("hydra.launcher.memory=", "4GiB, 500MiB")
+        )
+        for word in ("0", "-1", "lots", "4G", "true", "nan", "[1]")
+    },
+    "limits of a run": Case("resume r --memory 4GiB", ("--memory is a sweep's",), write("r/x", "")),
+    "memory of a sweep": Case(
+        "resume s --memory lots", ("hydra.launcher.memory=lots",), write("s/sweep.json", '{"jobs": {}}')
+    ),
+    "limits of another's sweep": Case(
+        "resume s", ("sweep.json: limits.memory",), write("s/sweep.json", '{"jobs": {}, "limits": {"memory": []}}')
+    ),
     "fork": Case("train -m seed=0,1 hydra.launcher.fork=always", ("hydra.launcher.fork='always'", "'never'")),
     "unknown launcher key": Case("train -m seed=0,1 hydra.launcher.njobs=2", ("njobs", "did you mean 'n_jobs'")),
     "sweep folder is a file": Case("train -m seed=0,1 hydra.sweep.dir=taken", ("taken",), write("taken", "x")),

@@ -202,7 +202,7 @@ def test_a_killed_sweep_leaves_no_orphan_and_resumes_half_finished_jobs(here: Pa
     assert list(states(here / "s").values()) == ["completed", "completed"]
     for job in states(here / "s"):
         (resumed,) = read(here / "s" / job / "summary.json")["resumed"]
-        assert resumed > 40
+        assert resumed >= 39  # of the 41 records, two may be evaluations
 
 
 def test_two_equal_sweeps_at_once_share_the_work(here: Path) -> None:

@@ -222,7 +222,7 @@ def test_a_fresh_start_clears_old_results_and_nothing_else(tmp_path: Path, whole
 
 
 def test_ctrl_c_again_ends_at_once_and_so_does_the_time() -> None:
-    with stopping.listening() as stop:
+    with stopping.listening() as stop, stop.after_a_step():
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.asked
         assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= stopping.GRACE
