@@ -60,7 +60,7 @@ def _import() -> None:
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # that one is cuBLAS's alone; convolutions are cuDNN's
     # OneFlow keeps what it inferred for an operator by its attributes, 131,072 times; an update's lr and bias correction
     # are attributes, and other ones at each step: 0.9 KiB a parameter and step until that number (measured)
-    os.environ.setdefault("ONEFLOW_EAGER_TENSOR_INFER_CACHE_SIZE", "4096")
+    os.environ.setdefault("ONEFLOW_EAGER_TENSOR_INFER_CACHE_SIZE", "512")
     _load_libraries()
     try:
         with _quiet():
