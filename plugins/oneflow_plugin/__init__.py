@@ -58,6 +58,9 @@ def _import() -> None:
     os.environ.setdefault("GLOG_minloglevel", "3")  # OneFlow's C++ log: fatal errors only
     os.environ.setdefault("ONEFLOW_EP_CUDA_ENABLE_TF32_EXECUTION", "0")  # else fp32 products are rounded to 10 bits
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # that one is cuBLAS's alone; convolutions are cuDNN's
+    # OneFlow keeps what it inferred for an operator by its attributes, 131,072 times; an update's lr and bias correction
+    # are attributes, and other ones at each step: 0.9 KiB a parameter and step until that number (measured)
+    os.environ.setdefault("ONEFLOW_EAGER_TENSOR_INFER_CACHE_SIZE", "512")
     _load_libraries()
     try:
         with _quiet():

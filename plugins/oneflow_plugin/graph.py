@@ -55,6 +55,8 @@ REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("clip_norm", "clip_value", "clip_parts"), f"{CLIPS}: clipping is refused; {WAYS_OUT}"),
 }
 """Conformance check -> why mode graph_native cannot pass it; `check` refuses it before a run."""
+MOST_CHANGES = 100_000
+"""Constants in a row that a native schedule is made of: with 80,000 a run takes half a minute and 2.5 GB to begin (measured)."""
 _FOREVER = 2**31
 _STEP = "System-Train-TrainStep"
 
@@ -241,5 +243,17 @@ def check(plan: Plan) -> None:
         why = f"other groups train from step {phases[1].start} on; {KEEPS}"
     elif not any(phases[0].active):
         why = "no group trains, and OneFlow builds no Graph without a gradient"
+    elif (count := changes(plan)) > MOST_CHANGES:
+        every = -(-plan.total_steps // MOST_CHANGES)
+        why = f"the lr changes {count:,} times, and each takes 31 KB; take scheduler.interval={every}"
+        raise UserError(f"framework.mode=graph_native: {why}, or {WAYS_OUT.removeprefix('take ')}")
     if why:
         raise UserError(f"framework.mode=graph_native: {why}; {WAYS_OUT}")
+
+
+def changes(plan: Plan) -> int:
+    """How often the lr of the tables changes; 0 of a run that is too short for too many."""
+    if plan.total_steps <= MOST_CHANGES:
+        return 0
+    groups = [plan.groups[own[0]] for own in families(plan)]
+    return sum(sum(1 for _ in groupby(plan.factor(step, g) for step in range(plan.total_steps))) for g in groups)

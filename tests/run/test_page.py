@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from layerwise_lr.data import DataSpec
 from layerwise_lr.models import WeightsSpec, weights
 from layerwise_lr.planning import FreezeSpec, GroupingSpec, GroupSpec, OptimizerSpec, ScheduleSpec, UserError
-from layerwise_lr.run import CONFIG, Config, FrameworkSpec, RunFolder, page, resolve
+from layerwise_lr.run import CONFIG, Config, FrameworkSpec, RunFolder, page, read_metrics, resolve
 from layerwise_lr.run.schema import ModelSpec, VerifySpec
 
 SMALL = Config(data=DataSpec(val_size=10, test_size=10), batch_size=5, steps=2, eval_every=2)
@@ -192,3 +192,16 @@ def test_a_frozen_layer_keeps_its_statistics_unless_told_otherwise(tmp_path, fra
     assert len(statistics) == 40  # 20 layers
     moved = {name for name in start if not np.array_equal(start[name], end[name])}
     assert moved == {"fc.weight", "fc.bias"} | (set(statistics) if batchnorm == "train" else set())
+
+
+def test_of_a_long_run_metrics_tell_the_lrs_at_the_steps_of_lrs_csv(tmp_path, monkeypatch):
+    monkeypatch.setattr("layerwise_lr.planning.plan.MOST_SHOWN", 5)
+    config = replace(SMALL, framework=FrameworkSpec("reference"), steps=12, model=ModelSpec("mlp"))
+    config = replace(config, freeze=FreezeSpec("after", match=["fc1"], at=4), eval_every=12)
+    folder = run(tmp_path / "run", config)
+    told = {r["step"]: r.get("lrs") for r in read_metrics(folder / "metrics.jsonl") if "loss" in r}
+    table = [row.split(",") for row in (folder / "lrs.csv").read_text().splitlines()[1:]]
+    assert [int(step) for step, *_ in table] == [0, 3, 4, 6, 9, 11] and sorted(told) == list(range(12))
+    for step, *lrs in table:
+        assert told[int(step)] == pytest.approx([float(lr) for lr in lrs])
+    assert [step for step, lrs in told.items() if lrs is not None] == [0, 3, 4, 6, 9, 11]
