@@ -204,7 +204,9 @@ def test_processes_are_started_where_it_is_said():
         if any(STARTERS.match(n) for n, _ in calls(p))
         or any(n.startswith(("multiprocessing", "concurrent")) and n not in THREADS for n in imported(p))
     }
-    assert users <= {f"layerwise_lr/{n}.py" for n in ("cli/machine", "sweep/jobs", "data/fetch", "run/provenance")}
+    assert users <= {
+        f"layerwise_lr/{n}.py" for n in ("cli/machine", "cli/reproducing", "sweep/jobs", "data/fetch", "run/provenance")
+    }
     assert "layerwise_lr/sweep/jobs.py" in users
 
 

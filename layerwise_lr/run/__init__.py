@@ -3,9 +3,9 @@
 Uses planning, data, models and framework. `page.run(folder)` reads the resolved config and writes everything else beside it.
 """
 
-from . import asking, exporting, files, hints, options, page, provenance, ranges, reading
+from . import asking, exporting, files, hints, options, page, provenance, ranges, reading, reproducing
 from .checkpoints import resumable
-from .finished import Finished, looked_through, open_run, plan_in, weights_in
+from .finished import Finished, looked_through, open_result, open_run, plan_in, weights_in
 from .folder import CONFIG, RunFolder, read_lines, read_metrics
 from .resolving import resolve
 from .schema import ComposedConfig, Config, FrameworkSpec
@@ -22,6 +22,7 @@ __all__ = [
     "files",
     "hints",
     "looked_through",
+    "open_result",
     "open_run",
     "options",
     "page",
@@ -31,6 +32,7 @@ __all__ = [
     "read_lines",
     "read_metrics",
     "reading",
+    "reproducing",
     "resolve",
     "resumable",
     "weights_in",

@@ -49,18 +49,7 @@ def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps)
         folder.write_json("data.json", dataset.fingerprint())
 
         framework = make_framework(config)
-        folder.write_json(
-            "env.json",
-            {
-                **provenance.environment(),
-                "framework": config.framework.name,
-                "framework_version": framework.version(),
-                "device": framework.device,
-                "devices": framework.devices(),
-                "threads": config.framework.threads,
-                "retry_on_signal": may_crash(config),
-            },
-        )
+        folder.write_json("env.json", environment(config, framework))
         model, start, told = model_of.start(framework, config, streams["init"])
         notes = list(dict.fromkeys([*batches.notes(config.data), *dataset.notes(), *told]))
         for note in notes:
@@ -87,6 +76,19 @@ def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps)
         folder.write_json("summary.json", summary)
         loop.tidy()
     return summary
+
+
+def environment(config: Config, framework: Framework) -> dict[str, Any]:
+    """env.json: what the bits of a run may depend on beside its config, its data and the code."""
+    return {
+        **provenance.environment(),
+        "framework": config.framework.name,
+        "framework_version": framework.version(),
+        "device": framework.device,
+        "devices": framework.devices(),
+        "threads": config.framework.threads,
+        "retry_on_signal": may_crash(config),
+    }
 
 
 def facts_of(config: Config, plan: Plan, dataset: batches.Dataset, start: Weights) -> dict[str, str]:

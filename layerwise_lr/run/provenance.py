@@ -4,7 +4,7 @@ import os
 import platform
 import subprocess
 import sys
-from importlib.metadata import distributions
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ def environment() -> dict[str, Any]:
     return {
         "layerwise_lr": __version__,
         "python": sys.version.split()[0],
+        **{name: version(name) for name in ("numpy", "pillow")},
         "platform": platform.platform(),
         "cpu": _cpu(),
         "cpu_count": os.cpu_count(),
