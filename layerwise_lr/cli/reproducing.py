@@ -79,7 +79,8 @@ def _place(path: Path, to: Path | None) -> Path:
 
 def _one(path: Path, to: Path | None) -> dict[str, Any]:
     global going
-    config, summary = open_result(path)
+    _, summary = open_result(path)
+    config = reading.read(path / CONFIG)
     runs.refuse_unresolved(path, config)
     new = _place(path, to)
     _refuse_other(path, new, config)
@@ -119,7 +120,7 @@ def _refuse_other(path: Path, new: Path, config: Config) -> None:
         files.refuse_foreign(new)
         return
     told = folder.read_json("command.json") or {"argv": []}
-    if told["argv"][1:2] != ["reproduce"] or reading.read(new / CONFIG) != config:
+    if told["argv"][1:2] != ["reproduce"] or reading.read(new / CONFIG).to_dict() != config.to_dict():
         raise UserError(f"{new} holds another run, nothing is written over it: --to chooses a new folder")
     files.only_plain(new)
     folder.refuse_live()

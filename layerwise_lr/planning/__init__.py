@@ -16,7 +16,7 @@ from .order import Module, Order, execution_order
 from .params import ParamInfo, ParamTable
 from .plan import NO_CLIP, Clip, Phase, Plan, UpdateRule, make_plan
 from .schedules import Duration, Schedule, ScheduleSpec
-from .secrets import is_secret, masked, masked_text
+from .secrets import hidden, hide, is_secret, masked, masked_text
 from .timm_groups import timm_depths
 
 __all__ = [
@@ -47,6 +47,8 @@ __all__ = [
     "did_you_mean",
     "differences",
     "execution_order",
+    "hidden",
+    "hide",
     "is_secret",
     "make_plan",
     "masked",

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ..framework import TOLERANCE
-from ..planning import Plan, UserError, plain
+from ..planning import Plan, UserError, hidden, plain
 from ..run import RunFolder, plan_in
 from . import plots
 from .advice import Unfinished, counts, notes, origin, resume, short, unfinished
@@ -149,7 +149,7 @@ class Report:
             studies=[_section(study, f"s{i}") for i, study in enumerate(self.studies)],
         )
         page.parent.mkdir(parents=True, exist_ok=True)
-        RunFolder(page.parent).write_text(page.name, text)
+        RunFolder(page.parent).write_text(page.name, hidden(text))
 
 
 def run_log(run: Path) -> Path:

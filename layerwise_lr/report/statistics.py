@@ -5,7 +5,6 @@ Metrics are shares (0 to 1); lr is per optimizer step; an interval is a 95 % t i
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -159,7 +158,7 @@ def _items(config: Config, node: Any = None, at: str = "") -> list[tuple[str, An
         "data.memory",
     )
     items: list[tuple[str, Any]] = []
-    for key, value in (asdict(config) if node is None else node).items():
+    for key, value in (config.to_dict() if node is None else node).items():
         full = f"{at}{key}"
         if isinstance(value, dict):
             items += _items(config, value, f"{full}.")

@@ -122,7 +122,7 @@ def _check_options(path: Path, config: Config) -> None:
 
 
 def _config(path: Path) -> Config:
-    config = reading.read(path / CONFIG)
+    config = reading.read(path / CONFIG, needed=False)
     try:
         ranges.check(config)
     except UserError as error:

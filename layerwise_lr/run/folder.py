@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from ..planning import UserError
+from ..planning import UserError, hidden
 from . import alive, checkpoints, files
 from .checkpoints import Mark
 from .files import inside
@@ -150,9 +150,9 @@ class RunFolder:
             self.write_json("status.json", self._status("interrupted", started=started, ended=_now()))
             raise
         except BaseException as error:
-            told = {"type": type(error).__name__, "message": str(error)}
+            told = {"type": type(error).__name__, "message": hidden(str(error))}
             with suppress(OSError):  # the place itself may be what failed
-                self.write_text("error.txt", traceback.format_exc())
+                self.write_text("error.txt", hidden(traceback.format_exc()))
                 self.write_json("status.json", self._status("failed", started=started, ended=_now(), error=told))
             raise
         self.write_json("status.json", self._status("completed", started=started, ended=_now()))

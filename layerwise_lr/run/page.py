@@ -15,7 +15,7 @@ import numpy as np
 
 from ..data import READERS, batches, facts
 from ..framework import Framework, Weights, begin, registry
-from ..planning import Clip, ParamTable, Plan, UserError, make_plan
+from ..planning import Clip, ParamTable, Plan, UserError, hidden, make_plan
 from . import checkpoints, provenance, reading
 from .folder import CONFIG, RunFolder
 from .loop import Loop, Say, Track
@@ -170,11 +170,14 @@ def write_plan(folder: RunFolder, table: ParamTable, plan: Plan) -> None:
                 "lr_scale": {n: g.lr_scale for n, g in of.items()},
                 "lr": {n: plan.base_lr * g.lr_scale for n, g in of.items()},
                 "weight_decay": {n: g.weight_decay for n, g in of.items()},
-                "rule": {n: g.rule for n, g in of.items()},
+                "rule": {n: hidden(g.rule) for n, g in of.items()},
             }
         ),
     )
-    folder.write_json("plan.json", plan.to_dict())
+    told = plan.to_dict()
+    for group in told["groups"]:
+        group["rule"] = hidden(group["rule"])
+    folder.write_json("plan.json", told)
     rows = (",".join([str(step), *map(repr, plan.lrs(step))]) for step in range(plan.total_steps))
     folder.write_rows("lrs.csv", chain([",".join(["step", *(g.name for g in plan.groups)])], rows))
 
@@ -200,7 +203,7 @@ def may_crash(config: Config) -> bool:
 def summarise(config: Config, plan: Plan, loop: Loop, notes: list[str]) -> dict[str, Any]:
     """summary.json: what a table needs of a finished run; "val" and "test" are those of the weights that are kept."""
     return {
-        "name": config.name,
+        "name": hidden(config.name),
         "seed": config.seed,
         "steps": loop.last["step"],
         "stopped_early": loop.last["step"] < plan.total_steps,
@@ -214,5 +217,5 @@ def summarise(config: Config, plan: Plan, loop: Loop, notes: list[str]) -> dict[
         "config_sha256": config.sha256(),
         "plan_sha256": plan.sha256,
         "proof": loop.prover.summary(),
-        "notes": notes,
+        "notes": list(map(hidden, notes)),
     }

@@ -210,7 +210,7 @@ def run_and_tell(path: Path, parent: int | None = None) -> int:
     try:
         if parent is not None:
             follow(parent)
-        page.run(path, say=lambda line: print(line, flush=True))
+        page.run(path, say=lambda line: print(printable(line), flush=True))
     except KeyboardInterrupt:
         code = 130
     except UserError as error:
