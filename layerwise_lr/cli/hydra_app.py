@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from packaging.version import Version
 
 from ..framework import registry
-from ..planning import UserError, did_you_mean, is_secret
+from ..planning import UserError, did_you_mean
 from ..run import ComposedConfig, Config, hints, options, reading
 from ..sweep import jobs
 from .words import Given
@@ -98,7 +98,8 @@ def run(command: str, words: Sequence[str], act: Act) -> None:
         made_folder = Path.cwd() / HydraConfig.get().run.dir
         try:
             with _complaints():
-                words = given(HydraConfig.get().overrides.task)
+                typed_words = OmegaConf.to_container(HydraConfig.get().overrides, resolve=False)
+                words = given(typed_words["task"])  # type: ignore[call-overload,index]
                 config = typed(cfg, words)
             act(config, made_folder, words)
         except Exception as error:
@@ -135,12 +136,6 @@ def composed(words: Sequence[str]) -> tuple[Mapping[str, Any], dict[str, list[st
 def typed(cfg: DictConfig, words: Given) -> Config:
     """The Config of a composed one (Hydra's own node left out), with what the words imply."""
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    for name in re.findall(r"\$\{oc\.env:\s*(\w{1,200})", str(OmegaConf.to_container(own))):
-        if is_secret(name) or name.upper().endswith(("TOKEN", "KEY")):
-            raise UserError(
-                f"${{oc.env:{name}}} looks like a secret, and a run's folder keeps its config: leave it out; a package that "
-                "needs it reads the environment itself"
-            )
     config = reading.from_omegaconf(own)
     return options.implied(config, words.keys)
 
@@ -199,7 +194,7 @@ def refuse_places(overrides: Sequence[str], sweep: bool) -> None:
 
 def _register() -> None:
     """What Hydra does not find by itself: our schema, callback and launcher, the conf/ folders of third-party plugins."""
-    OmegaConf.register_new_resolver("last", lambda path: str(path).rstrip("/").rpartition("/")[2], replace=True)
+    OmegaConf.register_new_resolver("last", reading.last, replace=True)
     ConfigStore.instance().store(name="base_config", node=ComposedConfig, provider="layerwise_lr")
     places = {"places": {"_target_": f"{__name__}.Places"}}
     ConfigStore.instance().store(group="hydra/callbacks", name="places", node=places, provider="layerwise_lr")

@@ -24,12 +24,24 @@ from . import console, foreign, runs, show
 from .help import HELP
 
 HYDRA_COMMANDS = ("train", "plan", "verify", "compare")
-COMMANDS = (*HYDRA_COMMANDS, "report", "predict", "evaluate", "export", "check", "frameworks", "fetch", "run", "resume")
+COMMANDS = (
+    *HYDRA_COMMANDS,
+    "report",
+    "predict",
+    "evaluate",
+    "export",
+    "check",
+    "frameworks",
+    "fetch",
+    "run",
+    "resume",
+    "reproduce",
+)
 HELP_FLAGS = {"-h", "--help"}
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """The console script. Exit codes: 0, 1 (something failed), 2 (the user's mistake), 130 (Ctrl-C).
+    """The console script. Exit codes: 0, 1 (something failed), 2 (the user's mistake), 3 (not reproduced), 130 (Ctrl-C).
 
     Called without words, as a script is, it ends the process at once: everything is written, and threads of a
     framework may hang in Python's own exit (OneFlow's Graphs do, once in a while).
@@ -126,6 +138,10 @@ def _dispatch(words: list[str]) -> int:
         from . import resuming
 
         return resuming.resume(rest)
+    if command == "reproduce":
+        from . import reproducing
+
+        return reproducing.reproduce(rest)
     if command in COMMANDS:
         from . import machine
 
@@ -203,6 +219,10 @@ def _what_is_kept(words: Sequence[str]) -> str:
     """After Ctrl-C: what there is of the work, and the command that goes on."""
     if words[:1] in (["run"], ["resume"]):
         return _goes_on(next((Path(word) for word in words[1:] if Path(word).is_dir()), None))
+    if words[:1] == ["reproduce"]:
+        from . import reproducing
+
+        return reproducing.goes_on()
     if not words or words[0] not in HYDRA_COMMANDS:
         return ""
     from . import hydra_app

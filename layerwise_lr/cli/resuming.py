@@ -1,7 +1,6 @@
 """`resume`, and `train ... resume=auto`: a run, or what is left of a sweep, goes on from its last whole checkpoints."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +69,9 @@ def train(config: Config, path: Path, given: Given) -> None:
         runs.train(config, path, given)
         return
     asked, held = runs.final(config, given), reading.read(path / CONFIG)
-    if asked != held:
+    if asked.to_dict() != held.to_dict():
         raise UserError(
-            f"{path}: holds a run of another config ({', '.join(_differing(asdict(asked), asdict(held))[:3])}); choose "
+            f"{path}: holds a run of another config ({', '.join(_differing(asked.to_dict(), held.to_dict())[:3])}); choose "
             "another folder, or take those as they are there"
         )
     again(path, held)

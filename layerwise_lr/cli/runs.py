@@ -77,10 +77,10 @@ def claim(path: Path, config: Config, overrides: Sequence[str]) -> RunFolder:
     return prepare(RunFolder.claim(path), config, overrides)
 
 
-def prepare(folder: RunFolder, config: Config, overrides: Sequence[str]) -> RunFolder:
-    """All that into a folder that is claimed."""
+def prepare(folder: RunFolder, config: Config, overrides: Sequence[str], command: Sequence[str] = ()) -> RunFolder:
+    """All that into a folder that is claimed; `command`: what started it, else train with this process's words."""
     folder.write_text(CONFIG, config.to_yaml())
-    argv = ["layerwise-lr", "train", *map(masked, sys.argv[1:])]
+    argv = ["layerwise-lr", *map(masked, command or ["train", *sys.argv[1:]])]
     folder.write_json("command.json", {"argv": argv, "overrides": list(map(masked, overrides))})
     facts, diff = provenance.git(Path.cwd())
     folder.write_json("git.json", facts)

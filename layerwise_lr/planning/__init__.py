@@ -16,7 +16,7 @@ from .order import Module, Order, execution_order
 from .params import ParamInfo, ParamTable
 from .plan import NO_CLIP, Clip, Phase, Plan, UpdateRule, every_shown, make_plan
 from .schedules import Duration, Schedule, ScheduleSpec
-from .secrets import is_secret, masked, masked_text
+from .secrets import hidden, hide, is_secret, masked, masked_text
 from .timm_groups import timm_depths
 
 __all__ = [
@@ -48,6 +48,8 @@ __all__ = [
     "differences",
     "every_shown",
     "execution_order",
+    "hidden",
+    "hide",
     "is_secret",
     "make_plan",
     "masked",

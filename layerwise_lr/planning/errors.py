@@ -3,6 +3,8 @@
 import difflib
 import re
 
+from .secrets import hidden
+
 
 class UserError(Exception):
     """A mistake in the input. The command line prints it as one line and exits with code 2."""
@@ -25,14 +27,15 @@ def did_you_mean(word: str, options: list[str]) -> str:
 
 def plain(text: object, most: int = 80) -> str:
     """Text out of a file, fit to be shown: one line, no control character and no terminal escape, not too long."""
-    words = " ".join(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(text)[: 4 * most]).split())
+    words = " ".join(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", hidden(str(text))[: 4 * most]).split())
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
     return shown if len(shown) <= most else f"{shown[: most - 3]}..."
 
 
 def printable(text: str) -> str:
     """Text fit for a terminal, as long and with as many lines as it is: a control character, a terminal's escape above
-    all, is spelled out."""
+    all, is spelled out. What an environment variable gave is not shown."""
+    text = hidden(text)
     return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 

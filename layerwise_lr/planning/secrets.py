@@ -1,5 +1,7 @@
-"""What looks like a secret is not written down: values of keys that are named like one, and credentials in addresses."""
+"""What is not written down: values of keys that are named like secrets, credentials in addresses, and what the environment
+gave, of which only the variable's name is told."""
 
+import os
 import re
 
 MASK = "***"
@@ -10,6 +12,35 @@ SECRET = (
 KEY = re.compile(rf"(?:^|[._\-+]){SECRET}(?:$|[._\-])|(?:^|\.)token$", re.IGNORECASE)
 LINE = re.compile(rf"({SECRET}|\btoken)([\"']?\s{{0,9}}[:=]\s{{0,9}})(\S.*)$", re.IGNORECASE | re.MULTILINE)
 ADDRESS = re.compile(r"(\w{1,20}://)[^/\s@]{1,400}@")
+
+
+LEAST = 4
+"""Letters of an environment variable's value that is looked for in texts; numbers, and words as short, stand everywhere."""
+_given: dict[str, str] = {}
+"""What the environment gave to this process's configs, and what is told instead."""
+
+
+def hide(value: str, told: str) -> None:
+    """From now on `hidden` puts `told`, such as "${oc.env:DATA}", where `value` stands."""
+    for form in (value.strip(), value.rstrip("/"), os.path.normpath(value or "."), repr(value)[1:-1]):
+        if len(form) >= LEAST and not _plain_word(form) and form not in told:
+            _given[form] = told
+
+
+def _plain_word(text: str) -> bool:
+    """A number, or a word that means the same to everybody."""
+    try:
+        float(text)
+    except ValueError:
+        return text.lower() in ("true", "false", "null", "none", "auto")
+    return True
+
+
+def hidden(text: str) -> str:
+    """`text` without what the environment gave, wherever it stands as a word or a path of its own."""
+    for value in sorted((value for value in _given if value in text), key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", lambda _, told=_given[value]: told, text)  # type: ignore[misc]
+    return text
 
 
 def is_secret(key: str) -> bool:

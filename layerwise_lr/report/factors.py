@@ -3,7 +3,7 @@ setting its level of each, in words. Settings that differ in one factor alone ar
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -56,7 +56,7 @@ def settings(runs: Sequence[Run]) -> list[Setting]:
     Of runs that differ in nothing one counts: one that kept its best step before one that did not, else the last.
     """
     runs = sorted(runs, key=lambda run: "kept" in run.summary)  # an older version kept the last step, not the best
-    items = [dict(_items(asdict(run.config))) for run in runs]
+    items = [dict(_items(run.config.to_dict())) for run in runs]
     varied = [key for key in items[0] if len({repr(own.get(key)) for own in items}) > 1]
     varied += sorted({key for own in items for key in own} - items[0].keys())
     found: dict[tuple[str, str, float, str, tuple[tuple[str, str], ...]], dict[int, Run]] = {}

@@ -17,7 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
 from ..framework import TOLERANCE
-from ..planning import Plan, UserError, plain
+from ..planning import Plan, UserError, hidden, plain
 from ..run import RunFolder
 from . import gallery
 from .advice import Unfinished, counts, notes, origin, resume, short, unfinished
@@ -145,7 +145,7 @@ class Report:
             studies=[_section(study, f"s{i}") for i, study in enumerate(self.studies)],
         )
         page.parent.mkdir(parents=True, exist_ok=True)
-        RunFolder(page.parent).write_text(page.name, text)
+        RunFolder(page.parent).write_text(page.name, hidden(text))
 
 
 def run_log(run: Path) -> Path:

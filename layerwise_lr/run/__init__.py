@@ -3,9 +3,9 @@
 Uses planning, data, models and framework. `page.run(folder)` reads the resolved config and writes everything else beside it.
 """
 
-from . import asking, exporting, files, hints, options, page, provenance, ranges, reading, stopping
+from . import asking, exporting, files, hints, options, page, provenance, ranges, reading, reproducing, stopping
 from .checkpoints import resumable
-from .finished import Finished, looked_through, open_run, plan_in, weights_in
+from .finished import Finished, looked_through, open_result, open_run, plan_in, weights_in
 from .folder import CONFIG, RunFolder, read_lines, read_metrics
 from .measured import Measured, measured
 from .resolving import resolve
@@ -25,6 +25,7 @@ __all__ = [
     "hints",
     "looked_through",
     "measured",
+    "open_result",
     "open_run",
     "options",
     "page",
@@ -34,6 +35,7 @@ __all__ = [
     "read_lines",
     "read_metrics",
     "reading",
+    "reproducing",
     "resolve",
     "resumable",
     "stopping",

@@ -8,8 +8,9 @@ import numpy as np
 from ..data import DataSpec, batches, normalise
 from ..framework import Framework, TrainState, begin, metrics, registry
 from ..planning import GroupingSpec, OptimizerSpec, UserError, plain
-from . import page
+from . import page, reading
 from .finished import Finished
+from .folder import CONFIG
 from .schema import Config, FrameworkSpec
 
 PREPARATION = ("image_size", "resize", "channels", "mean", "std")
@@ -111,7 +112,8 @@ def own_parts(run: Finished) -> list[Part]:
     Raises:
         UserError: they are not here, or their classes are not those of the run any more.
     """
-    dataset = batches.load(run.config.data, page.seed_streams(run.config.seed)["subset"])
+    data = reading.read(run.path / CONFIG).data  # where they are, an environment variable may say
+    dataset = batches.load(data, page.seed_streams(run.config.seed)["subset"])
     dataset.close()
     number = _numbers(run, dataset.names)
     parts = (("val", dataset.val), ("test", dataset.test))

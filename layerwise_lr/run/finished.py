@@ -83,25 +83,46 @@ def open_run(path: Path) -> Finished:
     Raises:
         UserError: there is none, it is not finished, or its files do not go together.
     """
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder; give a run's, such as layerwise-lr train prints when it ends")
+    _check_folder(path)
     config = _config(path)
     summary = files.read_json(path, "summary.json")
     if summary is None:
         raise UserError(_unfinished(path))
     _check_sizes(path, config)
-    model = config.model
-    assert model.num_classes
-    if bad := [name for name in model.options if name in RUNS_CODE or not name.isidentifier()]:
+    _check_options(path, config)
+    assert config.model.num_classes
+    return Finished(path, config, _classes(path, config.model.num_classes), kept_checkpoint(path), summary)
+
+
+def open_result(path: Path) -> tuple[Config, dict[str, Any]]:
+    """Config and summary of the finished run in `path`, whose weights may be gone.
+
+    Raises:
+        UserError: likewise.
+    """
+    _check_folder(path)
+    config, summary = looked_through(path)
+    if summary is None:
+        raise UserError(_unfinished(path))
+    _check_options(path, config)
+    return config, summary
+
+
+def _check_folder(path: Path) -> None:
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; give a run's, such as layerwise-lr train prints when it ends")
+
+
+def _check_options(path: Path, config: Config) -> None:
+    if bad := [name for name in config.model.options if name in RUNS_CODE or not name.isidentifier()]:
         raise UserError(
             f"{path / CONFIG}: model.options.{plain(bad[0])} is no option, or would run code that the folder names: "
             "never done here"
         )
-    return Finished(path, config, _classes(path, model.num_classes), kept_checkpoint(path), summary)
 
 
 def _config(path: Path) -> Config:
-    config = reading.read(path / CONFIG)
+    config = reading.read(path / CONFIG, needed=False)
     try:
         ranges.check(config)
     except UserError as error:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from ..planning import UserError, plain
+from ..planning import UserError, hidden, plain
 from . import alive, checkpoints, files
 from .checkpoints import Mark
 from .files import inside
@@ -151,9 +151,9 @@ class RunFolder:
             self.write_json("status.json", self._status("interrupted", started=started, ended=_now()))
             raise
         except BaseException as error:
-            told = {"type": type(error).__name__, "message": _words(error)}
+            told = {"type": type(error).__name__, "message": hidden(_words(error))}
             with suppress(OSError):  # the place itself may be what failed
-                self.write_text("error.txt", traceback.format_exc(chain=True)[-files.MOST // 4 :])
+                self.write_text("error.txt", hidden(traceback.format_exc(chain=True))[-files.MOST // 4 :])
                 self.write_json("status.json", self._status("failed", started=started, ended=_now(), error=told))
             raise
         self.write_json("status.json", self._status("completed", started=started, ended=_now()))

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..data import READERS, batches, facts
 from ..framework import Framework, Weights, begin, registry
-from ..planning import Clip, ParamTable, Plan, UserError, make_plan
+from ..planning import Clip, ParamTable, Plan, UserError, hidden, make_plan
 from . import checkpoints, provenance, reading
 from .folder import CONFIG, RunFolder
 from .loop import Loop, Say, Track
@@ -66,18 +66,7 @@ def _run(folder: RunFolder, config: Config, say: Say, track: Track) -> dict[str,
         folder.write_json("data.json", dataset.fingerprint())
 
         framework = make_framework(config)
-        folder.write_json(
-            "env.json",
-            {
-                **provenance.environment(),
-                "framework": config.framework.name,
-                "framework_version": framework.version(),
-                "device": framework.device,
-                "devices": framework.devices(),
-                "threads": config.framework.threads,
-                "retry_on_signal": may_crash(config),
-            },
-        )
+        folder.write_json("env.json", environment(config, framework))
         model, start, told = model_of.start(framework, config, streams["init"])
         notes = list(dict.fromkeys([*batches.notes(config.data), *dataset.notes(), *told]))
         for note in notes:
@@ -104,6 +93,19 @@ def _run(folder: RunFolder, config: Config, say: Say, track: Track) -> dict[str,
         folder.write_json("summary.json", summary)
         loop.tidy()
     return summary
+
+
+def environment(config: Config, framework: Framework) -> dict[str, Any]:
+    """env.json: what the bits of a run may depend on beside its config, its data and the code."""
+    return {
+        **provenance.environment(),
+        "framework": config.framework.name,
+        "framework_version": framework.version(),
+        "device": framework.device,
+        "devices": framework.devices(),
+        "threads": config.framework.threads,
+        "retry_on_signal": may_crash(config),
+    }
 
 
 def facts_of(config: Config, plan: Plan, dataset: batches.Dataset, start: Weights) -> dict[str, str]:
@@ -185,11 +187,14 @@ def write_plan(folder: RunFolder, table: ParamTable, plan: Plan) -> None:
                 "lr_scale": {n: g.lr_scale for n, g in of.items()},
                 "lr": {n: plan.base_lr * g.lr_scale for n, g in of.items()},
                 "weight_decay": {n: g.weight_decay for n, g in of.items()},
-                "rule": {n: g.rule for n, g in of.items()},
+                "rule": {n: hidden(g.rule) for n, g in of.items()},
             }
         ),
     )
-    folder.write_json("plan.json", plan.to_dict())
+    told = plan.to_dict()
+    for group in told["groups"]:
+        group["rule"] = hidden(group["rule"])
+    folder.write_json("plan.json", told)
     rows = (",".join([str(step), *map(repr, plan.lrs(step))]) for step in plan.shown())
     folder.write_rows("lrs.csv", chain([",".join(["step", *(g.name for g in plan.groups)])], rows))
 
@@ -215,7 +220,7 @@ def may_crash(config: Config) -> bool:
 def summarise(config: Config, plan: Plan, loop: Loop, notes: list[str]) -> dict[str, Any]:
     """summary.json: what a table needs of a finished run; "val" and "test" are those of the weights that are kept."""
     return {
-        "name": config.name,
+        "name": hidden(config.name),
         "seed": config.seed,
         "steps": loop.last["step"],
         "stopped_early": loop.last["step"] < plan.total_steps,
@@ -229,5 +234,5 @@ def summarise(config: Config, plan: Plan, loop: Loop, notes: list[str]) -> dict[
         "config_sha256": config.sha256(),
         "plan_sha256": plan.sha256,
         "proof": loop.prover.summary(),
-        "notes": notes,
+        "notes": list(map(hidden, notes)),
     }

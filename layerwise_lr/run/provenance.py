@@ -4,7 +4,7 @@ import os
 import platform
 import subprocess
 import sys
-from importlib.metadata import distributions
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,11 @@ ENVIRONMENT = (
     "MKL_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
     "PYTHONHASHSEED",
+    "ATEN_CPU_CAPABILITY",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_MAX_CPU_ISA",
+    "OPENBLAS_CORETYPE",
 )
 MAX_DIFF = 1_000_000
 SECRETS = (
@@ -50,6 +55,7 @@ def environment() -> dict[str, Any]:
     return {
         "layerwise_lr": __version__,
         "python": sys.version.split()[0],
+        **{name: version(name) for name in ("numpy", "pillow")},
         "platform": platform.platform(),
         "cpu": _cpu(),
         "cpu_count": os.cpu_count(),

@@ -5,7 +5,7 @@ A rule holds for every spec of its kind: for the run's own optimizer and for eac
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from ..data import READERS, AugmentSpec, DataSpec, is_size
@@ -128,7 +128,7 @@ def check(config: Config) -> None:
     Raises:
         UserError: the first fault found, with its key.
     """
-    planned.check_finite(asdict(config), "")
+    planned.check_finite(config.to_dict(), "")
     for key in config.model.options:
         if is_secret(key):
             raise UserError(
@@ -137,7 +137,7 @@ def check(config: Config) -> None:
             )
     for at, spec in _specs(config, ""):
         for rule in RULES:
-            if rule.spec is type(spec) and (fault := _fault(rule, spec, at)):
+            if isinstance(spec, rule.spec) and (fault := _fault(rule, spec, at)):
                 raise UserError(fault)
 
 

@@ -1,4 +1,4 @@
-"""A Config of what Hydra composed, of plain data, or of a file; the last room that knows OmegaConf."""
+"""A Config of what Hydra composed, of plain data, or of a file."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..planning import UserError, did_you_mean, plain
-from . import files
+from . import environment, files
+from .environment import last as last
 from .hints import SYNONYMS, meant
 from .schema import Config
 
@@ -24,8 +25,10 @@ LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 def from_omegaconf(cfg: Any) -> Config:
     """The typed Config of a composed one; unknown keys ("+typo=1") and missing values are errors."""
-    data = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    return from_data(data)
+    with environment.given() as used:
+        data = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    config = from_data(data)
+    return environment.remembering(config, environment.as_typed(cfg)) if used else config
 
 
 def from_data(data: Any) -> Config:
@@ -40,6 +43,8 @@ def from_data(data: Any) -> Config:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise UserError(explain(error)) from None
+    except OverflowError as error:  # an integer of hundreds of digits for a float
+        raise UserError(f"a number is none that a run could use ({plain(str(error).splitlines()[0])})") from None
     assert isinstance(config, Config)
     return config
 
@@ -47,13 +52,19 @@ def from_data(data: Any) -> Config:
 def explain(error: OmegaConfBaseException) -> str:
     """OmegaConf's message as one line: key and fault."""
     key = getattr(error, "full_key", None) or ""
+    if own := environment.cause(error):
+        return f"{key}: {own}" if key else own
     first = next(line.strip() for line in str(error).splitlines() if line.strip())
     hint = "; a list is written key=[a,b]" if "is not a ListConfig" in first else ""
     return (f"{key}: {first}" if key and key not in first else first) + hint
 
 
-def read(path: Path) -> Config:
-    """config.resolved.yaml as data: no interpolation, no tags, no code.
+def read(path: Path, needed: bool = True) -> Config:
+    """config.resolved.yaml as data: no tags, no code, no interpolation but of environment variables.
+
+    Args:
+        path: of the file.
+        needed: whether all values will be used; else places and names that are variables' stay as they were typed.
 
     Raises:
         UserError: it is missing, too large, not YAML, or not a Config.
@@ -66,18 +77,17 @@ def read(path: Path) -> Config:
         data = yaml.load(text, Loader=LOADER)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not YAML ({plain(str(error).splitlines()[0], 200)})") from None
-    if "${" in repr(data):  # of the data, not the text: YAML can spell "$" as "\x24"
-        raise UserError(f"{path}: holds an interpolation ('${{'); a resolved config has none")
     if isinstance(data, dict) and isinstance(data.get("verify"), bool):  # as version 0.1 wrote it
         data["verify"] = {"start": data["verify"], "training": data["verify"]}
     try:
-        return cast(Config, _as_written(Config, data))
-    except _Otherwise:
-        pass
-    try:
-        return from_data(data)
+        told = environment.resolved(data, needed)
+        try:
+            config = cast(Config, _as_written(Config, data))
+        except _Otherwise:
+            config = from_data(data)
     except UserError as error:
         raise UserError(f"{path}: {plain(error, 900)}") from None
+    return environment.remembering(config, told) if told else config
 
 
 class _Otherwise(Exception):

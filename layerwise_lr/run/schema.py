@@ -211,13 +211,49 @@ class Config:
         }
         return make_tree(self.model.name, **given)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Every key and its value."""
+        return asdict(self)
+
     def sha256(self) -> str:
         """Content hash of everything that decides the result."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:
         """config.resolved.yaml."""
-        return yaml.safe_dump(asdict(self), sort_keys=False)
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+Told = tuple[tuple[Any, ...], str, Any]
+"""Where a value stands in a config, what was typed there, the value."""
+
+
+@dataclass
+class FromEnvironment(Config):
+    """A config of which some values are environment variables': used as they are, recorded as they were typed.
+
+    Args:
+        told: of each such value.
+    """
+
+    told: tuple[Told, ...] = field(default=(), compare=False, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every key and its value."""
+        held = asdict(self)
+        del held["told"]
+        return held
+
+    def to_yaml(self) -> str:
+        """config.resolved.yaml; a value that has become another since (a duration: steps) is that."""
+        held = self.to_dict()
+        for path, text, value in self.told:
+            node: Any = held
+            for key in path[:-1]:
+                node = node[key]
+            if node[path[-1]] == value:
+                node[path[-1]] = text
+        return yaml.safe_dump(held, sort_keys=False)
 
 
 @dataclass

@@ -253,7 +253,7 @@ def run_and_tell(path: Path, parent: int | None = None) -> int:
             follow(parent)
             with suppress(OSError):  # Linux
                 Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
-        page.run(path, say=lambda line: print(line, flush=True))
+        page.run(path, say=lambda line: print(printable(line), flush=True))
     except KeyboardInterrupt:
         code = 130
     except UserError as error:

@@ -457,7 +457,7 @@ CASES = {
         "run job", ("job/config.resolved.yaml", "no such file"), lambda: Path("job").mkdir()
     ),
     "run on an interpolation": Case(
-        "run job", ("job/config.resolved.yaml", "interpolation"), run_folder_with("name: ${oc.env:HOME}\n")
+        "run job", ("job/config.resolved.yaml", "interpolation"), run_folder_with("name: ${oc.select:seed}\n")
     ),
     "run on a huge file": Case(
         "run job", ("job/config.resolved.yaml", "larger than"), run_folder_with("#" * 1_100_000)

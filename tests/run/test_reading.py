@@ -53,11 +53,11 @@ def test_no_named_groups_may_be_written_as_null():
 @pytest.mark.parametrize(
     "text",
     [
-        "name: ${oc.env:HOME}",
-        'name: "\\x24{oc.env:HOME}"',
-        'name: "$\\u007Boc.env:HOME}"',
+        "name: ${oc.select:seed}",
+        'name: "\\x24{seed}"',
+        'name: "$\\u007Bseed}"',
         "name: ${seed}",
-        'grouping: {groups: {a: {match: ["\\x24{oc.env:HOME}"]}}}',
+        'grouping: {groups: {a: {match: ["\\x24{hydra:job.name}"]}}}',
         '"\\x24{oc.env:HOME}": 1',
         'optimizers: {"\\x24{seed}": {}}',
     ],
