@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ..planning import UserError, plain
 from . import files
 from .folder import CONFIG
-from .schema import Config
+from .schema import Config, FromEnvironment
 from .shapes import MOST_NUMBER
 
 TOLERANCE, SHARE = 0.01, 0.02
@@ -164,9 +164,11 @@ def _json(path: Path, name: str) -> Any:
 
 
 def _config(then: Path, now: Path, config: Config, was: str) -> Compared:
-    """The config is the run's own: its hash, and the seed, which stands in a file of its own."""
+    """The config is the run's own: its hash (a variable of the environment may have another value: what comes of that is
+    judged), and the seed, which stands in a file of its own."""
     row = _records("seed.json", [_json(then, "seed.json")], [_json(now, "seed.json")], _exactly)
-    if row.first is None and was not in ("", config.sha256()):
+    known = was and not isinstance(config, FromEnvironment)
+    if row.first is None and known and was != config.sha256():
         row = row._replace(first=("its sha256", plain(was[:12]), config.sha256()[:12]))
     return row._replace(file=CONFIG)
 

@@ -52,6 +52,10 @@ def test_a_place_is_used_and_nowhere_told(here: Path, monkeypatch: pytest.Monkey
     assert "to the last bit" in told[-2]
     assert recorded(here / "new") == recorded(here / "run")
     assert leaks(here / "run", told, CANARY) == leaks(here / "new", told, CANARY) == []
+    (here / CANARY).rename(here / f"{CANARY}-moved")  # the same pictures elsewhere: what comes of them is judged
+    monkeypatch.setenv("DATA", str(here / f"{CANARY}-moved"))
+    assert "to the last bit" in said(["reproduce", "run", "--to", "moved"])[0]
+    (here / f"{CANARY}-moved").rename(here / CANARY)
     monkeypatch.setenv("DATA", "/nowhere/canary-gone")
     _, error = said(["reproduce", "run"], 2)
     assert error.count("\n") == 1 and "${oc.env:DATA}/in: no such file or folder" in error
