@@ -30,7 +30,7 @@ from packaging.version import Version
 
 from ..framework import registry
 from ..planning import UserError, did_you_mean, is_secret
-from ..run import ComposedConfig, Config, hints, options, reading
+from ..run import ComposedConfig, Config, files, hints, options, reading
 from ..sweep import jobs
 from .words import Given
 
@@ -282,7 +282,10 @@ def _complaints() -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         clean_up()
         raise UserError(_one_line(error)) from error
-    except (ValueError, OSError) as error:  # Hydra's others, and folders that it cannot make
+    except OSError as error:  # a folder that it cannot make
+        clean_up()
+        raise UserError(files.told(error)) from error
+    except ValueError as error:  # Hydra's others
         clean_up()
         raise UserError(_one_line(error)) from error
 

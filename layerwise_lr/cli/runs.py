@@ -78,8 +78,7 @@ def claim(path: Path, config: Config, overrides: Sequence[str]) -> RunFolder:
 
 
 def prepare(folder: RunFolder, config: Config, overrides: Sequence[str]) -> RunFolder:
-    """All that into a folder that is claimed."""
-    folder.write_text(CONFIG, config.to_yaml())
+    """All that into a folder that is claimed; the config last: with it, the folder is whole."""
     argv = ["layerwise-lr", "train", *map(masked, sys.argv[1:])]
     folder.write_json("command.json", {"argv": argv, "overrides": list(map(masked, overrides))})
     facts, diff = provenance.git(Path.cwd())
@@ -87,6 +86,7 @@ def prepare(folder: RunFolder, config: Config, overrides: Sequence[str]) -> RunF
     if diff:
         folder.write_text("git.diff", diff)
     folder.write_text("requirements.lock.txt", provenance.requirements())
+    folder.write_text(CONFIG, config.to_yaml())
     return folder
 
 

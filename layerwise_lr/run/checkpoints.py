@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +74,19 @@ def write(
     """
     part, final = root / f".step_{step}.part", root / f"step_{step}"
     remove(part)
-    part.mkdir(parents=True)
+    try:
+        part.mkdir(parents=True)
+        _fill(part, step, named, facts)
+        remove(final)
+        part.replace(final)
+    except BaseException:
+        with suppress(OSError):  # on a full disk, this is the room to say so
+            remove(part)
+        raise
+    _sync(root)
+
+
+def _fill(part: Path, step: int, named: Mapping[str, Mapping[str, np.ndarray] | None], facts: Mapping[str, Any]) -> None:
     sums = {}
     for name, arrays in named.items():
         if arrays is not None:
@@ -85,9 +98,6 @@ def write(
     state = {"step": step, **facts, "sha256": sums}
     _put(part / STATE, json.dumps({**state, "state_sha256": _sum(state)}, allow_nan=False).encode())
     _sync(part)
-    remove(final)
-    part.replace(final)
-    _sync(root)
 
 
 def check(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -217,7 +227,7 @@ def _held(path: Path, most: int = 2**62) -> bytes:
 
 
 def _put(path: Path, held: bytes) -> None:
-    with path.open("wb") as file:
+    with files.named(path), path.open("wb") as file:
         file.write(held)
         file.flush()
         os.fsync(file.fileno())
@@ -227,7 +237,8 @@ def _sync(folder: Path) -> None:
     """A rename, or a new file, lasts when its folder is on the disk."""
     file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(file)
+        with files.named(folder):
+            os.fsync(file)
     finally:
         os.close(file)
 

@@ -12,6 +12,7 @@ import math
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,12 +28,19 @@ DEEPEST, MOST_ENTRIES = 12, 500_000
 """Levels below a folder that are looked at for runs, and files and folders there."""
 READABLE = "restore it as the run left it, or remove its folder"
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_ELSEWHERE = "choose another folder (hydra.run.dir=..., --out ...)"
 _TIDY = {
-    errno.ENOSPC: "free some space there, or choose another folder (hydra.run.dir=..., --out ...)",
-    errno.EDQUOT: "free some space there, or choose another folder (hydra.run.dir=..., --out ...)",
-    errno.EACCES: "change its permissions, or choose another folder (hydra.run.dir=..., --out ...)",
-    errno.EPERM: "change its permissions, or choose another folder (hydra.run.dir=..., --out ...)",
+    errno.ENOSPC: f"free some space there, or {_ELSEWHERE}",
+    errno.EDQUOT: f"free some space there, or {_ELSEWHERE}",
+    errno.EFBIG: f"raise the limit (ulimit -f unlimited), or {_ELSEWHERE}",
+    errno.EACCES: f"change its permissions, or {_ELSEWHERE}",
+    errno.EPERM: f"change its permissions, or {_ELSEWHERE}",
     errno.EROFS: "choose a folder that can be written (hydra.run.dir=..., --out ...)",
+    errno.ENAMETOOLONG: "choose a shorter name or folder",
+    errno.ENOTDIR: f"a file lies where a folder should be: move it away, or {_ELSEWHERE}",
+    errno.EEXIST: f"something lies where it should go: move it away, or {_ELSEWHERE}",
+    errno.EISDIR: f"a folder lies where a file should be: move it away, or {_ELSEWHERE}",
+    errno.ELOOP: f"a link lies where a file or a folder should be: remove it, or {_ELSEWHERE}",
     errno.ENOENT: "it is not there, or was removed meanwhile; begin again in a folder that stays",
     errno.EIO: "the disk fails: choose another (hydra.run.dir=...)",
     errno.EMFILE: "close other programs, or raise the limit: ulimit -n 4096",
@@ -45,6 +53,16 @@ def told(error: OSError) -> str:
     return (
         f"{where}{error.strerror or plain(error)}; {_TIDY.get(error.errno or 0, 'look at it, or choose another place')}"
     )
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """What the system complains of inside is of this file: of a full disk it says no more than that it is full."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
 
 
 def opened(path: Path, name: str, most: int = MOST) -> BinaryIO | None:

@@ -29,6 +29,8 @@ from .files import inside
 
 CONFIG = "config.resolved.yaml"
 METRICS_VERSION = 1
+PREPARED = ("command.json", "git.json", "git.diff", "requirements.lock.txt")
+"""Written by who starts a run, before the config."""
 RESULTS = ("summary.json", "metrics.jsonl", "lr_check.jsonl", "error.txt", "checkpoints")
 """What a run writes as it goes, the result first."""
 
@@ -54,12 +56,20 @@ class RunFolder:
         try:
             (path / "status.json").hardlink_to(path / mine)  # a link is made whole, and only where no file is
         except FileExistsError:
+            if folder._came_to_nothing() and folder.reclaim():
+                return folder
             raise UserError(
                 f"{path} holds a run already: choose another folder, or resume=auto to go on with it"
             ) from None
         finally:
             (path / mine).unlink()
         return folder
+
+    def _came_to_nothing(self) -> bool:
+        """Whether it was claimed by a process that ended before it had written the config, and holds nothing else."""
+        names = {path.name for path in self.path.iterdir()}
+        names -= {name for name in names if name.startswith(".claim.") or name.endswith(".part")}
+        return names <= {"status.json", alive.LOCK, *PREPARED} and self.state() == "crashed"
 
     def reclaim(self) -> bool:
         """Take over what a dead, failed or interrupted run left; False: somebody else has it by now."""
@@ -90,18 +100,22 @@ class RunFolder:
     def _write(self, name: str, parts: Iterable[str] | Iterable[bytes]) -> None:
         target = self.path / name
         if target.parent != self.path:
-            inside(self.path, str(Path(name).parent)).mkdir(exist_ok=True)
+            with files.named(target.parent):
+                inside(self.path, str(Path(name).parent)).mkdir(exist_ok=True)
         part = target.with_name(f"{target.name}.{os.getpid()}.part")
-        part.unlink(missing_ok=True)
-        with (
-            _named(part),
-            part.open("xb") as file,
-        ):  # a new file: what lies there, a link above all, is not written through
-            for each in parts:
-                file.write(each.encode() if isinstance(each, str) else each)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
+        with files.named(target):
+            try:
+                part.unlink(missing_ok=True)
+                with part.open("xb") as file:  # a new one: what lies there, a link above all, is not written through
+                    for each in parts:
+                        file.write(each.encode() if isinstance(each, str) else each)
+                    file.flush()
+                    os.fsync(file.fileno())
+                part.replace(target)
+            except BaseException:
+                with suppress(OSError):  # on a full disk, this is the room to say so
+                    part.unlink()
+                raise
 
     def write_json(self, name: str, data: Any) -> None:
         """Strict JSON, indented."""
@@ -224,13 +238,18 @@ class RunFolder:
         """
         root = self.path / "checkpoints"
         if latest:
-            self.write_text("checkpoints/latest", f"step_{latest[-1]}\n")
+            self._point_to("latest", f"step_{latest[-1]}\n")
         if best:
-            self.write_text("checkpoints/best", "step_{}/{}.safetensors\n".format(*best[0]))
+            self._point_to("best", "step_{}/{}.safetensors\n".format(*best[0]))
         stay = {f"step_{step}" for step in (*latest, *(step for step, _ in best), *also)}
         for old in root.glob("step_*"):
             if old.name not in stay:
                 checkpoints.remove(old)
+
+    def _point_to(self, name: str, text: str) -> None:
+        """Not again what is there: a full disk has no room for it."""
+        if files.read_text(self.path, f"checkpoints/{name}") != text:
+            self.write_text(f"checkpoints/{name}", text)
 
     def checkpoint(self, step: int, weights: str) -> dict[str, np.ndarray]:
         """What `save_checkpoint` wrote: "model" or "ema"."""
@@ -262,7 +281,7 @@ class Lines:
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record."""
         line = (json.dumps(record, allow_nan=False) + "\n").encode()
-        with _named(self._path):
+        with files.named(self._path):
             self._file.write(line)
             self._file.flush()
         self._bytes += len(line)
@@ -270,7 +289,8 @@ class Lines:
 
     def mark(self) -> Mark:
         """What has been written; it is on the disk."""
-        os.fsync(self._file.fileno())
+        with files.named(self._path):
+            os.fsync(self._file.fileno())
         return Mark(self._bytes, self._sum.hexdigest())
 
     def close(self) -> None:
@@ -286,16 +306,6 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, but for its first line, which tells the version."""
     return read_lines(path)[1:]
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """What the system complains of inside names the file: of a full disk it says no more than that."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
 
 
 def _now() -> str:
