@@ -2,6 +2,7 @@
 launcher), or to the help page. What Hydra and OmegaConf complain of leaves as a UserError of one line.
 """
 
+import errno
 import io
 import os
 import re
@@ -112,7 +113,7 @@ def run(command: str, words: Sequence[str], act: Act) -> None:
         sys.argv = ["layerwise-lr", *_placed(command, words)]
         hydra.main(config_path=str(CONF), config_name="config", **_options())(task)()
     if raised:
-        if isinstance(raised[0], UserError):
+        if isinstance(raised[0], UserError | OSError):
             clean_up()
         raise raised[0]
 
@@ -282,9 +283,12 @@ def _complaints() -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         clean_up()
         raise UserError(_one_line(error)) from error
-    except OSError as error:  # a folder that it cannot make
+    except OSError as error:  # a folder that cannot be made, or written
         clean_up()
-        raise UserError(files.told(error)) from error
+        error.filename = error.filename or str(sweep_folder or made_folder or Path.cwd())
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(files.told(error)) from error
+        raise
     except ValueError as error:  # Hydra's others
         clean_up()
         raise UserError(_one_line(error)) from error

@@ -57,15 +57,6 @@ def _flushed(code: int) -> int:
     return code
 
 
-def _full() -> bool:
-    """Whether it is the output that cannot be written: what waits there still does."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        return True
-    return False
-
-
 def _spell_out() -> None:
     """A character that the terminal has no code for is spelled out, instead of ending the command."""
     for stream in (sys.stdout, sys.stderr):
@@ -98,7 +89,7 @@ def _main(words: list[str]) -> NoReturn:
     except OSError as error:  # a place: full, read-only, not permitted, gone
         if full_error or not error.errno:
             raise
-        _fail(f"{'' if error.filename or not _full() else 'standard output: '}{files.told(error)}", 1)
+        _fail(f"{'' if error.filename else 'standard output: '}{files.told(error)}", 1)  # files are named
 
 
 def _dispatch(words: list[str]) -> int:

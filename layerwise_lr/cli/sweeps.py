@@ -37,12 +37,13 @@ def work(folder: Path, planned: Sequence[planning.Job], options: jobs.Options) -
 
     Those that another process trains are waited for, and taken over should it die.
     """
-    todo = _claimed(planning.to_run(planned))
+    tried = set[Path]()
+    todo = _claimed(planning.to_run(planned), tried)
     if len(todo) < len(planned):
         console.say(f"{len(planned) - len(todo)} of {len(planned)} jobs are done or running already")
     while todo:
         _train(folder, todo, options)
-        todo = _claimed(planning.to_run(planned, again=False))
+        todo = _claimed(planning.to_run(planned, again=False), tried)
     if others := planning.elsewhere(planned):
         who = RunFolder(others[0].path).read_json("status.json")
         console.text(
@@ -51,19 +52,21 @@ def work(folder: Path, planned: Sequence[planning.Job], options: jobs.Options) -
         )
     while others:
         time.sleep(_POLL)
-        if todo := _claimed(planning.to_run(planned, again=False)):
+        if todo := _claimed(planning.to_run(planned, again=False), tried):
             _train(folder, todo, options)
         others = planning.elsewhere(planned)
     console.say(f"report: layerwise-lr report {console.relative(folder)}")
     return [outcome(RunFolder(job.path), job.config.metric) for job in planned]
 
 
-def _claimed(todo: Sequence[planning.Job]) -> list[planning.Job]:
-    """Those that are ours now: nobody was faster."""
+def _claimed(todo: Sequence[planning.Job], tried: set[Path]) -> list[planning.Job]:
+    """Those that are ours now: nobody was faster, and it is no job of `tried`, which we have seen end without a word (its
+    folder is gone, or the disk is full)."""
     ours = []
     for job in todo:
         with suppress(UserError):
-            if planning.claim(job):
+            if job.path not in tried and planning.claim(job):
+                tried.add(job.path)
                 prepare(RunFolder(job.path), job.config, job.overrides)
                 ours.append(job)
     return ours
@@ -100,5 +103,6 @@ def _ended(folder: RunFolder) -> str:
     summary, status = folder.read_json("summary.json"), folder.read_json("status.json")
     if summary:
         return f"validation {summary['metric']} {summary['val'][summary['metric']]:.4f}  {summary['seconds']:5.1f} s"
+    status = status or {"state": "its folder is gone"}
     error = status.get("error") or {"message": ""}
     return f"{status['state']}: {error['message']} (log: {console.relative(folder.path / 'log.txt')})"

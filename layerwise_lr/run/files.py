@@ -28,20 +28,20 @@ DEEPEST, MOST_ENTRIES = 12, 500_000
 """Levels below a folder that are looked at for runs, and files and folders there."""
 READABLE = "restore it as the run left it, or remove its folder"
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-_ELSEWHERE = "choose another folder (hydra.run.dir=..., --out ...)"
+_ELSEWHERE = "choose another folder (hydra.run.dir=..., hydra.sweep.dir=..., --out ...)"
 _TIDY = {
     errno.ENOSPC: f"free some space there, or {_ELSEWHERE}",
     errno.EDQUOT: f"free some space there, or {_ELSEWHERE}",
     errno.EFBIG: f"raise the limit (ulimit -f unlimited), or {_ELSEWHERE}",
     errno.EACCES: f"change its permissions, or {_ELSEWHERE}",
     errno.EPERM: f"change its permissions, or {_ELSEWHERE}",
-    errno.EROFS: "choose a folder that can be written (hydra.run.dir=..., --out ...)",
+    errno.EROFS: _ELSEWHERE,
     errno.ENAMETOOLONG: "choose a shorter name or folder",
     errno.ENOTDIR: f"a file lies where a folder should be: move it away, or {_ELSEWHERE}",
     errno.EEXIST: f"something lies where it should go: move it away, or {_ELSEWHERE}",
     errno.EISDIR: f"a folder lies where a file should be: move it away, or {_ELSEWHERE}",
     errno.ELOOP: f"a link lies where a file or a folder should be: remove it, or {_ELSEWHERE}",
-    errno.ENOENT: "it is not there, or was removed meanwhile; begin again in a folder that stays",
+    errno.ENOENT: "put it back, or begin again in a folder that stays",
     errno.EIO: "the disk fails: choose another (hydra.run.dir=...)",
     errno.EMFILE: "close other programs, or raise the limit: ulimit -n 4096",
 }
@@ -262,7 +262,7 @@ def _is_ours(path: Path, name: str) -> bool:
     try:
         return (read_json(path, name) is not None) if name.endswith(".json") else (path / name).is_file()
     except UserError:
-        return name == "status.json"
+        return name == "status.json" or not os.access(path / name, os.R_OK)  # its reader says why
 
 
 def appended(path: Path) -> int:

@@ -7,6 +7,7 @@ status.json                                                                 alwa
 summary.json                                                                last: its presence means finished
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -40,6 +41,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._place: int | None = None
 
     @classmethod
     def claim(cls, path: Path) -> "RunFolder":
@@ -98,6 +100,7 @@ class RunFolder:
         self._write(name, [held])
 
     def _write(self, name: str, parts: Iterable[str] | Iterable[bytes]) -> None:
+        self._stays()
         target = self.path / name
         if target.parent != self.path:
             with files.named(target.parent):
@@ -147,29 +150,48 @@ class RunFolder:
         Raises:
             UserError: another process does.
         """
-        with alive.locked(self.path, self.read_json("status.json") or {}):
+        with alive.locked(self.path, self.read_json("status.json") or {}), self._held():
             yield from self._running()
 
     def _running(self) -> Iterator[None]:
-        started, place = _now(), self.path.stat().st_ino
+        started = _now()
         self._clear_torn()
         self.write_json("status.json", self._status("running", started=started))
         try:
             yield
-            if not self.path.exists() or self.path.stat().st_ino != place:
-                raise UserError(
-                    f"{self.path}: was removed while the run wrote into it; its results are lost, begin again"
-                )
+            self.write_json("status.json", self._status("completed", started=started, ended=_now()))
         except KeyboardInterrupt:
-            self.write_json("status.json", self._status("interrupted", started=started, ended=_now()))
+            with suppress(OSError):
+                self.write_json("status.json", self._status("interrupted", started=started, ended=_now()))
             raise
         except BaseException as error:
-            told = {"type": type(error).__name__, "message": str(error)}
+            message = files.told(error) if isinstance(error, OSError) else str(error)
+            told = {"type": type(error).__name__, "message": message}
             with suppress(OSError):  # the place itself may be what failed
-                self.write_text("error.txt", traceback.format_exc())
                 self.write_json("status.json", self._status("failed", started=started, ended=_now(), error=told))
+                self.write_text("error.txt", traceback.format_exc())
             raise
-        self.write_json("status.json", self._status("completed", started=started, ended=_now()))
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """While it is open, no other folder can pass for it."""
+        self._place = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield
+        finally:
+            os.close(self._place)
+            self._place = None
+
+    def _stays(self) -> None:
+        """That the folder which the run began in is still here.
+
+        Raises:
+            FileNotFoundError: it was removed or renamed, and another may have its name.
+        """
+        with suppress(OSError):
+            if self._place is None or os.path.samestat(os.fstat(self._place), self.path.stat()):
+                return
+        raise _removed(self.path)
 
     def _clear_torn(self) -> None:
         """What killed writers left of files that they had not finished, and the error of an earlier attempt."""
@@ -182,7 +204,8 @@ class RunFolder:
     def fail(self, message: str) -> None:
         """What the parent says of a job that could not speak for itself (killed, timed out, crashed)."""
         told = {"type": "ProcessDied", "message": message}
-        self.write_json("status.json", self._status("failed", ended=_now(), error=told))
+        with suppress(OSError):  # then nobody says it: its process is gone, which counts as crashed
+            self.write_json("status.json", self._status("failed", ended=_now(), error=told))
 
     def state(self) -> str:
         """claimed | running | completed | failed | interrupted | crashed (its process is gone) | missing."""
@@ -211,11 +234,13 @@ class RunFolder:
         average: Mapping[str, np.ndarray] | None,
     ) -> None:
         """checkpoints/step_N: the model, the average of its weights and the optimizer as safetensors, and state.json."""
+        self._stays()
         held = {"model": weights, "ema": average, "optim": optimizer}
         checkpoints.write(inside(self.path, "checkpoints"), step, held, facts)
 
     def save_point(self, point: checkpoints.Point, facts: Mapping[str, str]) -> None:
         """checkpoints/resume/step_N: what the run needs to go on; the point before it stays too, older ones go."""
+        self._stays()
         root = inside(self.path, checkpoints.RESUME)
         held = {"model": point.weights, "ema": point.average, "optim": point.optimizer}
         checkpoints.write(root, point.step, held, {"of": dict(facts), "memory": point.memory})
@@ -251,9 +276,20 @@ class RunFolder:
         if files.read_text(self.path, f"checkpoints/{name}") != text:
             self.write_text(f"checkpoints/{name}", text)
 
+    def weights_file(self, step: int, weights: str) -> Path:
+        """Where `save_checkpoint` put them: "model" or "ema".
+
+        Raises:
+            FileNotFoundError: somebody has removed it since.
+        """
+        path = self.path / "checkpoints" / f"step_{step}" / f"{weights}.safetensors"
+        if not path.is_file():
+            raise _removed(path)
+        return path
+
     def checkpoint(self, step: int, weights: str) -> dict[str, np.ndarray]:
         """What `save_checkpoint` wrote: "model" or "ema"."""
-        return load_file(str(self.path / "checkpoints" / f"step_{step}" / f"{weights}.safetensors"))
+        return load_file(str(self.weights_file(step, weights)))
 
     def _status(self, state: str, **more: Any) -> dict[str, Any]:
         mine = {"pid": os.getpid(), "process": alive.process(os.getpid()), "host": socket.gethostname()}
@@ -291,11 +327,19 @@ class Lines:
         """What has been written; it is on the disk."""
         with files.named(self._path):
             os.fsync(self._file.fileno())
+        self._stays()
         return Mark(self._bytes, self._sum.hexdigest())
 
     def close(self) -> None:
-        """No more records."""
+        """No more records; what there are is in the folder."""
+        self._stays()
         self._file.close()
+
+    def _stays(self) -> None:
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(self._file.fileno()), self._path.lstat()):
+                return
+        raise _removed(self._path)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -306,6 +350,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, but for its first line, which tells the version."""
     return read_lines(path)[1:]
+
+
+def _removed(path: Path) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, "was removed, or renamed, during the run", str(path))
 
 
 def _now() -> str:

@@ -83,6 +83,7 @@ def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps)
         if point:
             loop.recall(point)
         loop.train(track, point)
+        prover.close()
         summary = summarise(config, plan, loop, notes)
         folder.write_json("summary.json", summary)
         loop.tidy()

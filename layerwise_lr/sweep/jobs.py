@@ -181,10 +181,16 @@ def _fork(path: Path) -> Process:
     mine, pid = os.getpid(), os.fork()
     if pid:
         return _Forked(pid)
-    log = files.appended(path / "log.txt")
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os._exit(run_and_tell(path, mine))
+    code = 1
+    try:
+        log = files.appended(path / "log.txt")
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        code = run_and_tell(path, mine)
+    except OSError as error:  # a full disk has no room for a log
+        print(f"error: {files.told(error)}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(code)
 
 
 def _spawn(path: Path, threads: int) -> Process:

@@ -47,7 +47,11 @@ def work_off(
         while waiting or running:
             while waiting and len(running) < at_once:
                 path = waiting.popleft()
-                running[path] = (start(path), time.monotonic())
+                try:
+                    running[path] = (start(path), time.monotonic())
+                except OSError as error:
+                    RunFolder(path).fail(files.told(error))
+                    done(path)
             for path, (process, began) in list(running.items()):
                 late = timeout is not None and time.monotonic() - began > timeout
                 if late:
@@ -76,7 +80,8 @@ def _again(folder: RunFolder, code: int, tries: int) -> bool:
         f"died of {signal.Signals(-code).name}, which {facts['framework']} is known to do in this mode: "
         f"started again ({tries + 1} of {_TRIES})"
     )
-    with os.fdopen(files.appended(folder.path / "log.txt"), "a") as log:
+    path = folder.path / "log.txt"
+    with files.named(path), os.fdopen(files.appended(path), "a") as log:
         print(line, file=log)
     print(f"{folder.path.name}: {line}", file=sys.stderr, flush=True)
     return True
