@@ -111,7 +111,7 @@ def _interrupted(like: Path, path: Path) -> None:
     def track(steps: Iterable[int], total: int) -> Iterator[int]:
         for step in steps:
             if step == 2:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGTERM)
             yield step
 
     folder = RunFolder.claim(path)

@@ -41,12 +41,11 @@ def report(words: Sequence[str]) -> int:
     parser.add_argument("--metric", choices=["accuracy", "balanced_accuracy"], help="default: the runs' own")
     parser.add_argument("--out", type=Path, help="the page; default: report.html in the first folder")
     given = parser.parse_args(words)
-    from ..report import Report
-
     for folder in given.folder:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; a sweep prints its own when it ends")
     html = given.out or given.folder[0] / "report.html"
+    files.refuse_over(html, Report.is_page)
     made = Report.read(given.folder, given.metric)
     show_report(made)
     made.write(html)

@@ -24,6 +24,7 @@ from . import files
 
 STATE = "state.json"
 RESUME = "checkpoints/resume"
+PART = re.compile(r"\.step_[0-9]+\.part")
 _MOST_STATE = 10_000_000  # bytes
 
 
@@ -77,7 +78,7 @@ def write(
     try:
         part.mkdir(parents=True)
         _fill(part, step, named, facts)
-        remove(final)
+        discard(final)
         part.replace(final)
     except BaseException:
         with suppress(OSError):  # on a full disk, this is the room to say so
@@ -126,8 +127,13 @@ def check(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 def resumable(path: Path) -> list[int]:
     """Steps at which a run folder has a resume point, whole or not, the last one last."""
-    names = (p.name for p in (path / RESUME).glob("step_*"))
-    return sorted(int(name[5:]) for name in names if re.fullmatch(r"step_[0-9]{1,9}", name))
+    return list(steps(path / RESUME))
+
+
+def steps(root: Path) -> dict[int, Path]:
+    """The checkpoints in a folder by their step, the last one last."""
+    found = {int(p.name[5:]): p for p in root.glob("step_*") if re.fullmatch(r"step_[0-9]{1,9}", p.name)}
+    return dict(sorted(found.items()))
 
 
 def find(path: Path, facts: Mapping[str, str], like: Weights, say: Callable[[str], None]) -> Point | None:
@@ -142,13 +148,13 @@ def find(path: Path, facts: Mapping[str, str], like: Weights, say: Callable[[str
     Raises:
         UserError: the run that was interrupted was another: of another config, other pictures or start weights.
     """
-    steps = resumable(path)
-    while steps:
-        step = steps.pop()
+    left = resumable(path)
+    while left:
+        step = left.pop()
         try:
             return _point(path, path / RESUME / f"step_{step}", facts, like)
         except Damaged as why:
-            way = f"the one of step {steps[-1]} is used" if steps else "there is no other, so from step 0"
+            way = f"the one of step {left[-1]} is used" if left else "there is no other, so from step 0"
             say(f"{RESUME}/step_{step} cannot be used: {why}; {way}")
     return None
 
@@ -156,9 +162,38 @@ def find(path: Path, facts: Mapping[str, str], like: Weights, say: Callable[[str
 def drop(path: Path, point: Point) -> None:
     """What an interrupted run wrote after `point` goes: it comes again."""
     for root in (path / RESUME, path / "checkpoints"):
-        for old in root.glob("step_*"):
-            if old.name.removeprefix("step_").isdecimal() and int(old.name[5:]) > point.step:
-                remove(old)
+        for step, old in steps(root).items():
+            if step > point.step:
+                discard(old)
+
+
+def discard(step: Path) -> None:
+    """A checkpoint goes. What others put into it is kept aside, in step_N.others."""
+    if not step.is_dir() or step.is_symlink():
+        remove(step)
+        return
+    for name in step.iterdir():
+        if name.suffix == ".safetensors" or name.name == STATE:
+            remove(name)
+    try:
+        step.rmdir()
+    except OSError:  # it holds more
+        names = (step.with_name(f"{step.name}.others{count or ''}") for count in range(1_000_000))
+        step.rename(next(name for name in names if not os.path.lexists(name)))
+
+
+def clear(root: Path) -> None:
+    """All checkpoints of a folder go, and the folder itself where it holds nothing else."""
+    if not root.is_dir() or root.is_symlink():
+        remove(root)
+        return
+    for step in steps(root).values():
+        discard(step)
+    for name in root.iterdir():
+        if PART.fullmatch(name.name) or name.name in ("latest", "best"):
+            remove(name)
+    with suppress(OSError):  # it holds more
+        root.rmdir()
 
 
 def remove(path: Path) -> None:

@@ -10,8 +10,9 @@ import io
 import json
 import math
 import os
+import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -232,8 +233,11 @@ def only_plain(path: Path) -> None:
                 raise UserError(f"{at}: a link or no plain file, nothing is written beside it; remove it")
 
 
-OURS = ("status.json", "sweep.json", "plan.json", "conventions.csv", "lr_check.jsonl", "config.resolved.yaml")
+OURS = ("status.json", "sweep.json", "plan.json", "conventions.csv", "lr_check.jsonl")
 """A folder that holds one of these, as this program writes it, is this program's."""
+_CONVENTIONS = re.compile(r"name(,(depth|lr_scale|weight_decay) [a-z_]+){6}\n")
+PASSING = re.compile(r"\.claim\.[0-9]+|\..+\.[0-9]+\.part")
+"""Names of files while they are written, and of what a killed writer left."""
 
 
 def refuse_foreign(path: Path, *besides: str) -> None:
@@ -250,7 +254,7 @@ def refuse_foreign(path: Path, *besides: str) -> None:
         names = [entry.name for entry in os.scandir(path)] if path.is_dir() else []
     except OSError as error:
         raise UserError(told(error)) from None
-    held = [name for name in names if not (name.startswith(".claim.") or name.endswith(".part") or name in besides)]
+    held = [name for name in names if not (PASSING.fullmatch(name) or name in besides)]
     if held and not any(_is_ours(path, name) for name in OURS):
         raise UserError(
             f"{path}: holds files that are no run's ({plain(', '.join(sorted(held)[:3]))}), which would be written over; "
@@ -258,9 +262,34 @@ def refuse_foreign(path: Path, *besides: str) -> None:
         )
 
 
+def refuse_over(path: Path, ours: Callable[[bytes], bool]) -> None:
+    """That nothing, or a file of this program's, is where one is to be written.
+
+    Args:
+        path: of the file.
+        ours: whether bytes are of such a file.
+
+    Raises:
+        UserError: somebody else's file is there.
+    """
+    file = opened(path.parent, path.name, MOST_OF_LINES)
+    if file is None:
+        return
+    with file:
+        if not ours(file.read()):
+            raise UserError(
+                f"{path}: a file that this program has not written, or that was changed since; move it away, or choose "
+                "another (--out ...)"
+            )
+
+
 def _is_ours(path: Path, name: str) -> bool:
     try:
-        return (read_json(path, name) is not None) if name.endswith(".json") else (path / name).is_file()
+        if name.endswith(".json"):
+            return read_json(path, name) is not None
+        if name.endswith(".jsonl"):
+            return next(records(path, name), None) is not None
+        return bool(_CONVENTIONS.match(read_text(path, name) or ""))
     except UserError:
         return name == "status.json" or not os.access(path / name, os.R_OK)  # its reader says why
 

@@ -11,7 +11,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import socket
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -70,7 +69,7 @@ class RunFolder:
     def _came_to_nothing(self) -> bool:
         """Whether it was claimed by a process that ended before it had written the config, and holds nothing else."""
         names = {path.name for path in self.path.iterdir()}
-        names -= {name for name in names if name.startswith(".claim.") or name.endswith(".part")}
+        names -= {name for name in names if files.PASSING.fullmatch(name)}
         return names <= {"status.json", alive.LOCK, *PREPARED} and self.state() == "crashed"
 
     def reclaim(self) -> bool:
@@ -85,7 +84,11 @@ class RunFolder:
     def clear(self) -> None:
         """An earlier run's results go: those of a new one shall not be mixed with them."""
         for name in RESULTS:
-            checkpoints.remove(self.path / name)
+            if name == "checkpoints":
+                self.drop_points()
+                checkpoints.clear(self.path / name)
+            else:
+                checkpoints.remove(self.path / name)
 
     def write_text(self, name: str, text: str) -> None:
         """Whole or not at all: a temporary file, then a rename."""
@@ -105,13 +108,14 @@ class RunFolder:
         if target.parent != self.path:
             with files.named(target.parent):
                 inside(self.path, str(Path(name).parent)).mkdir(exist_ok=True)
-        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
         with files.named(target):
             try:
                 part.unlink(missing_ok=True)
                 with part.open("xb") as file:  # a new one: what lies there, a link above all, is not written through
                     for each in parts:
-                        file.write(each.encode() if isinstance(each, str) else each)
+                        # a name that is not UTF-8 is spelled out
+                        file.write(each.encode("utf-8", "backslashreplace") if isinstance(each, str) else each)
                     file.flush()
                     os.fsync(file.fileno())
                 part.replace(target)
@@ -197,8 +201,8 @@ class RunFolder:
         """What killed writers left of files that they had not finished, and the error of an earlier attempt."""
         (self.path / "error.txt").unlink(missing_ok=True)
         for folder in (self.path, self.path / "checkpoints", self.path / checkpoints.RESUME):
-            for part in folder.glob("*.part"):
-                if re.fullmatch(r"\.step_[0-9]+\.part|.+\.[0-9]+\.part", part.name):
+            for part in folder.glob(".*.part"):
+                if checkpoints.PART.fullmatch(part.name) or files.PASSING.fullmatch(part.name):
                     checkpoints.remove(part)
 
     def fail(self, message: str) -> None:
@@ -244,12 +248,12 @@ class RunFolder:
         root = inside(self.path, checkpoints.RESUME)
         held = {"model": point.weights, "ema": point.average, "optim": point.optimizer}
         checkpoints.write(root, point.step, held, {"of": dict(facts), "memory": point.memory})
-        for old in sorted(root.glob("step_*"), key=lambda p: int(p.name[5:]))[:-2]:
-            checkpoints.remove(old)
+        for old in list(checkpoints.steps(root).values())[:-2]:
+            checkpoints.discard(old)
 
     def drop_points(self) -> None:
         """No run goes on here."""
-        checkpoints.remove(self.path / checkpoints.RESUME)
+        checkpoints.clear(self.path / checkpoints.RESUME)
 
     def keep_checkpoints(
         self, latest: Sequence[int], best: Sequence[tuple[int, str]], also: Iterable[int] = ()
@@ -267,9 +271,9 @@ class RunFolder:
         if best:
             self._point_to("best", "step_{}/{}.safetensors\n".format(*best[0]))
         stay = {f"step_{step}" for step in (*latest, *(step for step, _ in best), *also)}
-        for old in root.glob("step_*"):
+        for old in checkpoints.steps(root).values():
             if old.name not in stay:
-                checkpoints.remove(old)
+                checkpoints.discard(old)
 
     def _point_to(self, name: str, text: str) -> None:
         """Not again what is there: a full disk has no room for it."""

@@ -37,6 +37,8 @@ def from_data(data: Any) -> Config:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise UserError(explain(error)) from None
+    except (OverflowError, ValueError) as error:  # a number that no float holds
+        raise UserError(plain(error, 200)) from None
     assert isinstance(config, Config)
     return config
 

@@ -166,7 +166,7 @@ def test_nothing_is_written_through_a_link(tmp_path):
     victim.write_text("mine")
     run = tmp_path / "run"
     run.mkdir()
-    for name in ("metrics.jsonl", "log.txt", "report.html", f"report.html.{os.getpid()}.part"):
+    for name in ("metrics.jsonl", "log.txt", "report.html", f".report.html.{os.getpid()}.part"):
         (run / name).symlink_to(victim)
     (run / "hard").hardlink_to(victim)
     folder = RunFolder(run)
