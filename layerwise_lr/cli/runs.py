@@ -130,7 +130,11 @@ def outcome(folder: RunFolder, metric: str) -> float | Exception:
     summary, status = folder.read_json("summary.json"), folder.read_json("status.json")
     if summary:
         return float(summary["val"][metric])
-    why = "its folder is gone, or holds files that are no run's" if status is None else f"it could not say why (is the disk full? its state: {folder.state()})"
+    why = (
+        "its folder is gone, or holds files that are no run's"
+        if status is None
+        else f"it could not say why (is the disk full? its state: {folder.state()})"
+    )
     error = (status or {}).get("error") or {"type": "", "message": why}
     message = f"a job failed, the others were not touched: {error['message']}; log: {console.relative(folder.path / 'log.txt')}"
     return JobsFailed(message, 2 if error["type"] == "UserError" else 1)

@@ -87,7 +87,9 @@ def write(
     _sync(root)
 
 
-def _fill(part: Path, step: int, named: Mapping[str, Mapping[str, np.ndarray] | None], facts: Mapping[str, Any]) -> None:
+def _fill(
+    part: Path, step: int, named: Mapping[str, Mapping[str, np.ndarray] | None], facts: Mapping[str, Any]
+) -> None:
     sums = {}
     for name, arrays in named.items():
         if arrays is not None:

@@ -9,9 +9,11 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from ..planning import UserError
 from ..run import RunFolder, files
 
 Done = Callable[[Path], None]
@@ -73,8 +75,10 @@ def work_off(
 
 def _again(folder: RunFolder, code: int, tries: int) -> bool:
     """Whether a crash is the framework's known own fault; says so. The run goes on, in the same folder."""
+    if code not in _CRASHES:
+        return False
     facts = folder.read_json("env.json")
-    if code not in _CRASHES or not (facts and facts["retry_on_signal"]) or folder.read_json("summary.json"):
+    if not (facts and facts["retry_on_signal"]) or folder.read_json("summary.json"):
         return False
     line = (
         f"died of {signal.Signals(-code).name}, which {facts['framework']} is known to do in this mode: "
@@ -89,9 +93,10 @@ def _again(folder: RunFolder, code: int, tries: int) -> bool:
 
 def conclude(folder: RunFolder, code: int, timeout: float | None) -> None:
     """A job that could not write its own end gets one."""
-    status = folder.read_json("status.json")
-    if status and status["state"] in ("completed", "failed", "interrupted"):
-        return
+    with suppress(UserError):  # it cannot be read: what lies there is no run's
+        status = folder.read_json("status.json")
+        if status and status["state"] in ("completed", "failed", "interrupted"):
+            return
     if timeout is not None:
         folder.fail(f"stopped after {timeout:g} seconds (hydra.launcher.timeout)")
     else:
