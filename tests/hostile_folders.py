@@ -99,12 +99,12 @@ def make(home: Path, program: Callable[[list[str]], object]) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     done = forked(lambda: program(["compare", *TRAIN, "hydra.sweep.dir=sweep"]), home, home / "made", 120)
     assert done == 0, (home / "made").read_text()
-    forked(lambda: _interrupted(bad_run(home / "sweep"), home / "stopped"), home, home / "made", 60)
+    forked(lambda: interrupted(bad_run(home / "sweep"), home / "stopped"), home, home / "made", 60)
     assert (home / "stopped" / POINT).is_dir(), (home / "made").read_text()
     return home
 
 
-def _interrupted(like: Path, path: Path) -> None:
+def interrupted(like: Path, path: Path) -> None:
     """A run of the same config, asked to stop in its third step."""
     from layerwise_lr.run import CONFIG, RunFolder, page
 
@@ -313,6 +313,7 @@ def at_of(sweep: Path, at: str) -> Path:
         return sweep / at
     path = bad_run(sweep) / at
     if not os.path.lexists(path):
+        path.parent.mkdir(exist_ok=True)
         path.write_text("x\n")
     return path
 
@@ -345,6 +346,7 @@ def forked(act: Callable[[], object], cwd: Path, told: Path, limit: float) -> in
             os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
             os.dup2(out, 1)
             os.dup2(out, 2)
+            sys.stdout, sys.stderr = (open(fd, "w", errors="backslashreplace", closefd=False) for fd in (1, 2))  # noqa: SIM115
             os.environ["CANARY"] = VARIABLE
             try:
                 act()

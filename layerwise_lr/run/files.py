@@ -291,7 +291,7 @@ def _is_ours(path: Path, name: str) -> bool:
             return next(records(path, name), None) is not None
         return bool(_CONVENTIONS.match(read_text(path, name) or ""))
     except UserError:
-        return name == "status.json" or not os.access(path / name, os.R_OK)  # its reader says why
+        return not os.access(path / name, os.R_OK)  # its reader says why
 
 
 def appended(path: Path) -> int:
