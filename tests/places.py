@@ -8,7 +8,9 @@ import ctypes
 import json
 import os
 import re
+import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -424,25 +426,17 @@ def named(home: Home, name: str, command: str) -> list[str]:
     return wrong(code, said) + ([] if good and "\x1b" not in said else [f"ends with {code}: {said[-300:]}"])
 
 
-def _on(fd: int, path: str) -> None:
-    os.dup2(os.open(path, os.O_RDWR), fd)
-
-
-def _deaf() -> None:
-    read, write = os.pipe()
-    os.close(read)
-    os.dup2(write, 1)
-
-
-OUTPUTS: Mapping[str, Callable[[], object]] = {
-    "closed": lambda: os.close(1),
-    "full": lambda: _on(1, "/dev/full"),
-    "nobody reads": _deaf,
-    "ASCII": lambda: sys.stdout.reconfigure(encoding="ascii"),  # type: ignore[union-attr]
-    "no input": lambda: os.close(0),
-    "no error": lambda: os.close(2),
-    "none at all": lambda: [os.close(fd) for fd in (0, 1, 2)],
+OUTPUTS: Mapping[str, str] = {
+    "closed": ">&-",
+    "full": ">/dev/full",
+    "nobody reads": "| true",
+    "one line is read": "| head -1",
+    "no input": "<&-",
+    "no error": "2>&-",
+    "none at all": "<&- >&- 2>&-",
+    "ASCII": "",
 }
+"""In the shell's words."""
 
 
 def output(home: Home, what: str, command: str) -> list[str]:
@@ -450,18 +444,13 @@ def output(home: Home, what: str, command: str) -> list[str]:
     at = home.path / "disk"
     disk(at, **ROOMY)
     home.lay(at)
-
-    def act() -> None:
-        OUTPUTS[what]()
-        home.program(list(COMMANDS[command]))
-
-    told = home.path / "told"
-    code = forked(act, at, told, 60)
-    said = told.read_text(errors="replace")
-    if what in ("closed", "none at all") or code is None:
-        code = code if code is None else min(abs(code), 1)
-    mute = what in ("nobody reads", "no error", "none at all")
-    found = [fault for fault in wrong(code, said) if not (mute and "lines" in fault[:8])]
+    ascii_only = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LANG": "C"} if what == "ASCII" else {}
+    line = f"{shlex.join([sys.executable, '-m', 'layerwise_lr', *COMMANDS[command]])} {OUTPUTS[what]}"
+    environment = {**os.environ, **ascii_only, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(["bash", "-c", line], cwd=at, env=environment, capture_output=True, text=True, timeout=120)
+    said = done.stdout + done.stderr
+    quiet = "error" in what or "none" in what
+    found = [fault for fault in wrong(done.returncode, said) if not (quiet and fault.startswith("0 lines"))]
     return found + (mended(home, at) if command == "train" else [])
 
 
@@ -483,7 +472,7 @@ def cases() -> dict[str, Callable[[Home], list[str]]]:
         found[f"over|{what}"] = partial(over, what=what)
     for name, command in product((*NAMES, *LONGEST), ("train", "report")):
         found[f"named|{ascii(name)[1:-1][:20]}|{command}"] = partial(named, name=name, command=command)
-    for what, command in product(OUTPUTS, COMMANDS):
+    for what, command in product(OUTPUTS, ("train", "sweep", "run", "report", "predict", "plan")):
         found[f"output|{what}|{command}"] = partial(output, what=what, command=command)
     return found
 

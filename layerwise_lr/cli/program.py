@@ -65,6 +65,7 @@ def _spell_out() -> None:
 
 
 def _main(words: list[str]) -> NoReturn:
+    files.open_streams()
     _spell_out()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does, also under nohup
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:

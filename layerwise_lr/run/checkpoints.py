@@ -270,7 +270,7 @@ def _held(path: Path, most: int = 2**62) -> bytes:
         return file.read()
 
 
-def _packed(arrays: Weights) -> Iterator[bytes | memoryview]:
+def _packed(arrays: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
     """A safetensors file, part by part: length of the header, header, arrays as they lie in memory. (The package's own
     `save` copies them twice, which took longer than the writing.)"""
     header, held, at = {}, [], 0

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import stat
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -308,3 +309,15 @@ def appended(path: Path) -> int:
             raise
     path.unlink()
     return os.open(path, flags | os.O_EXCL, 0o644)
+
+
+def open_streams() -> None:
+    """A standard stream that was closed (`>&-`) leads to nowhere: the next file opened would take its number, and what is
+    printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
