@@ -44,7 +44,7 @@ def work(folder: Path, planned: Sequence[planning.Job], options: jobs.Options) -
     while todo:
         _train(folder, todo, options)
         todo = _claimed(planning.to_run(planned, again=False), tried)
-    if others := planning.elsewhere(planned):
+    if others := _elsewhere(planned, tried):
         who = RunFolder(others[0].path).read_json("status.json")
         console.text(
             f"waiting for {len(others)} jobs that another process trains (process {who['pid']} of {who['host']}); "
@@ -54,9 +54,13 @@ def work(folder: Path, planned: Sequence[planning.Job], options: jobs.Options) -
         time.sleep(_POLL)
         if todo := _claimed(planning.to_run(planned, again=False), tried):
             _train(folder, todo, options)
-        others = planning.elsewhere(planned)
+        others = _elsewhere(planned, tried)
     console.say(f"report: layerwise-lr report {console.relative(folder)}")
     return [outcome(RunFolder(job.path), job.config.metric) for job in planned]
+
+
+def _elsewhere(planned: Sequence[planning.Job], tried: set[Path]) -> list[planning.Job]:
+    return [job for job in planning.elsewhere(planned) if job.path not in tried]
 
 
 def _claimed(todo: Sequence[planning.Job], tried: set[Path]) -> list[planning.Job]:

@@ -4,7 +4,6 @@ A sweep's folder holds sweep.json (every job, written before the first begins) a
 after what was varied. The same sweep again finds the same folders and runs only what is missing.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,13 +62,8 @@ def to_run(jobs: Sequence[Job], again: bool = True) -> list[Job]:
 
 
 def elsewhere(jobs: Sequence[Job]) -> list[Job]:
-    """Jobs that another process trains, or has claimed."""
-    return [job for job in jobs if RunFolder(job.path).state() in ("running", "claimed") and not _ours(job)]
-
-
-def _ours(job: Job) -> bool:
-    """A claim of this process is of a job that could not even say that it failed."""
-    return bool(RunFolder(job.path).read_json("status.json")["pid"] == os.getpid())
+    """Jobs that a process trains, or has claimed."""
+    return [job for job in jobs if RunFolder(job.path).state() in ("running", "claimed")]
 
 
 def claim(job: Job) -> bool:
