@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,6 +60,18 @@ FILES = (
     "requirements.lock.txt",
 )
 SWEEPS = "sweep.json"
+POINT = "checkpoints/resume/step_3"
+POINTS = (
+    "checkpoints/resume",
+    POINT,
+    f"{POINT}/state.json",
+    f"{POINT}/model.safetensors",
+    f"{POINT}/optim.safetensors",
+    ".lock",
+)
+"""Of an interrupted run, which is resumed."""
+FOLDERS = ("checkpoints", "checkpoints/resume", POINT)
+RESUMES = ("resume", "resume of a sweep")
 SECRET, VARIABLE = "content-of-another-file", "value-of-a-variable"
 
 
@@ -78,6 +90,8 @@ def commands(run: str) -> dict[str, tuple[str, ...]]:
         "train from it": ("train", *ONE, "weights=file", f'weights.path="{run}"', "hydra.run.dir=new"),
         "sweep into it": ("train", "-m", *TRAIN, "hydra.sweep.dir=sweep"),
         "predict of a sweep": ("predict", "sweep", "picture.png"),
+        "resume": ("resume", run),
+        "resume of a sweep": ("resume", "sweep", "--jobs", "1"),
     }
 
 
@@ -86,7 +100,26 @@ def make(home: Path, program: Callable[[list[str]], object]) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     done = forked(lambda: program(["compare", *TRAIN, "hydra.sweep.dir=sweep"]), home, home / "made", 120)
     assert done == 0, (home / "made").read_text()
+    forked(lambda: interrupted(bad_run(home / "sweep"), home / "stopped"), home, home / "made", 60)
+    assert (home / "stopped" / POINT).is_dir(), (home / "made").read_text()
     return home
+
+
+def interrupted(like: Path, path: Path) -> None:
+    """A run of the same config, asked to stop in its third step."""
+    from layerwise_lr.run import CONFIG, RunFolder, page
+
+    def track(steps: Iterable[int], total: int) -> Iterator[int]:
+        for step in steps:
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield step
+
+    folder = RunFolder.claim(path)
+    for name in ("command.json", "git.json", CONFIG):
+        folder.write_text(name, (like / name).read_text())
+    with suppress(KeyboardInterrupt):
+        page.run(path, print, track)
 
 
 def _replaced(value: Any, change: Callable[[Any], Any]) -> Any:
@@ -257,14 +290,22 @@ def cases() -> Iterator[Case]:
     def of_shape(at: str, change: Callable[[Path], object]) -> Callable[[Path], object]:
         return lambda sweep: change(at_of(sweep, at))
 
-    for at in (*FILES, SWEEPS):
+    for at in (*FILES, SWEEPS, *POINTS):
         for kind, shape in {**SHAPES, "a hard link": _hard}.items():
-            if at != "checkpoints" or kind not in FILES_ONLY:
+            if at not in FOLDERS or kind not in FILES_ONLY:
                 yield Case(at, kind, of_shape(at, shape))
-        for kind, change in TEXTS.items() if at != "checkpoints" else ():
+        for kind, change in TEXTS.items() if at not in FOLDERS else ():
             yield Case(at, kind, of_text(at, change))
     for name in JOBS:
         yield Case(SWEEPS, f"a job named {name[:20]!r}", _job(name))
+
+
+def every() -> Iterator[tuple[str, Case]]:
+    """All of them under each command that they concern."""
+    for case in cases():
+        for command in commands("x"):
+            if case.file not in POINTS or command in RESUMES:
+                yield command, case
 
 
 def at_of(sweep: Path, at: str) -> Path:
@@ -273,6 +314,7 @@ def at_of(sweep: Path, at: str) -> Path:
         return sweep / at
     path = bad_run(sweep) / at
     if not os.path.lexists(path):
+        path.parent.mkdir(exist_ok=True)
         path.write_text("x\n")
     return path
 
@@ -305,6 +347,7 @@ def forked(act: Callable[[], object], cwd: Path, told: Path, limit: float) -> in
             os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
             os.dup2(out, 1)
             os.dup2(out, 2)
+            sys.stdout, sys.stderr = (open(fd, "w", errors="backslashreplace", closefd=False) for fd in (1, 2))  # noqa: SIM115
             os.environ["CANARY"] = VARIABLE
             try:
                 act()
@@ -351,6 +394,9 @@ def ask(case: Case, command: str, base: Path, home: Path, program: Callable[[lis
     (home / "victim" / "twin" / "status.json").write_text('{"state": "failed"}')
     shutil.copy(base / "picture.png", home / "picture.png")
     run = bad_run(home / "sweep")
+    if command in RESUMES:
+        shutil.rmtree(run)
+        shutil.copytree(base / "stopped", run)
     words = commands(str(run.relative_to(home)))[command]
     case.spoil(home / "sweep")
     if command in ("run", "sweep into it"):  # else they say that it is finished
@@ -400,25 +446,22 @@ def main(report: str = "") -> int:
         base, program = prepared(Path(made))
         lines = []
         wanted, part = os.environ.get("ONLY", ""), int(os.environ.get("PART", "1"))
-        for case in cases():
-            for command in commands("x"):
-                name = f"{command}|{case.file}|{case.kind}"
-                if not re.search(wanted, name) or int(hashlib.sha256(name.encode()).hexdigest(), 16) % part:
-                    continue
-                home = Path(made) / "case"
-                home.mkdir()
-                found = ask(case, command, base, home, program)
-                for path in home.rglob("*"):
-                    if not path.is_symlink():
-                        path.chmod(0o700)
-                shutil.rmtree(home)
-                counts.update(found.faults or ("kept",))
-                counts["tried"] += 1
-                if found.faults:
-                    lines.append(
-                        f"{command} | {case.file} | {case.kind} | {found.code} | {found.faults} | {found.said!r}"
-                    )
-                    print(lines[-1][:700], flush=True)
+        for command, case in every():
+            name = f"{command}|{case.file}|{case.kind}"
+            if not re.search(wanted, name) or int(hashlib.sha256(name.encode()).hexdigest(), 16) % part:
+                continue
+            home = Path(made) / "case"
+            home.mkdir()
+            found = ask(case, command, base, home, program)
+            for path in home.rglob("*"):
+                if not path.is_symlink():
+                    path.chmod(0o700)
+            shutil.rmtree(home)
+            counts.update(found.faults or ("kept",))
+            counts["tried"] += 1
+            if found.faults:
+                lines.append(f"{command} | {case.file} | {case.kind} | {found.code} | {found.faults} | {found.said!r}")
+                print(lines[-1][:700], flush=True)
         print(dict(counts))
         if report:
             Path(report).write_text("\n".join(lines))

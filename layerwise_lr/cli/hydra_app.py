@@ -2,6 +2,7 @@
 launcher), or to the help page. What Hydra and OmegaConf complain of leaves as a UserError of one line.
 """
 
+import errno
 import io
 import os
 import re
@@ -30,7 +31,7 @@ from packaging.version import Version
 
 from ..framework import registry
 from ..planning import UserError, did_you_mean
-from ..run import ComposedConfig, Config, hints, options, reading
+from ..run import ComposedConfig, Config, files, hints, options, reading
 from ..sweep import jobs
 from .words import Given
 
@@ -113,7 +114,7 @@ def run(command: str, words: Sequence[str], act: Act) -> None:
         sys.argv = ["layerwise-lr", *_placed(command, words)]
         hydra.main(config_path=str(CONF), config_name="config", **_options())(task)()
     if raised:
-        if isinstance(raised[0], UserError):
+        if isinstance(raised[0], UserError | OSError):
             clean_up()
         raise raised[0]
 
@@ -277,7 +278,13 @@ def _complaints() -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         clean_up()
         raise UserError(_one_line(error)) from error
-    except (ValueError, OSError) as error:  # Hydra's others, and folders that it cannot make
+    except OSError as error:  # a folder that cannot be made, or written
+        clean_up()
+        error.filename = error.filename or str(sweep_folder or made_folder or Path.cwd())
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(files.told(error)) from error
+        raise
+    except ValueError as error:  # Hydra's others
         clean_up()
         raise UserError(_one_line(error)) from error
 

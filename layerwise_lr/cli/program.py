@@ -78,6 +78,7 @@ def _spell_out() -> None:
 
 
 def _main(words: list[str]) -> NoReturn:
+    files.open_streams()
     _spell_out()
     full_error = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra shall raise, not print
@@ -99,7 +100,7 @@ def _main(words: list[str]) -> NoReturn:
     except OSError as error:  # a place: full, read-only, not permitted, gone
         if full_error or not error.errno:
             raise
-        _fail(f"{'' if error.filename else 'standard output: '}{files.told(error)}", 1)
+        _fail(f"{'' if error.filename else 'standard output: '}{files.told(error)}", 1)  # files are named
 
 
 def _dispatch(words: list[str]) -> int:

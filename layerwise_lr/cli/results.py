@@ -51,11 +51,11 @@ def report(words: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="the page; default: report.html in the first folder")
     parser.add_argument("--decide", action="store_true", help="exit code by the first verdict, for scripts")
     given = parser.parse_args(words)
-
     for folder in given.folder:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; a sweep prints its own when it ends")
     html = given.out or given.folder[0] / "report.html"
+    files.refuse_over(html, Report.is_page)
     made = Report.read(given.folder, given.metric)
     if given.decide and len(made.studies) > 1:
         titles = "; ".join(study.title for study in made.studies[:4])

@@ -1,5 +1,6 @@
 """`resume`, and `train ... resume=auto`: a run, or what is left of a sweep, goes on from its last whole checkpoints."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,11 @@ def _limits(path: Path) -> dict[str, Any]:
 
 
 def _config(path: Path) -> Config:
+    if not os.path.lexists(path / CONFIG):
+        raise UserError(
+            f"{path}: the run ended before it had written its {CONFIG}; the command that began it, with "
+            f"hydra.run.dir={path}, begins it again"
+        )
     config = reading.read(path / CONFIG)
     runs.refuse_unresolved(path, config)
     return config
@@ -65,10 +71,10 @@ def train(config: Config, path: Path, given: Given) -> None:
         UserError: what is there is of another config, or is being trained.
     """
     folder = RunFolder(path)
-    if folder.state() == "missing":
+    if folder.state() == "missing" or not os.path.lexists(path / CONFIG):
         runs.train(config, path, given)
         return
-    asked, held = runs.final(config, given), reading.read(path / CONFIG)
+    asked, held = runs.final(config, given), _config(path)
     if asked.to_dict() != held.to_dict():
         raise UserError(
             f"{path}: holds a run of another config ({', '.join(_differing(asked.to_dict(), held.to_dict())[:3])}); choose "
@@ -96,6 +102,7 @@ def again(path: Path, config: Config) -> None:
     """
     folder = RunFolder(path)
     if (path / "summary.json").is_file() and folder.state() == "completed":
+        folder.drop_points()  # it may have ended before that
         console.say(f"{console.relative(path)} is finished: its result is in summary.json")
         return
     folder.refuse_live()

@@ -78,8 +78,8 @@ def claim(path: Path, config: Config, overrides: Sequence[str]) -> RunFolder:
 
 
 def prepare(folder: RunFolder, config: Config, overrides: Sequence[str], command: Sequence[str] = ()) -> RunFolder:
-    """All that into a folder that is claimed; `command`: what started it, else train with this process's words."""
-    folder.write_text(CONFIG, config.to_yaml())
+    """All that into a folder that is claimed, the config last: with it, the folder is whole; `command`: what started it,
+    else train with this process's words."""
     argv = ["layerwise-lr", *map(masked, command or ["train", *sys.argv[1:]])]
     folder.write_json("command.json", {"argv": argv, "overrides": list(map(masked, overrides))})
     facts, diff = provenance.git(Path.cwd())
@@ -87,6 +87,7 @@ def prepare(folder: RunFolder, config: Config, overrides: Sequence[str], command
     if diff:
         folder.write_text("git.diff", diff)
     folder.write_text("requirements.lock.txt", provenance.requirements())
+    folder.write_text(CONFIG, config.to_yaml())
     return folder
 
 
@@ -141,8 +142,12 @@ def outcome(folder: RunFolder, metric: str) -> float | Exception:
 def why(folder: RunFolder) -> str:
     """What became of a job that has no result."""
     try:
-        status = folder.read_json("status.json") or {}
-        return plain((status.get("error") or {"message": folder.state()})["message"], 400)
+        status = folder.read_json("status.json")
+        if status is None:
+            return "its folder is gone, or holds files that are no run's"
+        if error := status.get("error"):
+            return plain(error["message"], 400)
+        return f"it could not say why (is the disk full? its state: {folder.state()})"
     except UserError as error:
         return str(error)
 

@@ -39,13 +39,14 @@ def work(folder: Path, planned: Sequence[planning.Job], options: jobs.Options) -
 
     Those that another process trains are waited for, and taken over should it die.
     """
-    todo = _claimed(planning.to_run(planned))
+    tried = set[Path]()
+    todo = _claimed(planning.to_run(planned), tried)
     if len(todo) < len(planned):
         console.say(f"{len(planned) - len(todo)} of {len(planned)} jobs are done or running already")
     while todo:
         _train(folder, todo, options)
-        todo = _claimed(planning.to_run(planned, again=False))
-    if others := planning.elsewhere(planned):
+        todo = _claimed(planning.to_run(planned, again=False), tried)
+    if others := _elsewhere(planned, tried):
         who = RunFolder(others[0].path).read_json("status.json")
         console.text(
             f"waiting for {len(others)} jobs that another process trains (process {who['pid']} of {who['host']}); "
@@ -53,9 +54,9 @@ def work(folder: Path, planned: Sequence[planning.Job], options: jobs.Options) -
         )
     while others:
         time.sleep(_POLL)
-        if todo := _claimed(planning.to_run(planned, again=False)):
+        if todo := _claimed(planning.to_run(planned, again=False), tried):
             _train(folder, todo, options)
-        others = planning.elsewhere(planned)
+        others = _elsewhere(planned, tried)
     return _told(folder, planned, [outcome(RunFolder(job.path), job.config.metric) for job in planned])
 
 
@@ -82,12 +83,18 @@ def _told(folder: Path, planned: Sequence[planning.Job], ends: Sequence[float | 
     return [error if isinstance(end, Exception) else end for end in ends]
 
 
-def _claimed(todo: Sequence[planning.Job]) -> list[planning.Job]:
-    """Those that are ours now: nobody was faster."""
+def _elsewhere(planned: Sequence[planning.Job], tried: set[Path]) -> list[planning.Job]:
+    return [job for job in planning.elsewhere(planned) if job.path not in tried]
+
+
+def _claimed(todo: Sequence[planning.Job], tried: set[Path]) -> list[planning.Job]:
+    """Those that are ours now: nobody was faster, and it is no job of `tried`, which we have seen end without a word (its
+    folder is gone, or the disk is full)."""
     ours = []
     for job in todo:
         with suppress(UserError):
-            if planning.claim(job):
+            if job.path not in tried and planning.claim(job):
+                tried.add(job.path)
                 prepare(RunFolder(job.path), job.config, job.overrides)
                 ours.append(job)
     return ours

@@ -130,6 +130,11 @@ class Report:
             raise UserError(f"{where}: no finished run in or below it{held}{first}")
         return cls(tuple(studies(runs, metric)), tuple(rest))
 
+    @staticmethod
+    def is_page(held: bytes) -> bool:
+        """Whether a file is one that `write` has made."""
+        return b": which learning rates are better?</title>" in held[:100_000]
+
     def write(self, page: Path) -> None:
         """The page, whole and alone in one file."""
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -68,10 +68,10 @@ def process(pid: int) -> str | None:
 
 
 def _held(folder: Path) -> bool | None:
-    """Whether somebody holds the lock; None: this place has no locks, or does not let us look."""
+    """Whether somebody holds the lock; None: it is not there, this place has no locks, or does not let us look."""
     try:
         file = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except PermissionError:
+    except (FileNotFoundError, PermissionError):
         return None
     except OSError:
         return False

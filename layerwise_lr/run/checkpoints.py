@@ -9,13 +9,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from ..framework import Weights
 from ..planning import UserError, plain
@@ -23,6 +24,18 @@ from . import files
 
 STATE = "state.json"
 RESUME = "checkpoints/resume"
+PART = re.compile(r"\.step_[0-9]+\.part")
+_DTYPES = {
+    "<f4": "F32",
+    "<f8": "F64",
+    "<f2": "F16",
+    "<i8": "I64",
+    "<i4": "I32",
+    "|i1": "I8",
+    "|u1": "U8",
+    "|b1": "BOOL",
+}
+"""safetensors' words for NumPy's types."""
 _MOST_STATE = 10_000_000  # bytes
 
 
@@ -73,21 +86,28 @@ def write(
     """
     part, final = root / f".step_{step}.part", root / f"step_{step}"
     remove(part)
-    part.mkdir(parents=True)
+    try:
+        part.mkdir(parents=True)
+        _fill(part, step, named, facts)
+        discard(final)
+        part.replace(final)
+    except BaseException:
+        with suppress(OSError):  # on a full disk, this is the room to say so
+            remove(part)
+        raise
+    _sync(root)
+
+
+def _fill(
+    part: Path, step: int, named: Mapping[str, Mapping[str, np.ndarray] | None], facts: Mapping[str, Any]
+) -> None:
     sums = {}
     for name, arrays in named.items():
         if arrays is not None:
-            # it stores the memory as it lies: only C order is right. (ascontiguousarray makes a scalar 1-D.)
-            held = save({key: np.asarray(a, order="C") for key, a in arrays.items()})
-            sums[f"{name}.safetensors"] = hashlib.sha256(held).hexdigest()
-            _put(part / f"{name}.safetensors", held)
-            del held
+            sums[f"{name}.safetensors"] = _put(part / f"{name}.safetensors", _packed(arrays))
     state = {"step": step, **facts, "sha256": sums}
-    _put(part / STATE, json.dumps({**state, "state_sha256": _sum(state)}, allow_nan=False).encode())
+    _put(part / STATE, [json.dumps({**state, "state_sha256": _sum(state)}, allow_nan=False).encode()])
     _sync(part)
-    remove(final)
-    part.replace(final)
-    _sync(root)
 
 
 def check(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -116,8 +136,13 @@ def check(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 def resumable(path: Path) -> list[int]:
     """Steps at which a run folder has a resume point, whole or not, the last one last."""
-    names = (p.name for p in (path / RESUME).glob("step_*"))
-    return sorted(int(name[5:]) for name in names if re.fullmatch(r"step_[0-9]{1,9}", name))
+    return list(steps(path / RESUME))
+
+
+def steps(root: Path) -> dict[int, Path]:
+    """The checkpoints in a folder by their step, the last one last."""
+    found = {int(p.name[5:]): p for p in root.glob("step_*") if re.fullmatch(r"step_[0-9]{1,9}", p.name)}
+    return dict(sorted(found.items()))
 
 
 def find(path: Path, facts: Mapping[str, str], like: Weights, say: Callable[[str], None]) -> Point | None:
@@ -132,13 +157,13 @@ def find(path: Path, facts: Mapping[str, str], like: Weights, say: Callable[[str
     Raises:
         UserError: the run that was interrupted was another: of another config, other pictures or start weights.
     """
-    steps = resumable(path)
-    while steps:
-        step = steps.pop()
+    left = resumable(path)
+    while left:
+        step = left.pop()
         try:
             return _point(path, path / RESUME / f"step_{step}", facts, like)
         except Damaged as why:
-            way = f"the one of step {steps[-1]} is used" if steps else "there is no other, so from step 0"
+            way = f"the one of step {left[-1]} is used" if left else "there is no other, so from step 0"
             say(f"{RESUME}/step_{step} cannot be used: {why}; {way}")
     return None
 
@@ -146,9 +171,38 @@ def find(path: Path, facts: Mapping[str, str], like: Weights, say: Callable[[str
 def drop(path: Path, point: Point) -> None:
     """What an interrupted run wrote after `point` goes: it comes again."""
     for root in (path / RESUME, path / "checkpoints"):
-        for old in root.glob("step_*"):
-            if old.name.removeprefix("step_").isdecimal() and int(old.name[5:]) > point.step:
-                remove(old)
+        for step, old in steps(root).items():
+            if step > point.step:
+                discard(old)
+
+
+def discard(step: Path) -> None:
+    """A checkpoint goes. What others put into it is kept aside, in step_N.others."""
+    if not step.is_dir() or step.is_symlink():
+        remove(step)
+        return
+    for name in step.iterdir():
+        if name.suffix == ".safetensors" or name.name == STATE:
+            remove(name)
+    try:
+        step.rmdir()
+    except OSError:  # it holds more
+        names = (step.with_name(f"{step.name}.others{count or ''}") for count in range(1_000_000))
+        step.rename(next(name for name in names if not os.path.lexists(name)))
+
+
+def clear(root: Path) -> None:
+    """All checkpoints of a folder go, and the folder itself where it holds nothing else."""
+    if not root.is_dir() or root.is_symlink():
+        remove(root)
+        return
+    for step in steps(root).values():
+        discard(step)
+    for name in root.iterdir():
+        if PART.fullmatch(name.name) or name.name in ("latest", "best"):
+            remove(name)
+    with suppress(OSError):  # it holds more
+        root.rmdir()
 
 
 def remove(path: Path) -> None:
@@ -231,18 +285,41 @@ def _opened(path: Path, most: int = 2**62) -> BinaryIO:
     return file
 
 
-def _put(path: Path, held: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(held)
+def _packed(arrays: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
+    """A safetensors file, part by part: length of the header, header, arrays as they lie in memory. (The package's own
+    `save` copies them twice, which took longer than the writing.)"""
+    header, held, at = {}, [], 0
+    for name, array in sorted(arrays.items()):  # an equal state is an equal file
+        # ascontiguousarray makes a scalar 1-D
+        flat = np.asarray(array, order="C")
+        end = at + flat.nbytes
+        header[name] = {"dtype": _DTYPES[flat.dtype.str], "shape": list(flat.shape), "data_offsets": [at, end]}
+        held.append(flat.reshape(-1).view(np.uint8).data)
+        at = end
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    yield len(head).to_bytes(8, "little") + head
+    yield from held
+
+
+def _put(path: Path, parts: Iterable[bytes | memoryview]) -> str:
+    """A new file, on the disk; its sha256."""
+    made = hashlib.sha256()
+    with files.named(path), path.open("wb") as file:
+        for part in parts:
+            file.write(part)
+            made.update(part)
         file.flush()
         os.fsync(file.fileno())
+    return made.hexdigest()
 
 
 def _sync(folder: Path) -> None:
     """A rename, or a new file, lasts when its folder is on the disk."""
     file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(file)
+        with files.named(folder):
+            os.fsync(file)
     finally:
         os.close(file)
 

@@ -17,7 +17,7 @@ from ..framework import Framework, Weights, ZooModel, registry
 from ..planning import UserError
 from . import makers, page
 from .asking import PREPARATION, Model, answers, bare, own_parts
-from .files import inside
+from .files import inside, read_json, refuse_over
 from .finished import Finished
 from .folder import RunFolder
 from .onnx_file import finish
@@ -59,6 +59,8 @@ def export(run: Finished, target: str, out: Path | None, scaled: bool) -> Export
     out = out or inside(run.path, "export") / f"{'model' if target == suffix[1:] else target}{suffix}"
     if out.suffix != suffix or out.is_dir():
         raise UserError(f"--out {out}: --to {target} writes a file whose name ends in {suffix}")
+    refuse_over(out, lambda held: _sha_beside(out) == hashlib.sha256(held).hexdigest())
+    refuse_over(out.with_name(f"{out.name}.json"), lambda held: _sha_beside(out) is not None)
     if scaled and target != "onnx":
         raise UserError(f"--with-normalisation: weights compute nothing; it is --to onnx's, not --to {target}'s")
     facts: dict[str, Any] = _facts(run, scaled)
@@ -72,6 +74,13 @@ def export(run: Finished, target: str, out: Path | None, scaled: bool) -> Export
     home.write_whole(out.name, held)
     home.write_json(f"{out.name}.json", facts)
     return Exported(out, out.with_name(f"{out.name}.json"), facts)
+
+
+def _sha_beside(out: Path) -> str | None:
+    """What an earlier export says of its file; None: there was none."""
+    held = read_json(out.parent, f"{out.name}.json")
+    ours = isinstance(held, dict) and str(held.get("made_by")).startswith("layerwise-lr ")
+    return str(held.get("sha256")) if ours else None
 
 
 def _facts(run: Finished, scaled: bool) -> dict[str, Any]:

@@ -10,8 +10,11 @@ import io
 import json
 import math
 import os
+import re
 import stat
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,13 +30,20 @@ DEEPEST, MOST_ENTRIES = 12, 500_000
 """Levels below a folder that are looked at for runs, and files and folders there."""
 READABLE = "restore it as the run left it, or remove its folder"
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_ELSEWHERE = "choose another folder (hydra.run.dir=..., hydra.sweep.dir=..., --out ...)"
 _TIDY = {
-    errno.ENOSPC: "free some space there, or choose another folder (hydra.run.dir=..., --out ...)",
-    errno.EDQUOT: "free some space there, or choose another folder (hydra.run.dir=..., --out ...)",
-    errno.EACCES: "change its permissions, or choose another folder (hydra.run.dir=..., --out ...)",
-    errno.EPERM: "change its permissions, or choose another folder (hydra.run.dir=..., --out ...)",
-    errno.EROFS: "choose a folder that can be written (hydra.run.dir=..., --out ...)",
-    errno.ENOENT: "it is not there, or was removed meanwhile; begin again in a folder that stays",
+    errno.ENOSPC: f"free some space there, or {_ELSEWHERE}",
+    errno.EDQUOT: f"free some space there, or {_ELSEWHERE}",
+    errno.EFBIG: f"raise the limit (ulimit -f unlimited), or {_ELSEWHERE}",
+    errno.EACCES: f"change its permissions, or {_ELSEWHERE}",
+    errno.EPERM: f"change its permissions, or {_ELSEWHERE}",
+    errno.EROFS: _ELSEWHERE,
+    errno.ENAMETOOLONG: "choose a shorter name or folder",
+    errno.ENOTDIR: f"a file lies where a folder should be: move it away, or {_ELSEWHERE}",
+    errno.EEXIST: f"something lies where it should go: move it away, or {_ELSEWHERE}",
+    errno.EISDIR: f"a folder lies where a file should be: move it away, or {_ELSEWHERE}",
+    errno.ELOOP: f"a link lies where a file or a folder should be: remove it, or {_ELSEWHERE}",
+    errno.ENOENT: "put it back, or begin again in a folder that stays",
     errno.EIO: "the disk fails: choose another (hydra.run.dir=...)",
     errno.EMFILE: "close other programs, or raise the limit: ulimit -n 4096",
 }
@@ -45,6 +55,16 @@ def told(error: OSError) -> str:
     return (
         f"{where}{error.strerror or plain(error)}; {_TIDY.get(error.errno or 0, 'look at it, or choose another place')}"
     )
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """What the system complains of inside is of this file: of a full disk it says no more than that it is full."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
 
 
 def opened(path: Path, name: str, most: int = MOST) -> BinaryIO | None:
@@ -230,8 +250,11 @@ def only_plain(path: Path) -> None:
                 raise UserError(f"{at}: a link or no plain file, nothing is written beside it; remove it")
 
 
-OURS = ("status.json", "sweep.json", "plan.json", "conventions.csv", "lr_check.jsonl", "config.resolved.yaml")
+OURS = ("status.json", "sweep.json", "plan.json", "conventions.csv", "lr_check.jsonl")
 """A folder that holds one of these, as this program writes it, is this program's."""
+_CONVENTIONS = re.compile(r"name(,(depth|lr_scale|weight_decay) [a-z_]+){6}\n")
+PASSING = re.compile(r"\.claim\.[0-9]+|\..+\.[0-9]+\.part")
+"""Names of files while they are written, and of what a killed writer left."""
 
 
 def refuse_foreign(path: Path, *besides: str) -> None:
@@ -248,7 +271,7 @@ def refuse_foreign(path: Path, *besides: str) -> None:
         names = [entry.name for entry in os.scandir(path)] if path.is_dir() else []
     except OSError as error:
         raise UserError(told(error)) from None
-    held = [name for name in names if not (name.startswith(".claim.") or name.endswith(".part") or name in besides)]
+    held = [name for name in names if not (PASSING.fullmatch(name) or name in besides)]
     if held and not any(_is_ours(path, name) for name in OURS):
         raise UserError(
             f"{path}: holds files that are no run's ({plain(', '.join(sorted(held)[:3]))}), which would be written over; "
@@ -256,11 +279,36 @@ def refuse_foreign(path: Path, *besides: str) -> None:
         )
 
 
+def refuse_over(path: Path, ours: Callable[[bytes], bool]) -> None:
+    """That nothing, or a file of this program's, is where one is to be written.
+
+    Args:
+        path: of the file.
+        ours: whether bytes are of such a file.
+
+    Raises:
+        UserError: somebody else's file is there.
+    """
+    file = opened(path.parent, path.name, MOST_OF_LINES)
+    if file is None:
+        return
+    with file:
+        if not ours(file.read()):
+            raise UserError(
+                f"{path}: a file that this program has not written, or that was changed since; move it away, or choose "
+                "another (--out ...)"
+            )
+
+
 def _is_ours(path: Path, name: str) -> bool:
     try:
-        return (read_json(path, name) is not None) if name.endswith(".json") else (path / name).is_file()
+        if name.endswith(".json"):
+            return read_json(path, name) is not None
+        if name.endswith(".jsonl"):
+            return next(records(path, name), None) is not None
+        return bool(_CONVENTIONS.match(read_text(path, name) or ""))
     except UserError:
-        return name == "status.json"
+        return not os.access(path / name, os.R_OK)  # its reader says why
 
 
 def appended(path: Path) -> int:
@@ -277,3 +325,15 @@ def appended(path: Path) -> int:
             raise
     path.unlink()
     return os.open(path, flags | os.O_EXCL, 0o644)
+
+
+def open_streams() -> None:
+    """A standard stream that was closed (`>&-`) leads to nowhere: the next file opened would take its number, and what is
+    printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))

@@ -7,10 +7,10 @@ status.json                                                                 alwa
 summary.json                                                                last: its presence means finished
 """
 
+import errno
 import hashlib
 import json
 import os
-import re
 import socket
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,6 +30,8 @@ from .shapes import MOST_TEXT
 
 CONFIG = "config.resolved.yaml"
 METRICS_VERSION = 1
+PREPARED = ("command.json", "git.json", "git.diff", "requirements.lock.txt")
+"""Written by who starts a run, before the config."""
 RESULTS = ("summary.json", "metrics.jsonl", "lr_check.jsonl", "error.txt", "checkpoints")
 """What a run writes as it goes, the result first."""
 
@@ -39,6 +41,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._place: int | None = None
 
     @classmethod
     def claim(cls, path: Path) -> "RunFolder":
@@ -55,12 +58,20 @@ class RunFolder:
         try:
             (path / "status.json").hardlink_to(path / mine)  # a link is made whole, and only where no file is
         except FileExistsError:
+            if folder._came_to_nothing() and folder.reclaim():
+                return folder
             raise UserError(
                 f"{path} holds a run already: choose another folder, or resume=auto to go on with it"
             ) from None
         finally:
             (path / mine).unlink()
         return folder
+
+    def _came_to_nothing(self) -> bool:
+        """Whether it was claimed by a process that ended before it had written the config, and holds nothing else."""
+        names = {path.name for path in self.path.iterdir()}
+        names -= {name for name in names if files.PASSING.fullmatch(name)}
+        return names <= {"status.json", alive.LOCK, *PREPARED} and self.state() == "crashed"
 
     def reclaim(self) -> bool:
         """Take over what a dead, failed or interrupted run left; False: somebody else has it by now."""
@@ -74,7 +85,11 @@ class RunFolder:
     def clear(self) -> None:
         """An earlier run's results go: those of a new one shall not be mixed with them."""
         for name in RESULTS:
-            checkpoints.remove(self.path / name)
+            if name == "checkpoints":
+                self.drop_points()
+                checkpoints.clear(self.path / name)
+            else:
+                checkpoints.remove(self.path / name)
 
     def write_text(self, name: str, text: str) -> None:
         """Whole or not at all: a temporary file, then a rename."""
@@ -89,20 +104,26 @@ class RunFolder:
         self._write(name, [held])
 
     def _write(self, name: str, parts: Iterable[str] | Iterable[bytes]) -> None:
+        self._stays()
         target = self.path / name
         if target.parent != self.path:
-            inside(self.path, str(Path(name).parent)).mkdir(exist_ok=True)
-        part = target.with_name(f"{target.name}.{os.getpid()}.part")
-        part.unlink(missing_ok=True)
-        with (
-            _named(part),
-            part.open("xb") as file,
-        ):  # a new file: what lies there, a link above all, is not written through
-            for each in parts:
-                file.write(each.encode() if isinstance(each, str) else each)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
+            with files.named(target.parent):
+                inside(self.path, str(Path(name).parent)).mkdir(exist_ok=True)
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        with files.named(target):
+            try:
+                part.unlink(missing_ok=True)
+                with part.open("xb") as file:  # a new one: what lies there, a link above all, is not written through
+                    for each in parts:
+                        # a name that is not UTF-8 is spelled out
+                        file.write(each.encode("utf-8", "backslashreplace") if isinstance(each, str) else each)
+                    file.flush()
+                    os.fsync(file.fileno())
+                part.replace(target)
+            except BaseException:
+                with suppress(OSError):  # on a full disk, this is the room to say so
+                    part.unlink()
+                raise
 
     def write_json(self, name: str, data: Any) -> None:
         """Strict JSON, indented."""
@@ -134,42 +155,61 @@ class RunFolder:
         Raises:
             UserError: another process does.
         """
-        with alive.locked(self.path, self.read_json("status.json") or {}):
+        with alive.locked(self.path, self.read_json("status.json") or {}), self._held():
             yield from self._running()
 
     def _running(self) -> Iterator[None]:
-        started, place = _now(), self.path.stat().st_ino
+        started = _now()
         self._clear_torn()
         self.write_json("status.json", self._status("running", started=started))
         try:
             yield
-            if not self.path.exists() or self.path.stat().st_ino != place:
-                raise UserError(
-                    f"{self.path}: was removed while the run wrote into it; its results are lost, begin again"
-                )
+            self.write_json("status.json", self._status("completed", started=started, ended=_now()))
         except KeyboardInterrupt:
-            self.write_json("status.json", self._status("interrupted", started=started, ended=_now()))
+            with suppress(OSError):
+                self.write_json("status.json", self._status("interrupted", started=started, ended=_now()))
             raise
         except BaseException as error:
             told = {"type": type(error).__name__, "message": hidden(_words(error))}
             with suppress(OSError):  # the place itself may be what failed
-                self.write_text("error.txt", hidden(traceback.format_exc(chain=True))[-files.MOST // 4 :])
                 self.write_json("status.json", self._status("failed", started=started, ended=_now(), error=told))
+                self.write_text("error.txt", hidden(traceback.format_exc(chain=True))[-files.MOST // 4 :])
             raise
-        self.write_json("status.json", self._status("completed", started=started, ended=_now()))
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """While it is open, no other folder can pass for it."""
+        self._place = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield
+        finally:
+            os.close(self._place)
+            self._place = None
+
+    def _stays(self) -> None:
+        """That the folder which the run began in is still here.
+
+        Raises:
+            FileNotFoundError: it was removed or renamed, and another may have its name.
+        """
+        with suppress(OSError):
+            if self._place is None or os.path.samestat(os.fstat(self._place), self.path.stat()):
+                return
+        raise _removed(self.path)
 
     def _clear_torn(self) -> None:
         """What killed writers left of files that they had not finished, and the error of an earlier attempt."""
         (self.path / "error.txt").unlink(missing_ok=True)
         for folder in (self.path, self.path / "checkpoints", self.path / checkpoints.RESUME):
-            for part in folder.glob("*.part"):
-                if re.fullmatch(r"\.step_[0-9]+\.part|.+\.[0-9]+\.part", part.name):
+            for part in folder.glob(".*.part"):
+                if checkpoints.PART.fullmatch(part.name) or files.PASSING.fullmatch(part.name):
                     checkpoints.remove(part)
 
     def fail(self, message: str) -> None:
         """What the parent says of a job that could not speak for itself (killed, timed out, crashed)."""
         told = {"type": "ProcessDied", "message": message}
-        self.write_json("status.json", self._status("failed", ended=_now(), error=told))
+        with suppress(OSError):  # then nobody says it: its process is gone, which counts as crashed
+            self.write_json("status.json", self._status("failed", ended=_now(), error=told))
 
     def state(self) -> str:
         """claimed | running | completed | failed | interrupted | crashed (its process is gone) | missing."""
@@ -198,20 +238,22 @@ class RunFolder:
         average: Mapping[str, np.ndarray] | None,
     ) -> None:
         """checkpoints/step_N: the model, the average of its weights and the optimizer as safetensors, and state.json."""
+        self._stays()
         held = {"model": weights, "ema": average, "optim": optimizer}
         checkpoints.write(inside(self.path, "checkpoints"), step, held, facts)
 
     def save_point(self, point: checkpoints.Point, facts: Mapping[str, str]) -> None:
         """checkpoints/resume/step_N: what the run needs to go on; the point before it stays too, older ones go."""
+        self._stays()
         root = inside(self.path, checkpoints.RESUME)
         held = {"model": point.weights, "ema": point.average, "optim": point.optimizer}
         checkpoints.write(root, point.step, held, {"of": dict(facts), "memory": point.memory})
-        for old in sorted(root.glob("step_*"), key=lambda p: int(p.name[5:]))[:-2]:
-            checkpoints.remove(old)
+        for old in list(checkpoints.steps(root).values())[:-2]:
+            checkpoints.discard(old)
 
     def drop_points(self) -> None:
         """No run goes on here."""
-        checkpoints.remove(self.path / checkpoints.RESUME)
+        checkpoints.clear(self.path / checkpoints.RESUME)
 
     def keep_checkpoints(
         self, latest: Sequence[int], best: Sequence[tuple[int, str]], also: Iterable[int] = ()
@@ -225,17 +267,33 @@ class RunFolder:
         """
         root = self.path / "checkpoints"
         if latest:
-            self.write_text("checkpoints/latest", f"step_{latest[-1]}\n")
+            self._point_to("latest", f"step_{latest[-1]}\n")
         if best:
-            self.write_text("checkpoints/best", "step_{}/{}.safetensors\n".format(*best[0]))
+            self._point_to("best", "step_{}/{}.safetensors\n".format(*best[0]))
         stay = {f"step_{step}" for step in (*latest, *(step for step, _ in best), *also)}
-        for old in root.glob("step_*"):
+        for old in checkpoints.steps(root).values():
             if old.name not in stay:
-                checkpoints.remove(old)
+                checkpoints.discard(old)
+
+    def _point_to(self, name: str, text: str) -> None:
+        """Not again what is there: a full disk has no room for it."""
+        if files.read_text(self.path, f"checkpoints/{name}") != text:
+            self.write_text(f"checkpoints/{name}", text)
+
+    def weights_file(self, step: int, weights: str) -> Path:
+        """Where `save_checkpoint` put them: "model" or "ema".
+
+        Raises:
+            FileNotFoundError: somebody has removed it since.
+        """
+        path = self.path / "checkpoints" / f"step_{step}" / f"{weights}.safetensors"
+        if not path.is_file():
+            raise _removed(path)
+        return path
 
     def checkpoint(self, step: int, weights: str) -> dict[str, np.ndarray]:
         """What `save_checkpoint` wrote: "model" or "ema"."""
-        return load_file(str(self.path / "checkpoints" / f"step_{step}" / f"{weights}.safetensors"))
+        return load_file(str(self.weights_file(step, weights)))
 
     def _status(self, state: str, **more: Any) -> dict[str, Any]:
         mine = {"pid": os.getpid(), "process": alive.process(os.getpid()), "host": socket.gethostname()}
@@ -263,7 +321,7 @@ class Lines:
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record."""
         line = (json.dumps(record, allow_nan=False) + "\n").encode()
-        with _named(self._path):
+        with files.named(self._path):
             self._file.write(line)
             self._file.flush()
         self._bytes += len(line)
@@ -271,12 +329,21 @@ class Lines:
 
     def mark(self) -> Mark:
         """What has been written; it is on the disk."""
-        os.fsync(self._file.fileno())
+        with files.named(self._path):
+            os.fsync(self._file.fileno())
+        self._stays()
         return Mark(self._bytes, self._sum.hexdigest())
 
     def close(self) -> None:
-        """No more records."""
+        """No more records; what there are is in the folder."""
+        self._stays()
         self._file.close()
+
+    def _stays(self) -> None:
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(self._file.fileno()), self._path.lstat()):
+                return
+        raise _removed(self._path)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -289,14 +356,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return read_lines(path)[1:]
 
 
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """What the system complains of inside names the file: of a full disk it says no more than that."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
+def _removed(path: Path) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, "was removed, or renamed, during the run", str(path))
 
 
 def _words(error: BaseException) -> str:

@@ -124,6 +124,7 @@ class Loop:
                 "test": self.last["test"],
             }
         kept = self.best.kept[0]
+        self.folder.weights_file(kept.step, kept.weights)
         if (kept.step, kept.weights) == (self.last["step"], "model"):
             test = self.last["test"]
         else:

@@ -89,6 +89,7 @@ def _run(folder: RunFolder, config: Config, say: Say, track: Track) -> dict[str,
         if point:
             loop.recall(point)
         loop.train(track, point)
+        prover.close()
         summary = summarise(config, plan, loop, notes)
         folder.write_json("summary.json", summary)
         loop.tidy()

@@ -120,6 +120,11 @@ class Prover:
         """How far the log is written, where there is one."""
         return {LOG: self._log.mark()} if self._log else {}
 
+    def close(self) -> None:
+        """No more records."""
+        if self._log:
+            self._log.close()
+
     def _keep(self, records: Sequence[dict[str, Any]]) -> None:
         for record in records:
             self._count(record)

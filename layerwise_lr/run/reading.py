@@ -43,8 +43,8 @@ def from_data(data: Any) -> Config:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise UserError(explain(error)) from None
-    except OverflowError as error:  # an integer of hundreds of digits for a float
-        raise UserError(f"a number is none that a run could use ({plain(str(error).splitlines()[0])})") from None
+    except (OverflowError, ValueError) as error:  # an integer of hundreds of digits for a float
+        raise UserError(f"a number is none that a run could use ({plain(str(error).splitlines()[0], 200)})") from None
     assert isinstance(config, Config)
     return config
 

@@ -223,6 +223,8 @@ def _fork(path: Path, write: int) -> Process:
         for stream, own in enumerate((nothing, log, log)):
             os.dup2(own, stream)
         code = run_and_tell(path, mine)
+    except OSError as error:  # a full disk has no room for a log
+        print(f"error: {files.told(error)}", file=sys.stderr, flush=True)
     finally:  # nothing of this child returns into the pool
         os._exit(code)
 

@@ -20,7 +20,8 @@ _CUT = re.compile(rb"\n\[(\d+) bytes were left out here\]\n")
 
 def append(folder: Path, line: str) -> None:
     """A line at the end of a job's log."""
-    with os.fdopen(files.appended(folder / LOG), "a") as log:
+    path = folder / LOG
+    with files.named(path), os.fdopen(files.appended(path), "a") as log:
         print(line, file=log)
 
 

@@ -246,11 +246,12 @@ def end(processes: Sequence[Process], patience: float, hurried: bool = False) ->
         for number, heard in ((signal.SIGINT, hurry), (signal.SIGTERM, signal.SIG_IGN), (signal.SIGHUP, signal.SIG_IGN))
     }
     try:
-        for send, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 10.0)):
-            _send(processes, send)
-            until = time.monotonic() + seconds
-            for process in processes:
-                _wait(process, until)
+        _send(processes, signal.SIGTERM)
+        _wait_all(processes, patience)
+        for process in processes:
+            if process.poll() is None:
+                family.kill(process.pid)  # while it lives: a child that has left its session is known by its parent alone
+        _wait_all(processes, 10.0)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -269,6 +270,12 @@ def _send(processes: Sequence[Process], number: int) -> None:
     for process in processes:
         if process.poll() is None:
             os.kill(process.pid, number)
+
+
+def _wait_all(processes: Sequence[Process], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    for process in processes:
+        _wait(process, until)
 
 
 def _wait(process: Process, until: float) -> None:

@@ -166,7 +166,7 @@ def test_nothing_is_written_through_a_link(tmp_path):
     victim.write_text("mine")
     run = tmp_path / "run"
     run.mkdir()
-    for name in ("metrics.jsonl", "log.txt", "report.html", f"report.html.{os.getpid()}.part"):
+    for name in ("metrics.jsonl", "log.txt", "report.html", f".report.html.{os.getpid()}.part"):
         (run / name).symlink_to(victim)
     (run / "hard").hardlink_to(victim)
     folder = RunFolder(run)
@@ -201,7 +201,7 @@ def test_a_folder_of_other_files_is_refused(tmp_path):
 
 def test_a_folder_that_is_removed_is_no_completed_run(tmp_path):
     folder = RunFolder.claim(tmp_path / "run")
-    with pytest.raises(UserError, match="was removed"), folder.running():
+    with pytest.raises(FileNotFoundError, match="was removed"), folder.running():
         (tmp_path / "run").rename(tmp_path / "elsewhere")
         (tmp_path / "run").mkdir()
     assert json.loads((tmp_path / "elsewhere" / "status.json").read_text())["state"] == "running"

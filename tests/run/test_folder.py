@@ -242,7 +242,7 @@ def test_a_second_process_is_refused_and_changes_nothing(tmp_path):
 def test_a_run_that_died_after_its_result_is_completed(tmp_path):
     folder = RunFolder.claim(tmp_path / "a")
     status = folder.read_json("status.json")
-    folder.write_json("status.json", {**status, "state": "running"})
+    folder.write_json("status.json", {**status, "state": "running", "pid": 2**22 + 1})
     folder.write_json("summary.json", {})
     assert folder.state() == "completed"
 

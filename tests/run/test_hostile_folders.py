@@ -4,7 +4,7 @@ import hashlib
 import shutil
 
 import pytest
-from hostile_folders import ask, cases, commands, prepared
+from hostile_folders import POINT, ask, every, prepared
 
 SHARE = 60
 TELLING = {
@@ -22,9 +22,14 @@ TELLING = {
     ("sweep into it", "sweep.json", "a job named '../victim'"),
     ("sweep into it", "sweep.json", "a job named '/'"),
     ("sweep into it", "sweep.json", "a job named 'link'"),
+    ("resume", f"{POINT}/state.json", "deep"),
+    ("resume", f"{POINT}/optim.safetensors", "a FIFO"),
+    ("resume", POINT, "a link to its twin"),
+    ("resume", "metrics.jsonl", "a link out"),
+    ("resume of a sweep", "sweep.json", "a job named '../victim'"),
 }
 """What went wrong once: (command, file, kind)."""
-ALL = [(command, case) for case in cases() for command in commands("x")]
+ALL = list(every())
 CHOSEN = [
     (command, case)
     for command, case in ALL

@@ -161,7 +161,7 @@ def test_what_was_written_behind_the_checkpoint_comes_again(tmp_path: Path, whol
         log.write('{"step": 9, "loss": 0.1}\n{"ste')
     checkpoints.write(folder.path / "checkpoints", 15, {}, {})
     (folder.path / "checkpoints/.step_9.part").mkdir()
-    (folder.path / "summary.json.17.part").write_text("{")
+    (folder.path / ".summary.json.17.part").write_text("{")
     run(folder.path)
     assert unlike(whole, folder.path) == []
     assert not list(folder.path.rglob("*.part"))
