@@ -250,7 +250,9 @@ def end(processes: Sequence[Process], patience: float, hurried: bool = False) ->
         _wait_all(processes, patience)
         for process in processes:
             if process.poll() is None:
-                family.kill(process.pid)  # while it lives: a child that has left its session is known by its parent alone
+                family.kill(
+                    process.pid
+                )  # a child that has left its session is known by its parent alone, while that lives
         _wait_all(processes, 10.0)
     finally:
         for number, handler in before.items():
