@@ -281,7 +281,12 @@ def _complaints() -> Iterator[None]:
     except OSError as error:  # a folder that cannot be made, or written
         clean_up()
         error.filename = error.filename or str(sweep_folder or made_folder or Path.cwd())
-        if error.errno == errno.ENAMETOOLONG:
+        if error.errno in (
+            errno.ENAMETOOLONG,
+            errno.EEXIST,
+            errno.ENOTDIR,
+            errno.EISDIR,
+        ):  # what was typed is no folder
             raise UserError(files.told(error)) from error
         raise
     except ValueError as error:  # Hydra's others

@@ -5,6 +5,7 @@ Each case is a whole command line, run in an empty folder of its own.
 """
 
 import gzip
+import json
 import os
 import pickle
 import shlex
@@ -446,7 +447,9 @@ CASES = {
     "unknown freezing": Case("plan freeze.strategy=head", ("freeze.strategy='head'", "head_first")),
     # folders
     "run folder taken": Case(
-        "train hydra.run.dir=taken", ("taken", "holds a run already"), write("taken/status.json", "{}")
+        "train hydra.run.dir=taken",
+        ("taken", "holds a run already"),
+        write("taken/status.json", json.dumps({"state": "failed", "pid": 1, "host": "here"})),
     ),
     "run folder is a file": Case("train hydra.run.dir=taken", ("taken",), write("taken", "x")),
     "report without a folder": Case("report", ("folder", "layerwise-lr report --help")),
