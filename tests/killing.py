@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +106,9 @@ def unlike(one: Path, other: Path) -> list[str]:
     return found + [key for key in ends[0] if key not in BY_TIME and ends[0][key] != ends[1].get(key)]
 
 
-def survived(home: Path, kills: int, seed: int = 0, **changes: Any) -> dict[str, Any]:
+def survived(
+    home: Path, kills: int, seed: int = 0, say: Callable[[object], object] = lambda told: None, **changes: Any
+) -> dict[str, Any]:
     """`kills` kills spread over as many runs as that takes; what differs from the unbroken run is in "unlike"."""
     rng = random.Random(seed)
     whole = prepared(home / "whole", **changes)
@@ -127,6 +131,7 @@ def survived(home: Path, kills: int, seed: int = 0, **changes: Any) -> dict[str,
             told["damaged"] += said.count("cannot be used")
         told["resumed"] += len(json.loads((path / "summary.json").read_text())["resumed"])
         told["unlike"] += unlike(whole, path)
+        say(told)
     return told
 
 
@@ -134,5 +139,7 @@ if __name__ == "__main__":
     framework, mode, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
     more = json.loads(sys.argv[4]) if len(sys.argv) > 4 else {}
     with tempfile.TemporaryDirectory() as made:
-        came = survived(Path(made), count, framework={"name": framework, "mode": mode}, **more)
+        came = survived(
+            Path(made), count, say=partial(print, flush=True), framework={"name": framework, "mode": mode}, **more
+        )
     print(framework, mode, came, flush=True)
