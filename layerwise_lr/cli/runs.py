@@ -15,7 +15,7 @@ import numpy as np
 
 from ..data import batches, train_count
 from ..framework import proof, registry
-from ..models import USUAL_SHAPES, param_table
+from ..models import USUAL_SHAPES, param_table, weights
 from ..planning import UserError, differences, masked, plain
 from ..run import CONFIG, Config, RunFolder, files, options, page, provenance, ranges, reading, resolve
 from ..sweep import LOG, jobs
@@ -244,9 +244,9 @@ def _fitting(config: Config, given: Given) -> tuple[Config, list[str]]:
 
 
 def _foreign_weights(config: Config) -> list[str]:
-    """A plan reads no weights; training would, and these belong to another model by their name."""
+    """A plan reads no weights; training would, and these are of another model."""
     name = config.weights.name
-    if name in ("none", "file") or name.startswith(config.model.name):
+    if weights.OF.get(name, config.model.name) == config.model.name:
         return []
     return [f"note: a plan does not look at weights; {name} is another model's: train needs weights=none, or a file's"]
 

@@ -14,7 +14,9 @@ from .layers import Tree, initial_weights
 
 Weights = dict[str, np.ndarray]
 """float32 arrays by canonical name, in PyTorch shapes; parameters and buffers."""
-FETCHED = ("mobilenet_v2_imagenet", "dinov2_vits14")
+FETCHED = {"mobilenet_v2_imagenet": "mobilenet_v2", "dinov2_vits14": "vit_small"}
+OF = {"lenet_mnist": "lenet", **FETCHED}
+"""Published weights, and the declared model that each is of."""
 
 
 @dataclass

@@ -37,6 +37,12 @@ def test_plan_of_any_model_alone(model: str) -> None:
     assert any("lenet_mnist is another model's" in note for note in notes) == (model != "lenet")
 
 
+@pytest.mark.parametrize("experiment", ["emoji", "solar_cells", "pretrain_lenet"])
+def test_weights_of_the_model_are_not_another_s(experiment: str) -> None:
+    ended = layerwise_lr("plan", f"experiment={experiment}")
+    assert ended.returncode == 0 and "another model's" not in ended.stdout
+
+
 def test_a_vit_is_planned_at_its_usual_size() -> None:
     ended = layerwise_lr("plan", "model=vit_base")
     assert "1x197x768" in ended.stdout and "768x3x16x16" in ended.stdout
