@@ -32,6 +32,7 @@ from ..framework import registry
 from ..planning import UserError, did_you_mean, is_secret
 from ..run import ComposedConfig, Config, hints, options, reading
 from ..sweep import jobs
+from . import extras
 from .words import Given
 
 HERE = Path(__file__).resolve().parent.parent
@@ -39,7 +40,7 @@ CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # a 
 Act = Callable[[Config, Path, Given], None]
 
 HINTS = {
-    "does not support sweep type": "list the values: key=a,b,c",
+    "does not support sweep type": "a grid takes values: key=a,b,c; hydra/sweeper=optuna searches an interval",
     "Multiple values for": "leave out the '+'",
     "File name too long": "choose a shorter name or folder",
     "Interpolation key": "${...} is Hydra's; a variable of the shell is ${oc.env:NAME}",
@@ -214,9 +215,11 @@ def _register() -> None:
 
     plugins = Plugins.instance()
     plugins.register(PluginConfigs)
-    from hydra_plugins.layerwise_lr.launcher import JobsLauncher  # it imports this module
+    from hydra_plugins.layerwise_lr.launcher import JobsLauncher  # they import this module
+    from hydra_plugins.layerwise_lr.sweeper import OptunaSweeper
 
-    plugins.register(JobsLauncher)  # Hydra does not scan editable installs
+    for plugin in (JobsLauncher, OptunaSweeper):
+        plugins.register(plugin)  # Hydra does not scan editable installs
 
 
 def _options() -> dict[str, Any]:
@@ -294,7 +297,8 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
         known = list(error.options)
-        return f"{group}={option} is unknown; there are: {', '.join(known)}{did_you_mean(option, known)}"
+        near = did_you_mean(option, known)
+        return f"{group}={option} is unknown; there are: {', '.join(known)}{near}{extras.missing(*known)}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and (key := getattr(cause, "full_key", None)):
@@ -313,7 +317,8 @@ def _one_line(error: Exception) -> str:
 
 
 def _what_to_do(message: str) -> str:
-    return next((f"; {hint}" for part, hint in HINTS.items() if part in message), "")
+    hint = next((f"; {hint}" for part, hint in HINTS.items() if part in message), "")
+    return hint + (extras.missing("optuna") if "optuna" in hint else "")
 
 
 def _option() -> str:

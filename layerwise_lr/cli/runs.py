@@ -3,6 +3,7 @@
 No Hydra here: the config is typed already; it is resolved first of all.
 """
 
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -126,11 +127,13 @@ def _run_apart(path: Path, config: Config) -> Mapping[str, Any]:
 
 
 def outcome(folder: RunFolder, metric: str) -> float | Exception:
-    """A job's validation metric, or what went wrong."""
+    """A job's validation metric, NaN where a search gave it up, or what went wrong."""
     try:
         summary, status = folder.read_json("summary.json"), folder.read_json("status.json")
         if summary:
             return float(summary["val"][metric])
+        if folder.state() == "pruned":
+            return math.nan
     except (UserError, KeyError):  # it wrote nonsense into its own folder
         status = None
     error = (status or {}).get("error") or {"type": ""}
@@ -293,6 +296,7 @@ def run_folder(words: Sequence[str]) -> int:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--parent", type=int, metavar="PID", help="stop when this process, which starts the run, dies")
+    parser.add_argument("--device", help="where the config leaves it open (auto, cuda): cuda:1, say")
     asked = parser.parse_args(words)
     path = asked.folder
     config = reading.read(path / CONFIG)
@@ -300,5 +304,8 @@ def run_folder(words: Sequence[str]) -> int:
     if RunFolder(path).read_json("summary.json"):
         raise UserError(f"{path} holds a finished run: copy its {CONFIG} into a new folder to run it again")
     RunFolder(path).refuse_live()
-    preflight(config, device=True)
-    return jobs.run_and_tell(path, asked.parent)
+    if asked.device and config.framework.device not in ("auto", asked.device.partition(":")[0], asked.device):
+        raise UserError(f"--device {asked.device}: {path / CONFIG} says framework.device={config.framework.device}")
+    here = replace(config.framework, device=asked.device or config.framework.device)
+    preflight(replace(config, framework=here), device=True)
+    return jobs.run_and_tell(path, asked.parent, asked.device)

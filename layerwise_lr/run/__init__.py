@@ -10,6 +10,7 @@ from .folder import CONFIG, RunFolder, read_lines, read_metrics
 from .measured import Measured, measured
 from .resolving import resolve
 from .schema import ComposedConfig, Config, FrameworkSpec
+from .stopping import Pruned
 
 __all__ = [
     "CONFIG",
@@ -18,6 +19,7 @@ __all__ = [
     "Finished",
     "FrameworkSpec",
     "Measured",
+    "Pruned",
     "RunFolder",
     "asking",
     "exporting",

@@ -3,6 +3,7 @@
 config.resolved.yaml command.json git.json git.diff requirements.lock.txt   before the run, by whoever starts it
 env.json seed.json data.json params.csv plan.json lrs.csv lr_check.jsonl    before step 0
 metrics.jsonl checkpoints/step_N/ checkpoints/resume/step_N/ log.txt .lock   during it
+prune.txt                                                                   written by a search that gives the run up
 status.json                                                                 always: where the run stands
 summary.json                                                                last: its presence means finished
 """
@@ -27,9 +28,11 @@ from . import alive, checkpoints, files
 from .checkpoints import Mark
 from .files import inside
 from .shapes import MOST_TEXT
+from .stopping import Pruned
 
 CONFIG = "config.resolved.yaml"
 METRICS_VERSION = 1
+_GIVEN_UP = "prune.txt"
 RESULTS = ("summary.json", "metrics.jsonl", "lr_check.jsonl", "error.txt", "checkpoints")
 """What a run writes as it goes, the result first."""
 
@@ -150,6 +153,11 @@ class RunFolder:
         except KeyboardInterrupt:
             self.write_json("status.json", self._status("interrupted", started=started, ended=_now()))
             raise
+        except Pruned as error:
+            told = {"type": "Pruned", "message": plain(error)}
+            self.write_json("status.json", self._status("pruned", started=started, ended=_now(), error=told))
+            self.drop_points()
+            raise
         except BaseException as error:
             told = {"type": type(error).__name__, "message": _words(error)}
             with suppress(OSError):  # the place itself may be what failed
@@ -159,8 +167,9 @@ class RunFolder:
         self.write_json("status.json", self._status("completed", started=started, ended=_now()))
 
     def _clear_torn(self) -> None:
-        """What killed writers left of files that they had not finished, and the error of an earlier attempt."""
-        (self.path / "error.txt").unlink(missing_ok=True)
+        """What killed writers left of files that they had not finished, and what ended an earlier attempt."""
+        for name in ("error.txt", _GIVEN_UP):
+            (self.path / name).unlink(missing_ok=True)
         for folder in (self.path, self.path / "checkpoints", self.path / checkpoints.RESUME):
             for part in folder.glob("*.part"):
                 if re.fullmatch(r"\.step_[0-9]+\.part|.+\.[0-9]+\.part", part.name):
@@ -171,8 +180,16 @@ class RunFolder:
         told = {"type": "ProcessDied", "message": message}
         self.write_json("status.json", self._status("failed", ended=_now(), error=told))
 
+    def give_up(self, why: str) -> None:
+        """Asks the run, whoever trains it, to end as pruned after its next evaluation."""
+        self.write_text(_GIVEN_UP, why)
+
+    def given_up(self) -> str:
+        """Why, where that was asked; else ""."""
+        return files.read_text(self.path, _GIVEN_UP) or ""
+
     def state(self) -> str:
-        """claimed | running | completed | failed | interrupted | crashed (its process is gone) | missing."""
+        """claimed | running | completed | failed | pruned | interrupted | crashed (its process is gone) | missing."""
         status = self.read_json("status.json")
         if status is None:
             return "missing"
