@@ -205,7 +205,8 @@ def test_processes_are_started_where_it_is_said():
         or any(n.startswith(("multiprocessing", "concurrent")) and n not in THREADS for n in imported(p))
     }
     assert users <= {
-        f"layerwise_lr/{n}.py" for n in ("cli/machine", "sweep/jobs", "sweep/guard", "data/fetch", "run/provenance")
+        f"layerwise_lr/{n}.py"
+        for n in ("cli/machine", "cli/finding", "sweep/jobs", "sweep/guard", "data/fetch", "run/provenance")
     }
     assert "layerwise_lr/sweep/jobs.py" in users
 

@@ -31,7 +31,7 @@ from packaging.version import Version
 from ..framework import registry
 from ..planning import UserError, did_you_mean, is_secret
 from ..run import ComposedConfig, Config, hints, options, reading
-from ..sweep import jobs
+from ..sweep import Search, jobs
 from . import extras
 from .words import Given
 
@@ -392,8 +392,9 @@ def _plus(line: str) -> str:
 
 def _known_keys(key: str) -> list[str]:
     """The keys beside `key` in the schema."""
-    if key.startswith("hydra.launcher."):
-        return [f.name for f in fields(jobs.Options)]
+    for at, schema in (("hydra.launcher.", jobs.Options), ("hydra.sweeper.", Search)):
+        if key.startswith(at):
+            return [f.name for f in fields(schema)]
     node: Any = OmegaConf.structured(Config)
     for part in key.split(".")[:-1]:
         node = node.get(part) if isinstance(node, DictConfig) and part in node else None

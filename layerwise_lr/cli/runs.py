@@ -172,7 +172,7 @@ def plan(config: Config, path: Path, given: Given) -> None:
     config, stand_in = _fitting(config, given)
     tell([config])
     model, table, planned = page.plan_of(config)
-    _refuse_run(path)
+    refuse_run(path)
     page.write_plan(RunFolder(path), table, planned)
     show.show_params(table, planned)
     console.say("")
@@ -191,7 +191,7 @@ def plan(config: Config, path: Path, given: Given) -> None:
     console.say(f"params.csv plan.json lrs.csv lr_heatmap.png in\n{console.relative(path)}")
 
 
-def _refuse_run(path: Path) -> None:
+def refuse_run(path: Path) -> None:
     """A plan or a proof is not written over a run's, nor over anybody's files.
 
     Raises:
@@ -208,7 +208,7 @@ def compare_conventions(names: Sequence[str], config: Config, path: Path, given:
     first, second = names
     table = param_table(config.tree())
     optimizer = config.optimizer
-    _refuse_run(path)
+    refuse_run(path)
     found = differences(table, config.grouping, (first, second), optimizer.lr, optimizer.weight_decay)
     show.show_differences(found, (first, second))
     console.say(
@@ -252,7 +252,7 @@ def _foreign_weights(config: Config) -> list[str]:
 def prove(config: Config, path: Path, given: Given) -> None:
     """The proof alone."""
     config = final(config, given)
-    _refuse_run(path)
+    refuse_run(path)
     _ask_cheaply(config)
     console.say(f"loading {config.framework.name} ...")
     preflight(config, device=True)

@@ -76,7 +76,7 @@ class JobsLauncher(Launcher):
             cfg = self.loader.load_sweep_config(self.config, list(overrides))
             cfg.hydra.job.num, cfg.hydra.job.id = index, str(index)
             words = hydra_app.given(overrides)
-            config = resolve(hydra_app.typed(cfg, words))
+            config = resolve(hydra_app.typed(cfg, words), self.at_once())
             composed.append((config, list(overrides)))
             keys |= dict.fromkeys(words.keys)
             ignored.append(options.ignored(config))
