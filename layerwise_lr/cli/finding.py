@@ -1,5 +1,6 @@
 """`lr-find`: the lr range test of a run; `tune`: it, then a small grid around what it suggests, then the report."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -105,4 +106,5 @@ def _found(place: Path, own: Sequence[str], spec: range_test.RangeSpec) -> float
 def _run(command: Sequence[str]) -> int:
     """A command in a process of its own: what has loaded a framework cannot fork jobs any more."""
     sys.stdout.flush()
-    return subprocess.run([sys.executable, "-m", "layerwise_lr", *command]).returncode
+    environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}  # program.py's own
+    return subprocess.run([sys.executable, "-m", "layerwise_lr", *command], env=environment).returncode

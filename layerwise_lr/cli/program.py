@@ -114,12 +114,12 @@ def _dispatch(words: list[str]) -> int:
         return _complete(words)
     if command == "verify" and foreign.asked(rest):
         return foreign.verify(rest)
-    if command in (*HYDRA_COMMANDS, "tune"):
-        return _hydra(command, rest)
     if command == "tune" and not HELP_FLAGS & set(rest):
         from . import finding
 
         return finding.tune(rest)
+    if command in (*HYDRA_COMMANDS, "tune"):
+        return _hydra(command, rest)
     if command == "report":
         from . import results
 

@@ -57,7 +57,8 @@ class JobsLauncher(Launcher):
         """Keep what `launch` needs."""
         if not getattr(task_function, "sweeps", ""):
             raise UserError("only 'layerwise-lr train' and 'compare' take -m")
-        files.refuse_foreign(Path(config.hydra.sweep.dir), "multirun.yaml")  # Hydra's, or that of an equal sweep
+        own = ("multirun.yaml", "study.db", "lr_find")  # Hydra's, or of an equal sweep; a search's; of tune
+        files.refuse_foreign(Path(config.hydra.sweep.dir), *own)
         self.loader, self.config = hydra_context.config_loader, config
         self.compares = task_function.sweeps == "compare"
         hydra_app.sweep_folder = Path(config.hydra.sweep.dir)
