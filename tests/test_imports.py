@@ -206,7 +206,15 @@ def test_processes_are_started_where_it_is_said():
     }
     assert users <= {
         f"layerwise_lr/{n}.py"
-        for n in ("cli/machine", "cli/finding", "sweep/jobs", "sweep/guard", "data/fetch", "run/provenance")
+        for n in (
+            "cli/machine",
+            "cli/finding",
+            "sweep/jobs",
+            "sweep/placing",
+            "sweep/guard",
+            "data/fetch",
+            "run/provenance",
+        )
     }
     assert "layerwise_lr/sweep/jobs.py" in users
 

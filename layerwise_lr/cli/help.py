@@ -64,16 +64,17 @@ exit code 1 where a parameter moved otherwise than planned by more than 0.1 %.
 Of code that is not ours (verify --script --help tells more):
   layerwise-lr verify --script train.py --epochs 1
   layerwise-lr verify --factory mymodule:make""",
-    "lr-find": """layerwise-lr lr-find: the lr range test (Smith 2017). One short training from the
-run's own start weights whose base lr rises by an equal factor from step to step,
-until the loss diverges; the layers' shares of it stay as planned. Writes
+    "lr-find": """layerwise-lr lr-find: the lr range test (Smith 2017). One short training from
+the run's own start weights whose base lr rises by an equal factor from step to
+step, until the loss diverges; the layers' shares of it stay as planned. Writes
 lr_find.json and lr_find.png.
 
   layerwise-lr lr-find model=lenet grouping.layer_decay=0.65
   layerwise-lr lr-find --from 1e-6 --to 1 --steps 100 optimizer=momentum""",
-    "tune": """layerwise-lr tune: lr-find, then a sweep of a third of the suggestion, it and three
-times it, times layer_decay 0.65, 0.75, 0.9 and 1, times seeds 0, 1 and 2; then its
-report. The same tune into the same hydra.sweep.dir runs what is missing.
+    "tune": """layerwise-lr tune: lr-find, then a sweep of a third of the suggestion, it and
+three times it, with layer_decay 0.65, 0.75, 0.9 and 1 and seeds 0, 1 and 2;
+then its report. The same tune into the same hydra.sweep.dir runs what is
+missing.
 
   layerwise-lr tune data=digits
   layerwise-lr tune grouping.layer_decay=0.8,1.0 seed=0,1,2,3,4""",

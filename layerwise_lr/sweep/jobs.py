@@ -159,34 +159,9 @@ def run_jobs(
         if options.fork == "auto" and _can_fork():
             _in_forked_parent(own, threads, options, done, watch)
         else:
-            devices = _accelerators(own, "fork" if _can_fork() else "spawn")
+            devices = placing.spread_over(own, "fork" if _can_fork() else "spawn")
             start = placing.Places(devices, partial(_spawn, threads=threads))
             work_off(list(own), start, options.at_once(threads, devices), options.limits(), done, watch)
-
-
-def _accelerators(jobs: Mapping[Path, Config], apart: str = "") -> list[str]:
-    """Where jobs of one framework and device may be placed; one alone chooses for itself.
-
-    Args:
-        jobs: with their configs.
-        apart: how to make the process that asks; "": this one does.
-    """
-    config = next(iter(jobs.values()))
-    if len(jobs) == 1 or placing.hosts(config):
-        return []
-    try:
-        if apart:
-            with ProcessPoolExecutor(1, mp_context=get_context(apart)) as process:
-                there = process.submit(_devices, config.framework.name).result()
-        else:
-            there = _devices(config.framework.name)
-    except UserError:  # each job's own to meet and to report
-        return []
-    return placing.accelerators(config.framework.device, there)
-
-
-def _devices(name: str) -> list[str]:
-    return registry.load(name).devices()
 
 
 def _in_forked_parent(
@@ -263,7 +238,7 @@ def _preload(jobs: Mapping[Path, Config], threads: int, write: int) -> tuple[Cal
     except UserError:
         return placing.Places([], begin), []
     # whoever has asked a GPU cannot be forked any more
-    devices = _accelerators(jobs, "fork" if framework.fork_safe else "")
+    devices = placing.spread_over(jobs, "fork" if framework.fork_safe else "")
     return placing.Places(devices, begin), devices
 
 

@@ -3,18 +3,17 @@
 A config says "auto" or "cuda", and stays as it is: it shall be repeatable on another machine. The job itself is told.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
+from ..framework import registry
+from ..planning import UserError
 from ..run import Config
 from .pool import Process
 
 Start = Callable[[Path, str | None], Process]
-
-
-def hosts(config: Config) -> bool:
-    """Whether the config asks for no accelerator: then nobody need be asked which there are."""
-    return config.framework.device == "cpu"
 
 
 def accelerators(asked: str, there: Sequence[str]) -> list[str]:
@@ -26,6 +25,31 @@ def accelerators(asked: str, there: Sequence[str]) -> list[str]:
     """
     kind = there[0].partition(":")[0] if asked == "auto" else asked
     return [device for device in there if device != "cpu" and kind in (device, device.partition(":")[0])]
+
+
+def spread_over(jobs: Mapping[Path, Config], apart: str = "") -> list[str]:
+    """Where jobs of one framework and device may be placed; one alone chooses for itself.
+
+    Args:
+        jobs: with their configs.
+        apart: how to make the process that asks; "": this one does.
+    """
+    config = next(iter(jobs.values()))
+    if len(jobs) == 1 or config.framework.device == "cpu":
+        return []
+    try:
+        if apart:
+            with ProcessPoolExecutor(1, mp_context=get_context(apart)) as process:
+                there = process.submit(_devices, config.framework.name).result()
+        else:
+            there = _devices(config.framework.name)
+    except UserError:  # each job's own to meet and to report
+        return []
+    return accelerators(config.framework.device, there)
+
+
+def _devices(name: str) -> list[str]:
+    return registry.load(name).devices()
 
 
 class Places:
