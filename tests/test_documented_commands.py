@@ -54,11 +54,14 @@ def as_plan(words: list[str]) -> list[str]:
     overrides = [
         w
         for w in words[2:]
-        if w not in ("-m", "--multirun") and not w.startswith(("hydra.sweep.dir=", "hydra.launcher.", "resume="))
+        if w not in ("-m", "--multirun")
+        and not w.startswith(("hydra.sweep", "hydra/sweeper", "hydra.launcher.", "resume="))
     ]
     firsts = []
     for override in overrides:
         key, _, value = override.partition("=")
+        if value.startswith(("interval(", "tag(", "range(")):
+            continue
         firsts.append(override if value.startswith(("{", "[")) else f"{key}={value.partition(',')[0]}")
     return ["plan", *firsts]
 

@@ -209,7 +209,10 @@ def test_processes_are_started_where_it_is_said():
     }
     assert users <= {
         f"layerwise_lr/{n}.py"
-        for n in ("cli/machine", "cli/reproducing", "sweep/jobs", "sweep/guard", "data/fetch", "run/provenance")
+        for n in (
+            *("cli/machine", "cli/finding", "cli/reproducing", "sweep/jobs", "sweep/placing", "sweep/guard"),
+            *("data/fetch", "run/provenance"),
+        )
     }
     assert "layerwise_lr/sweep/jobs.py" in users
 

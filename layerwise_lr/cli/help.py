@@ -9,7 +9,7 @@ from typing import Any
 
 from ..planning import GroupSpec
 from ..run import Config
-from ..sweep import Options
+from ..sweep import Options, Search
 
 WIDTH = 80
 MEANING = 32  # column where the meanings begin
@@ -20,6 +20,8 @@ HELP = """layerwise-lr: plan, prove and sweep layer-wise learning rates.
   plan         the dry run: every parameter's depth, group and lr
   verify       only the proof: how far each parameter moves, against the plan;
                of a run, or of a script of your own: verify --script train.py
+  lr-find      the lr range test: where the loss falls and diverges
+  tune         lr-find, then a grid of lr, layer_decay and seeds, then report
   compare      one experiment in several frameworks: where they differ
   report       read a sweep's folder: table, verdict, report.html
   predict      what a finished run sees in pictures: classes, probabilities
@@ -63,6 +65,20 @@ exit code 1 where a parameter moved otherwise than planned by more than 0.1 %.
 Of code that is not ours (verify --script --help tells more):
   layerwise-lr verify --script train.py --epochs 1
   layerwise-lr verify --factory mymodule:make""",
+    "lr-find": """layerwise-lr lr-find: the lr range test (Smith 2017). One short training from
+the run's own start weights whose base lr rises by an equal factor from step to
+step, until the loss diverges; the layers' shares of it stay as planned. Writes
+lr_find.json and lr_find.png.
+
+  layerwise-lr lr-find model=lenet grouping.layer_decay=0.65
+  layerwise-lr lr-find --from 1e-6 --to 1 --steps 100 optimizer=momentum""",
+    "tune": """layerwise-lr tune: lr-find, then a sweep of a third of the suggestion, it and
+three times it, with layer_decay 0.65, 0.75, 0.9 and 1 and seeds 0, 1 and 2;
+then its report. The same tune into the same hydra.sweep.dir runs what is
+missing.
+
+  layerwise-lr tune data=digits
+  layerwise-lr tune grouping.layer_decay=0.8,1.0 seed=0,1,2,3,4""",
     "compare": """layerwise-lr compare: the same experiment in several frameworks, one process
 each. Prints where plans, learning rates, losses and final weights differ from
 the first framework's, and from which step on; writes compare.json, compare.png.
@@ -73,6 +89,7 @@ the first framework's, and from which step on; writes compare.json, compare.png.
 HYDRA_KEYS = {
     "hydra.run.dir": "the run folder; default outputs/NAME/TIME",
     "resume": "auto: on with the run in hydra.run.dir, where one is; default never",
+    "hydra/sweeper": "basic: every combination; optuna: a search, of key=interval(a,b) too (hydra.sweeper...)",
     "hydra.sweep.dir": "the sweep's folder; the same sweep into the same folder runs what is missing",
 }
 RUN = ("checkpoint", "early_stop", "ema")
@@ -163,7 +180,8 @@ def _sections(config: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     assert set(of) == set(order), set(of) ^ set(order)
     yield from ((f"The {name}" if name == "run" else name.capitalize(), of[name]) for name in order)
     launcher = [_entry(f"hydra.launcher.{key}", None, text) for key, text in meanings(Options).items()]
-    yield "Folders and sweeps", [*(_entry(key, None, text) for key, text in HYDRA_KEYS.items()), *launcher]
+    sweeper = [_entry(f"hydra.sweeper.{key}", None, text) for key, text in meanings(Search).items()]
+    yield "Folders and sweeps", [*(_entry(key, None, text) for key, text in HYDRA_KEYS.items()), *launcher, *sweeper]
 
 
 def _entry(key: str, value: str | None, meaning: str) -> str:

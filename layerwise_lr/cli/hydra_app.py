@@ -32,7 +32,8 @@ from packaging.version import Version
 from ..framework import registry
 from ..planning import UserError, did_you_mean
 from ..run import ComposedConfig, Config, files, hints, options, reading
-from ..sweep import jobs
+from ..sweep import Search, jobs
+from . import extras
 from .words import Given
 
 HERE = Path(__file__).resolve().parent.parent
@@ -40,7 +41,7 @@ CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"  # a 
 Act = Callable[[Config, Path, Given], None]
 
 HINTS = {
-    "does not support sweep type": "list the values: key=a,b,c",
+    "does not support sweep type": "a grid takes values: key=a,b,c; hydra/sweeper=optuna searches an interval",
     "Multiple values for": "leave out the '+'",
     "File name too long": "choose a shorter name or folder",
     "Interpolation key": "${...} is Hydra's; a variable of the shell is ${oc.env:NAME}",
@@ -210,9 +211,11 @@ def _register() -> None:
 
     plugins = Plugins.instance()
     plugins.register(PluginConfigs)
-    from hydra_plugins.layerwise_lr.launcher import JobsLauncher  # it imports this module
+    from hydra_plugins.layerwise_lr.launcher import JobsLauncher  # they import this module
+    from hydra_plugins.layerwise_lr.sweeper import OptunaSweeper
 
-    plugins.register(JobsLauncher)  # Hydra does not scan editable installs
+    for plugin in (JobsLauncher, OptunaSweeper):
+        plugins.register(plugin)  # Hydra does not scan editable installs
 
 
 def _options() -> dict[str, Any]:
@@ -301,7 +304,8 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
         known = list(error.options)
-        return f"{group}={option} is unknown; there are: {', '.join(known)}{did_you_mean(option, known)}"
+        near = did_you_mean(option, known)
+        return f"{group}={option} is unknown; there are: {', '.join(known)}{near}{extras.missing(*known)}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and (key := getattr(cause, "full_key", None)):
@@ -320,7 +324,8 @@ def _one_line(error: Exception) -> str:
 
 
 def _what_to_do(message: str) -> str:
-    return next((f"; {hint}" for part, hint in HINTS.items() if part in message), "")
+    hint = next((f"; {hint}" for part, hint in HINTS.items() if part in message), "")
+    return hint + (extras.missing("optuna") if "optuna" in hint else "")
 
 
 def _option() -> str:
@@ -394,8 +399,9 @@ def _plus(line: str) -> str:
 
 def _known_keys(key: str) -> list[str]:
     """The keys beside `key` in the schema."""
-    if key.startswith("hydra.launcher."):
-        return [f.name for f in fields(jobs.Options)]
+    for at, schema in (("hydra.launcher.", jobs.Options), ("hydra.sweeper.", Search)):
+        if key.startswith(at):
+            return [f.name for f in fields(schema)]
     node: Any = OmegaConf.structured(Config)
     for part in key.split(".")[:-1]:
         node = node.get(part) if isinstance(node, DictConfig) and part in node else None

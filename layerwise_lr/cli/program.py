@@ -23,9 +23,10 @@ from ..run import RunFolder, files, resumable, stopping
 from . import console, foreign, runs, show
 from .help import HELP
 
-HYDRA_COMMANDS = ("train", "plan", "verify", "compare")
+HYDRA_COMMANDS = ("train", "plan", "verify", "compare", "lr-find")
 COMMANDS = (
     *HYDRA_COMMANDS,
+    "tune",
     "report",
     "predict",
     "evaluate",
@@ -115,7 +116,11 @@ def _dispatch(words: list[str]) -> int:
         return _complete(words)
     if command == "verify" and foreign.asked(rest):
         return foreign.verify(rest)
-    if command in HYDRA_COMMANDS:
+    if command == "tune" and not HELP_FLAGS & set(rest):
+        from . import finding
+
+        return finding.tune(rest)
+    if command in (*HYDRA_COMMANDS, "tune"):
         return _hydra(command, rest)
     if command == "report":
         from . import results
@@ -161,7 +166,13 @@ def _hydra(command: str, words: Sequence[str]) -> int:
         config, groups = hydra_app.composed([word for word in words if word not in HELP_FLAGS])
         print(help.page(command, config, groups))
         return 0
-    act = {"train": runs.train, "plan": runs.plan, "verify": runs.prove, "compare": runs.train}[command]
+    if command == "lr-find":
+        from . import finding
+
+        words, spec = finding.split(words)
+        hydra_app.run(command, words, partial(finding.lr_find, spec))
+        return 0
+    act = {"plan": runs.plan, "verify": runs.prove}.get(command, runs.train)
     words, conventions = _compared(words)
     words, goes_on = _resumed(command, words)
     if goes_on:
@@ -257,7 +268,7 @@ def _complete(words: Sequence[str]) -> int:
     if "query" in words[-1] and (not typed or (len(typed) == 1 and not line.endswith(" "))):
         print(" ".join(c for c in COMMANDS if c.startswith(typed[0] if typed else "")))
         return 0
-    if typed and typed[0] in COMMANDS and typed[0] not in HYDRA_COMMANDS:
+    if typed and typed[0] in COMMANDS and typed[0] not in (*HYDRA_COMMANDS, "tune"):
         print(" ".join(fetch.SOURCES) if typed[0] == "fetch" else "")  # the shell offers files
         return 0
     if typed and typed[0] in COMMANDS:

@@ -3,6 +3,7 @@
 No Hydra here: the config is typed already; it is resolved first of all.
 """
 
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -127,11 +128,13 @@ def _run_apart(path: Path, config: Config) -> Mapping[str, Any]:
 
 
 def outcome(folder: RunFolder, metric: str) -> float | Exception:
-    """A job's validation metric, or what went wrong."""
+    """A job's validation metric, NaN where a search gave it up, or what went wrong."""
     try:
         summary, status = folder.read_json("summary.json"), folder.read_json("status.json")
         if summary:
             return float(summary["val"][metric])
+        if folder.state() == "pruned":
+            return math.nan
     except (UserError, KeyError):  # it wrote nonsense into its own folder
         status = None
     error = (status or {}).get("error") or {"type": ""}
@@ -174,7 +177,7 @@ def plan(config: Config, path: Path, given: Given) -> None:
     config, stand_in = _fitting(config, given)
     tell([config])
     model, table, planned = page.plan_of(config)
-    _refuse_run(path)
+    refuse_run(path)
     page.write_plan(RunFolder(path), table, planned)
     show.show_params(table, planned)
     console.say("")
@@ -193,7 +196,7 @@ def plan(config: Config, path: Path, given: Given) -> None:
     console.say(f"params.csv plan.json lrs.csv lr_heatmap.png in\n{console.relative(path)}")
 
 
-def _refuse_run(path: Path) -> None:
+def refuse_run(path: Path) -> None:
     """A plan or a proof is not written over a run's, nor over anybody's files.
 
     Raises:
@@ -210,7 +213,7 @@ def compare_conventions(names: Sequence[str], config: Config, path: Path, given:
     first, second = names
     table = param_table(config.tree())
     optimizer = config.optimizer
-    _refuse_run(path)
+    refuse_run(path)
     found = differences(table, config.grouping, (first, second), optimizer.lr, optimizer.weight_decay)
     show.show_differences(found, (first, second))
     console.say(
@@ -254,7 +257,7 @@ def _foreign_weights(config: Config) -> list[str]:
 def prove(config: Config, path: Path, given: Given) -> None:
     """The proof alone."""
     config = final(config, given)
-    _refuse_run(path)
+    refuse_run(path)
     _ask_cheaply(config)
     console.say(f"loading {config.framework.name} ...")
     preflight(config, device=True)
@@ -298,6 +301,7 @@ def run_folder(words: Sequence[str]) -> int:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--parent", type=int, metavar="PID", help="stop when this process, which starts the run, dies")
+    parser.add_argument("--device", help="where the config leaves it open (auto, cuda): cuda:1, say")
     asked = parser.parse_args(words)
     path = asked.folder
     config = reading.read(path / CONFIG)
@@ -305,5 +309,8 @@ def run_folder(words: Sequence[str]) -> int:
     if RunFolder(path).read_json("summary.json"):
         raise UserError(f"{path} holds a finished run: copy its {CONFIG} into a new folder to run it again")
     RunFolder(path).refuse_live()
-    preflight(config, device=True)
-    return jobs.run_and_tell(path, asked.parent)
+    if asked.device and config.framework.device not in ("auto", asked.device.partition(":")[0], asked.device):
+        raise UserError(f"--device {asked.device}: {path / CONFIG} says framework.device={config.framework.device}")
+    here = replace(config.framework, device=asked.device or config.framework.device)
+    preflight(replace(config, framework=here), device=True)
+    return jobs.run_and_tell(path, asked.parent, asked.device)

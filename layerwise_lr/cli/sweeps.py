@@ -2,14 +2,15 @@
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ..planning import UserError, plain
 from ..run import Config, FrameworkSpec, RunFolder
-from ..sweep import LOG, jobs, planning
+from ..sweep import LOG, jobs, planning, searching
 from . import console
 from .runs import JobsFailed, outcome, preflight, prepare, tell, why
 
@@ -18,9 +19,19 @@ _MOST_LINES = 12
 
 
 def run_sweep(
-    folder: Path, composed: Sequence[tuple[Config, Sequence[str]]], options: jobs.Options
+    folder: Path,
+    composed: Sequence[tuple[Config, Sequence[str]]],
+    options: jobs.Options,
+    search: searching.Watch | None = None,
 ) -> list[float | Exception]:
-    """All jobs of a sweep, each in its own process; per entry the validation metric, or what went wrong.
+    """All jobs of a sweep, each in its own process; per entry the validation metric (NaN: pruned), or what went wrong.
+
+    Args:
+        folder: the sweep's.
+        composed: configs, with what the user gave.
+        options: how jobs are run.
+        search: of which these are the next jobs: told now and then the folder of every entry. What came of them is said at
+            its end.
 
     Jobs that finished in this folder before are not run again.
     """
@@ -28,13 +39,18 @@ def run_sweep(
         preflight(config, device=False)
     tell(config for config, _ in composed)
     jobs.ask_frameworks([config for config, _ in composed])
-    planned = planning.plan_jobs(folder, composed)
+    planned = planning.plan_jobs(folder, composed, search.fixed if search else None)
     planning.write_sweep(folder, planned, {"timeout": options.timeout, "memory": options.memory})
-    by_hash = dict(zip((job.config.sha256() for job in planned), work(folder, planned, options), strict=True))
-    return [by_hash[config.sha256()] for config, _ in composed]
+    at = {job.config.sha256(): job.path for job in planned}
+    paths = [at[config.sha256()] for config, _ in composed]
+    ends = work(folder, planned, options, partial(search, paths) if search else None)
+    by_path = dict(zip((job.path for job in planned), ends, strict=True))
+    return [by_path[path] for path in paths]
 
 
-def work(folder: Path, planned: Sequence[planning.Job], options: jobs.Options) -> list[float | Exception]:
+def work(
+    folder: Path, planned: Sequence[planning.Job], options: jobs.Options, watch: Callable[[], None] | None = None
+) -> list[float | Exception]:
     """The jobs that are not finished, each from its last whole checkpoint; per job its metric, or what went wrong.
 
     Those that another process trains are waited for, and taken over should it die.
@@ -43,8 +59,9 @@ def work(folder: Path, planned: Sequence[planning.Job], options: jobs.Options) -
     todo = _claimed(planning.to_run(planned), tried)
     if len(todo) < len(planned):
         console.say(f"{len(planned) - len(todo)} of {len(planned)} jobs are done or running already")
+    watched = watch or (lambda: None)
     while todo:
-        _train(folder, todo, options)
+        _train(folder, todo, options, watched)
         todo = _claimed(planning.to_run(planned, again=False), tried)
     if others := _elsewhere(planned, tried):
         who = RunFolder(others[0].path).read_json("status.json")
@@ -55,9 +72,10 @@ def work(folder: Path, planned: Sequence[planning.Job], options: jobs.Options) -
     while others:
         time.sleep(_POLL)
         if todo := _claimed(planning.to_run(planned, again=False), tried):
-            _train(folder, todo, options)
+            _train(folder, todo, options, watched)
         others = _elsewhere(planned, tried)
-    return _told(folder, planned, [outcome(RunFolder(job.path), job.config.metric) for job in planned])
+    ends = [outcome(RunFolder(job.path), job.config.metric) for job in planned]
+    return ends if watch else _told(folder, planned, ends)
 
 
 def _told(folder: Path, planned: Sequence[planning.Job], ends: Sequence[float | Exception]) -> list[float | Exception]:
@@ -83,6 +101,21 @@ def _told(folder: Path, planned: Sequence[planning.Job], ends: Sequence[float | 
     return [error if isinstance(end, Exception) else end for end in ends]
 
 
+def tell_search(folder: Path, study: searching.Study) -> None:
+    """What a search came to.
+
+    Raises:
+        JobsFailed: no trial was completed.
+    """
+    place, best = console.relative(folder), study.best()
+    told = ", ".join(f"{count} {what}" for what, count in study.counts().items())
+    if best is None:
+        raise JobsFailed(f"no trial of {place} was completed ({told}): layerwise-lr report {place} says why", 1)
+    console.say(f"trials: {told}; study: {place}/{searching.STUDY}")
+    console.say(f"best on validation, {best[0]:.4f}: {shlex.join(best[1])}")
+    console.say(f"report: {shlex.join(['layerwise-lr', 'report', place])}")
+
+
 def _elsewhere(planned: Sequence[planning.Job], tried: set[Path]) -> list[planning.Job]:
     return [job for job in planning.elsewhere(planned) if job.path not in tried]
 
@@ -100,7 +133,7 @@ def _claimed(todo: Sequence[planning.Job], tried: set[Path]) -> list[planning.Jo
     return ours
 
 
-def _train(folder: Path, todo: Sequence[planning.Job], options: jobs.Options) -> None:
+def _train(folder: Path, todo: Sequence[planning.Job], options: jobs.Options, watch: Callable[[], None]) -> None:
     names = " ".join(dict.fromkeys(job.config.framework.name for job in todo))
     console.say(f"{len(todo)} jobs in {console.relative(folder)}; loading {names} ...")
     with console.progress(len(todo), "jobs") as advance:
@@ -109,7 +142,7 @@ def _train(folder: Path, todo: Sequence[planning.Job], options: jobs.Options) ->
             advance()
             console.say(f"{_ended(RunFolder(path))}  {path.name}")
 
-        jobs.run_jobs({job.path: job.config for job in todo}, options, done)
+        jobs.run_jobs({job.path: job.config for job in todo}, options, done, watch)
 
 
 def refuse_incomparable(configs: Sequence[Config]) -> None:
@@ -129,6 +162,8 @@ def refuse_incomparable(configs: Sequence[Config]) -> None:
 
 def _ended(folder: RunFolder) -> str:
     with suppress(UserError):
+        if folder.state() == "pruned":
+            return f"pruned: {why(folder)}"
         if summary := folder.read_json("summary.json"):
             metric = summary["metric"]
             return f"validation {metric} {summary['val'][metric]:.4f}  {summary['seconds']:5.1f} s"

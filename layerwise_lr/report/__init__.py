@@ -7,7 +7,7 @@ from .advice import counts, notes, resume, short
 from .choosing import Choice, choose
 from .claims import BETTER, FEW, SAME, WORSE
 from .compare import LEGEND, LEGEND_NOISE, Comparison
-from .report import HOW, Report, answers, compare_plot, compared_to, lr_heatmap, run_log, tables
+from .report import HOW, Report, answers, compare_plot, compared_to, lr_find_plot, lr_heatmap, run_log, tables
 from .study import Study
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "compare_plot",
     "compared_to",
     "counts",
+    "lr_find_plot",
     "lr_heatmap",
     "notes",
     "resume",

@@ -18,13 +18,14 @@ from matplotlib.figure import Figure
 
 from ..framework import TOLERANCE
 from ..planning import Plan, UserError, hidden, plain
-from ..run import RunFolder
+from ..run import RunFolder, range_test
 from . import gallery
 from .advice import Unfinished, counts, notes, origin, resume, short, unfinished
 from .compare import Comparison
 from .curves import curves
 from .factors import GROUPING, Facet
 from .heatmap import heatmap
+from .range_plot import range_plot
 from .statistics import FLAT, Other, Setting, finished, interval, paired
 from .study import Study, studies
 
@@ -226,6 +227,11 @@ def compare_plot(comparison: Comparison, path: Path) -> None:
 def lr_heatmap(plan: Plan, path: Path) -> None:
     """PNG: lr of every group at every step."""
     _write(heatmap(plan), path)
+
+
+def lr_find_plot(test: range_test.RangeTest, path: Path) -> None:
+    """PNG: loss against the rising lr."""
+    _write(range_plot(test), path)
 
 
 def _write(figure: Figure, path: Path) -> None:

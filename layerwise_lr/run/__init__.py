@@ -3,13 +3,27 @@
 Uses planning, data, models and framework. `page.run(folder)` reads the resolved config and writes everything else beside it.
 """
 
-from . import asking, exporting, files, hints, options, page, provenance, ranges, reading, reproducing, stopping
+from . import (
+    asking,
+    exporting,
+    files,
+    hints,
+    options,
+    page,
+    provenance,
+    range_test,
+    ranges,
+    reading,
+    reproducing,
+    stopping,
+)
 from .checkpoints import resumable
 from .finished import Finished, looked_through, open_result, open_run, plan_in, weights_in
 from .folder import CONFIG, RunFolder, read_lines, read_metrics
 from .measured import Measured, measured
 from .resolving import resolve
 from .schema import ComposedConfig, Config, FrameworkSpec
+from .stopping import Pruned
 
 __all__ = [
     "CONFIG",
@@ -18,6 +32,7 @@ __all__ = [
     "Finished",
     "FrameworkSpec",
     "Measured",
+    "Pruned",
     "RunFolder",
     "asking",
     "exporting",
@@ -31,6 +46,7 @@ __all__ = [
     "page",
     "plan_in",
     "provenance",
+    "range_test",
     "ranges",
     "read_lines",
     "read_metrics",

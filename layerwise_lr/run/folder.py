@@ -3,6 +3,7 @@
 config.resolved.yaml command.json git.json git.diff requirements.lock.txt   before the run, by whoever starts it
 env.json seed.json data.json params.csv plan.json lrs.csv lr_check.jsonl    before step 0
 metrics.jsonl checkpoints/step_N/ checkpoints/resume/step_N/ log.txt .lock   during it
+prune.txt                                                                   written by a search that gives the run up
 status.json                                                                 always: where the run stands
 summary.json                                                                last: its presence means finished
 """
@@ -27,11 +28,13 @@ from . import alive, checkpoints, files
 from .checkpoints import Mark
 from .files import inside
 from .shapes import MOST_TEXT
+from .stopping import Pruned
 
 CONFIG = "config.resolved.yaml"
 METRICS_VERSION = 1
 PREPARED = ("command.json", "git.json", "git.diff", "requirements.lock.txt")
 """Written by who starts a run, before the config."""
+_GIVEN_UP = "prune.txt"
 RESULTS = ("summary.json", "metrics.jsonl", "lr_check.jsonl", "error.txt", "checkpoints")
 """What a run writes as it goes, the result first."""
 
@@ -169,6 +172,11 @@ class RunFolder:
             with suppress(OSError):
                 self.write_json("status.json", self._status("interrupted", started=started, ended=_now()))
             raise
+        except Pruned as error:
+            told = {"type": "Pruned", "message": plain(error)}
+            self.write_json("status.json", self._status("pruned", started=started, ended=_now(), error=told))
+            self.drop_points()
+            raise
         except BaseException as error:
             told = {"type": type(error).__name__, "message": hidden(_words(error))}
             with suppress(OSError):  # the place itself may be what failed
@@ -198,8 +206,9 @@ class RunFolder:
         raise _removed(self.path)
 
     def _clear_torn(self) -> None:
-        """What killed writers left of files that they had not finished, and the error of an earlier attempt."""
-        (self.path / "error.txt").unlink(missing_ok=True)
+        """What killed writers left of files that they had not finished, and what ended an earlier attempt."""
+        for name in ("error.txt", _GIVEN_UP):
+            (self.path / name).unlink(missing_ok=True)
         for folder in (self.path, self.path / "checkpoints", self.path / checkpoints.RESUME):
             for part in folder.glob(".*.part"):
                 if checkpoints.PART.fullmatch(part.name) or files.PASSING.fullmatch(part.name):
@@ -211,8 +220,16 @@ class RunFolder:
         with suppress(OSError):  # then nobody says it: its process is gone, which counts as crashed
             self.write_json("status.json", self._status("failed", ended=_now(), error=told))
 
+    def give_up(self, why: str) -> None:
+        """Asks the run, whoever trains it, to end as pruned after its next evaluation."""
+        self.write_text(_GIVEN_UP, why)
+
+    def given_up(self) -> str:
+        """Why, where that was asked; else ""."""
+        return files.read_text(self.path, _GIVEN_UP) or ""
+
     def state(self) -> str:
-        """claimed | running | completed | failed | interrupted | crashed (its process is gone) | missing."""
+        """claimed | running | completed | failed | pruned | interrupted | crashed (its process is gone) | missing."""
         status = self.read_json("status.json")
         if status is None:
             return "missing"

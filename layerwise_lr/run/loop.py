@@ -14,7 +14,7 @@ from .checkpoints import Mark, Point
 from .folder import Lines, RunFolder
 from .proving import Prover
 from .schema import Config
-from .stopping import Stop, listening
+from .stopping import Pruned, Stop, listening
 
 Say = Callable[[str], None]
 Track = Callable[[Iterable[int], int], Iterable[int]]
@@ -80,7 +80,7 @@ class Loop:
         """All steps behind `point`, or until it is no use; `last` is the last evaluation.
 
         Raises:
-            KeyboardInterrupt: asked to stop; what the run needs to go on is written.
+            KeyboardInterrupt: asked to stop; what the run needs to go on is written. Pruned: given up.
         """
         total, begin = self.plan.total_steps, point.step if point else 0
         log = self.folder.metrics(Mark(*point.memory["files"]["metrics.jsonl"]) if point else None)
@@ -114,6 +114,8 @@ class Loop:
                 raise KeyboardInterrupt
             if due and self.best.stalled:
                 break
+            if due and step + 1 < total and (why := self.folder.given_up()):
+                raise Pruned(why)
 
     def result(self) -> dict[str, Any]:
         """Of the weights that are kept: which, and their metrics on validation and test."""

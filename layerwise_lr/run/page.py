@@ -27,7 +27,9 @@ from .stopping import Stop, listening
 from .subject import Subject, subject
 
 
-def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps) -> dict[str, Any]:
+def run(
+    path: Path, say: Say = print, track: Track = lambda steps, total: steps, device: str | None = None
+) -> dict[str, Any]:
     """Train what `path`/config.resolved.yaml says; returns summary.json.
 
     An interrupted run goes on from its last whole checkpoint, anything else begins at step 0 without earlier results.
@@ -36,14 +38,16 @@ def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps)
         path: a claimed run folder.
         say: told a line now and then.
         track: wraps the steps, for a progress bar.
+        device: to train on, where the config leaves that open; None: the best.
 
     Raises:
-        UserError: the input is at fault. LrMismatch: the framework does not do what the plan says.
+        UserError: the input is at fault. LrMismatch: the framework does not do what the plan says. Pruned: whoever
+            searches gave it up.
     """
     folder = RunFolder(path)
     config = reading.read(path / CONFIG)
     with listening() as stop:
-        return _run(folder, config, partial(_told, say, stop), track)
+        return _run(folder, config, partial(_told, say, stop), track, device)
 
 
 def _told(say: Say, stop: Stop, line: str) -> None:
@@ -55,7 +59,7 @@ def _told(say: Say, stop: Stop, line: str) -> None:
             raise
 
 
-def _run(folder: RunFolder, config: Config, say: Say, track: Track) -> dict[str, Any]:
+def _run(folder: RunFolder, config: Config, say: Say, track: Track, device: str | None) -> dict[str, Any]:
     with folder.running(), np.errstate(all="ignore"), ExitStack() as stack:  # the loop looks for infinities itself
         began = time.perf_counter()
         streams = seed_streams(config.seed)
@@ -65,7 +69,7 @@ def _run(folder: RunFolder, config: Config, say: Say, track: Track) -> dict[str,
         folder.write_json("seed.json", {"seed": config.seed, "streams": streams})
         folder.write_json("data.json", dataset.fingerprint())
 
-        framework = make_framework(config)
+        framework = make_framework(config, device)
         folder.write_json("env.json", environment(config, framework))
         model, start, told = model_of.start(framework, config, streams["init"])
         notes = list(dict.fromkeys([*batches.notes(config.data), *dataset.notes(), *told]))
@@ -200,8 +204,8 @@ def write_plan(folder: RunFolder, table: ParamTable, plan: Plan) -> None:
     folder.write_rows("lrs.csv", chain([",".join(["step", *(g.name for g in plan.groups)])], rows))
 
 
-def make_framework(config: Config) -> Framework:
-    """The plugin, on its device; what the run needs is checked against what the class says it has."""
+def make_framework(config: Config, device: str | None = None) -> Framework:
+    """The plugin, on `device` or that of the config; what the run needs is checked against what the class says it has."""
     spec = config.framework
     names = dict.fromkeys(optimizer.name for optimizer in config.optimizers_by_name().values())
     if config.ema.decay is not None and spec.precision == "fp64":
@@ -210,7 +214,7 @@ def make_framework(config: Config) -> Framework:
             "that would be lost when the average has been evaluated: framework.precision=fp32"
         )
     registry.check_abilities(spec.name, spec.mode, spec.precision, subject(config).kinds, names)
-    return registry.load(spec.name)(spec.device, spec.mode, spec.precision, spec.threads, spec.deterministic)
+    return registry.load(spec.name)(device or spec.device, spec.mode, spec.precision, spec.threads, spec.deterministic)
 
 
 def may_crash(config: Config) -> bool:

@@ -27,6 +27,10 @@ def _ends(low: float, high: float) -> Callable[[Any, Any], bool]:
     return lambda ends, _: len(ends) == 2 and low <= ends[0] <= ends[1] <= high
 
 
+def _count(asked: Any, most: int) -> bool:
+    return type(asked) is int and 1 <= asked <= most
+
+
 def _alpha(alpha: float, _: Any) -> bool:
     return alpha == 0 or 1e-3 <= alpha <= 1e3
 
@@ -71,7 +75,7 @@ RULES = (
     planned.least(EarlyStopSpec, "patience", 1),
     planned.Rule(EarlyStopSpec, "min_delta", lambda delta, _: 0 <= delta <= 1, "from 0 to 1"),
     planned.least(CheckpointSpec, "keep_best", 0),
-    planned.within(FrameworkSpec, "threads", 1, 1024),
+    planned.Rule(FrameworkSpec, "threads", lambda n, _: n == "auto" or _count(n, 1024), "auto, or from 1 to 1,024"),
     planned.within(ModelSpec, "width", 1, 10**6),
     planned.within(ModelSpec, "depth", 1, 1000),
     planned.within(ModelSpec, "patch_size", 1, 4096),

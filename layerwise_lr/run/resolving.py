@@ -3,6 +3,7 @@
 It is what config.resolved.yaml holds and all that `page.run` reads.
 """
 
+import os
 from dataclasses import replace
 from math import ceil
 
@@ -13,15 +14,22 @@ from .durations import Clock, in_steps
 from .schema import Config, ModelSpec
 
 
-def resolve(config: Config) -> Config:
+def resolve(config: Config, at_once: int = 1) -> Config:
     """Fill in sizes, turn durations into steps, check every range; absent data give way to their stand-in, and what the
     chosen options do not read to its default.
+
+    Args:
+        config: as it was composed.
+        at_once: runs that share this machine's cores.
 
     Raises:
         UserError: the first fault found, with its key.
     """
     ranges.check(config)
     config = replace(config, data=sized(available(config.data)))
+    if config.framework.threads == "auto":
+        threads = max((os.cpu_count() or 1) // at_once, 1)
+        config = replace(config, framework=replace(config.framework, threads=threads))
     classes = facts(config.data).classes
     check_class_weights(config.class_weights, classes)
     model = _fill(config, classes)

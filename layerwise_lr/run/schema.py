@@ -24,7 +24,8 @@ class FrameworkSpec:
         mode: `layerwise-lr frameworks` lists each one's.
         device: auto (the best) | cpu | cuda:0 | ascend:0.
         precision: fp32 | fp64 | bf16 | fp16, where there is.
-        threads: per process.
+        threads: per process; auto: a single run has all cores, each of a sweep's jobs an equal share (hydra.launcher.n_jobs of
+            them run at a time).
         deterministic: ask for reproducible kernels, maybe slower.
     """
 
@@ -32,7 +33,7 @@ class FrameworkSpec:
     mode: str = "eager"
     device: str = "auto"
     precision: str = "fp32"
-    threads: int = 1
+    threads: Any = 1
     deterministic: bool = False
 
 

@@ -94,6 +94,7 @@ SHAPES: Mapping[str, Shape] = {
         "ended?": TEXT,
         "error?": (NOTHING, {"type": TEXT, "message": TEXT}),
     },
+    "lr_find.json": {"suggestion": NUMBER},
     "summary.json": {
         "steps": COUNT,
         "val": METRICS,

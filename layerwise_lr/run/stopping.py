@@ -15,6 +15,10 @@ GRACE = 15.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class Pruned(Exception):
+    """Whoever searches gave the run up: it would not be among the best."""
+
+
 class Stop:
     """Whether this process has been asked to stop."""
 

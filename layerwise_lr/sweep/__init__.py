@@ -3,8 +3,9 @@
 Uses run, and data and framework to load them once for forked jobs.
 """
 
-from . import jobs, planning
+from . import jobs, planning, searching
 from .jobs import Options
 from .logs import LOG
+from .searching import Search
 
-__all__ = ["LOG", "Options", "jobs", "planning"]
+__all__ = ["LOG", "Options", "Search", "jobs", "planning", "searching"]

@@ -7,11 +7,12 @@ this is safe; else each starts a fresh interpreter. Either way the job is `run(f
 import ctypes
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,8 +22,8 @@ from pathlib import Path
 
 from ..framework import registry
 from ..planning import UserError, printable
-from ..run import Config, FrameworkSpec, RunFolder, files, page
-from . import family
+from ..run import Config, FrameworkSpec, Pruned, RunFolder, files, page
+from . import family, placing
 from .logs import LOG
 from .pool import PATIENCE, Done, Limits, Process, conclude, end, how, work_off
 
@@ -30,6 +31,7 @@ _PDEATHSIG = 1  # prctl's PR_SET_PDEATHSIG
 _FIRST_TO_GO = (
     "500"  # of 1000: where memory is full, the kernel ends the largest job, and neither the pool nor a stranger
 )
+_WATCH = 0.1  # seconds
 _UNITS = {"MiB": 2**20, "GiB": 2**30, "MB": 10**6, "GB": 10**9}
 
 
@@ -38,7 +40,8 @@ class Options:
     """How jobs are run.
 
     Args:
-        n_jobs: jobs at a time; null: cores / framework.threads.
+        n_jobs: jobs at a time; null: cores / framework.threads, on accelerators as many as fit on them.
+        jobs_per_device: of them on one GPU or NPU.
         timeout: seconds a job may take; null: any.
         memory: what a job may take with all that it has started, as 4GiB or 500MiB; null: any. (Where memory is full the
             kernel ends the largest job.)
@@ -46,6 +49,7 @@ class Options:
     """
 
     n_jobs: int | None = None
+    jobs_per_device: int = 1
     timeout: float | None = None
     memory: str | float | None = None
     fork: str = "auto"
@@ -53,12 +57,21 @@ class Options:
     def __post_init__(self) -> None:
         if self.n_jobs is not None and self.n_jobs < 1:
             raise UserError(f"hydra.launcher.n_jobs={self.n_jobs} must be at least 1")
+        if self.jobs_per_device < 1:
+            raise UserError(f"hydra.launcher.jobs_per_device={self.jobs_per_device} must be at least 1")
         if self.timeout is not None and not self.timeout > 0:
             raise UserError(f"hydra.launcher.timeout={self.timeout} must be above 0 seconds")
         if self.fork not in ("auto", "never"):
             raise UserError(f"hydra.launcher.fork={self.fork!r} must be 'auto' or 'never'")
         if self.limits().memory and not family.MEASURED:
             raise UserError(f"hydra.launcher.memory={self.memory}: is not measured on this system, only on Linux")
+
+    def at_once(self, threads: int, devices: Sequence[str] = ()) -> int:
+        """How many jobs run at a time, each with so many threads, on these accelerators."""
+        if devices:
+            fit = len(devices) * self.jobs_per_device
+            return min(self.n_jobs or fit, fit)
+        return self.n_jobs or max((os.cpu_count() or 1) // threads, 1)
 
     def limits(self) -> Limits:
         """What each job may take.
@@ -126,23 +139,34 @@ def follow(parent: int) -> None:
             raise KeyboardInterrupt
 
 
-def run_jobs(jobs: Mapping[Path, Config], options: Options, done: Done) -> None:
+def run_jobs(
+    jobs: Mapping[Path, Config], options: Options, done: Done, watch: Callable[[], None] = lambda: None
+) -> None:
     """Run every claimed folder; returns when all have ended. `done(folder)` is called after each.
+
+    Args:
+        jobs: folder to config.
+        options: how.
+        done: called with the folder of each that has ended.
+        watch: called now and then meanwhile, at least ten times a second.
 
     Raises:
         KeyboardInterrupt: after all jobs have been told and have ended.
     """
-    for name in dict.fromkeys(c.framework.name for c in jobs.values()):
-        own = {path: c for path, c in jobs.items() if c.framework.name == name}
+    for like in dict.fromkeys((c.framework.name, c.framework.device) for c in jobs.values()):
+        own = {path: c for path, c in jobs.items() if (c.framework.name, c.framework.device) == like}
         threads = max(c.framework.threads for c in own.values())
-        at_once = options.n_jobs or max((os.cpu_count() or 1) // threads, 1)
         if options.fork == "auto" and _can_fork():
-            _in_forked_parent(own, at_once, threads, options, done)
+            _in_forked_parent(own, threads, options, done, watch)
         else:
-            work_off(list(own), partial(_spawn, threads=threads), at_once, options.limits(), done)
+            devices = placing.spread_over(own, "fork" if _can_fork() else "spawn")
+            start = placing.Places(devices, partial(_spawn, threads=threads))
+            work_off(list(own), start, options.at_once(threads, devices), options.limits(), done, watch)
 
 
-def _in_forked_parent(jobs: Mapping[Path, Config], at_once: int, threads: int, options: Options, done: Done) -> None:
+def _in_forked_parent(
+    jobs: Mapping[Path, Config], threads: int, options: Options, done: Done, watch: Callable[[], None]
+) -> None:
     """A forked parent imports the framework and reads the data; we only listen to the folders it has finished."""
     read, write = os.pipe()
     mine, pid = os.getpid(), os.fork()
@@ -150,18 +174,19 @@ def _in_forked_parent(jobs: Mapping[Path, Config], at_once: int, threads: int, o
         code = 1
         try:
             os.close(read)
-            code = _parent(jobs, at_once, threads, options, write, mine)
+            code = _parent(jobs, threads, options, write, mine)
         finally:
             os._exit(code)
     os.close(write)
     parent = _Forked(pid)
     try:
-        with os.fdopen(read) as told:
-            for line in told:
-                done(Path(line.rstrip("\n")))
+        for line in _told(read, watch):
+            done(Path(line))
     except BaseException:
         end([parent], 2 * PATIENCE)  # it ends its own jobs first
         raise
+    finally:
+        os.close(read)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if code == 130:
         raise KeyboardInterrupt
@@ -169,15 +194,27 @@ def _in_forked_parent(jobs: Mapping[Path, Config], at_once: int, threads: int, o
         conclude(RunFolder(path), code, f"not finished: the process that starts the jobs {how(code)}" if code else "")
 
 
-def _parent(jobs: Mapping[Path, Config], at_once: int, threads: int, options: Options, write: int, parent: int) -> int:
+def _told(read: int, watch: Callable[[], None]) -> Iterator[str]:
+    """Lines of a pipe, until nobody writes into it any more."""
+    held = b""
+    while True:
+        if select.select([read], [], [], _WATCH)[0]:
+            if not (more := os.read(read, 65536)):
+                return
+            *lines, held = (held + more).split(b"\n")
+            yield from map(os.fsdecode, lines)
+        watch()
+
+
+def _parent(jobs: Mapping[Path, Config], threads: int, options: Options, write: int, parent: int) -> int:
     def tell(path: Path) -> None:
-        os.write(write, f"{path}\n".encode())
+        os.write(write, os.fsencode(f"{path}\n"))
 
     os.environ |= thread_environment(threads)
     try:
         follow(parent)
-        start = _preload(jobs, threads, write)
-        work_off(list(jobs), start, at_once, options.limits(), tell)
+        start, devices = _preload(jobs, threads, write)
+        work_off(list(jobs), start, options.at_once(threads, devices), options.limits(), tell)
     except KeyboardInterrupt:
         return 130
     except BaseException:
@@ -186,15 +223,23 @@ def _parent(jobs: Mapping[Path, Config], at_once: int, threads: int, options: Op
     return 0
 
 
-def _preload(jobs: Mapping[Path, Config], threads: int, write: int) -> Callable[[Path], Process]:
-    """Import the framework and read the data once; a failure here is each job's own to meet and to report."""
+def _preload(jobs: Mapping[Path, Config], threads: int, write: int) -> tuple[Callable[[Path], Process], list[str]]:
+    """Import the framework and read the data once; a failure here is each job's own to meet and to report.
+
+    How a job is started, and the accelerators that they are spread over.
+    """
+    begin: placing.Start = partial(_fork, write=write)
     try:
         framework = registry.load(next(iter(jobs.values())).framework.name)
         for config in {repr((c.data, c.augment)): c for c in jobs.values()}.values():
             page.load(config, page.seed_streams(config.seed)).close()
+        if not framework.fork_safe:
+            begin = partial(_spawn, threads=threads)
     except UserError:
-        return partial(_fork, write=write)
-    return partial(_fork, write=write) if framework.fork_safe else partial(_spawn, threads=threads)
+        return placing.Places([], begin), []
+    # whoever has asked a GPU cannot be forked any more
+    devices = placing.spread_over(jobs, "fork" if framework.fork_safe else "")
+    return placing.Places(devices, begin), devices
 
 
 @dataclass
@@ -209,7 +254,7 @@ class _Forked:
         return self.code
 
 
-def _fork(path: Path, write: int) -> Process:
+def _fork(path: Path, device: str | None, write: int) -> Process:
     """A child that runs the folder, its output in log.txt; `write` is the parent's, and nothing to it."""
     mine, pid = os.getpid(), os.fork()
     if pid:
@@ -222,18 +267,19 @@ def _fork(path: Path, write: int) -> Process:
         log, nothing = files.appended(path / LOG), os.open(os.devnull, os.O_RDONLY)
         for stream, own in enumerate((nothing, log, log)):
             os.dup2(own, stream)
-        code = run_and_tell(path, mine)
+        code = run_and_tell(path, mine, device)
     except OSError as error:  # a full disk has no room for a log
         print(f"error: {files.told(error)}", file=sys.stderr, flush=True)
     finally:  # nothing of this child returns into the pool
         os._exit(code)
 
 
-def _spawn(path: Path, threads: int) -> Process:
+def _spawn(path: Path, device: str | None, threads: int) -> Process:
     """A fresh interpreter that runs the folder, its output in log.txt."""
+    on = ["--device", device] if device else []
     with os.fdopen(files.appended(path / LOG), "ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "layerwise_lr", "run", str(path), "--parent", str(os.getpid())],
+            [sys.executable, "-m", "layerwise_lr", "run", str(path), "--parent", str(os.getpid()), *on],
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
@@ -242,12 +288,13 @@ def _spawn(path: Path, threads: int) -> Process:
         )
 
 
-def run_and_tell(path: Path, parent: int | None = None) -> int:
+def run_and_tell(path: Path, parent: int | None = None, device: str | None = None) -> int:
     """run(folder), told line by line; returns the exit code: 0, 2 (user's mistake), 130 (interrupted), 1.
 
     Args:
         path: of the folder.
         parent: the process to follow, where there is one.
+        device: that the config leaves open.
     """
     code = 0
     try:
@@ -255,7 +302,9 @@ def run_and_tell(path: Path, parent: int | None = None) -> int:
             follow(parent)
             with suppress(OSError):  # Linux
                 Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
-        page.run(path, say=lambda line: print(printable(line), flush=True))
+        page.run(path, say=lambda line: print(printable(line), flush=True), device=device)
+    except Pruned as why:
+        print(f"pruned: {printable(str(why))}", flush=True)
     except KeyboardInterrupt:
         code = 130
     except UserError as error:

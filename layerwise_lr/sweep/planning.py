@@ -5,7 +5,7 @@ after what was varied. The same sweep again finds the same folders and runs only
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,19 @@ def job_name(overrides: Sequence[str], sha256: str) -> str:
     return f"{readable}_{sha256[:6]}".lstrip("-_.+")
 
 
-def plan_jobs(folder: Path, configs_and_overrides: Sequence[tuple[Config, Sequence[str]]]) -> list[Job]:
-    """The jobs of a sweep, each with its folder; equal configs are one job, and keep the folder they had."""
+def plan_jobs(
+    folder: Path, configs_and_overrides: Sequence[tuple[Config, Sequence[str]]], fixed: Iterable[str] | None = None
+) -> list[Job]:
+    """The jobs of a sweep, each with its folder; equal configs are one job, and keep the folder they had.
+
+    Args:
+        folder: of the sweep.
+        configs_and_overrides: of all jobs.
+        fixed: what all have in common, which is not in their names; None: what these have.
+    """
     held = {job["config_sha256"]: name for name, job in RunFolder(folder).jobs().items()}
     every = [set(overrides) for _, overrides in configs_and_overrides]
-    common = set.intersection(*every) if len(every) > 1 else set()
+    common = set(fixed) if fixed is not None else set.intersection(*every) if len(every) > 1 else set()
     jobs: dict[str, Job] = {}
     for config, overrides in configs_and_overrides:
         sha256 = config.sha256()

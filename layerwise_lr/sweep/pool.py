@@ -81,13 +81,22 @@ def size(count: float) -> str:
     return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"
 
 
-def work_off(paths: Sequence[Path], start: Callable[[Path], Process], at_once: int, limits: Limits, done: Done) -> None:
+def work_off(
+    paths: Sequence[Path],
+    start: Callable[[Path], Process],
+    at_once: int,
+    limits: Limits,
+    done: Done,
+    watch: Callable[[], None] = lambda: None,
+) -> None:
     """`at_once` jobs at a time until all have ended; a known crash is tried again. `done(folder)` is called after each.
 
     Args:
         paths: the jobs' folders.
         start: begins the process of one.
         limits: what each may take.
+        done: called with the folder of each that has ended.
+        watch: called now and then.
 
     Raises:
         KeyboardInterrupt: after all that run have been told and have ended.
@@ -100,6 +109,7 @@ def work_off(paths: Sequence[Path], start: Callable[[Path], Process], at_once: i
             while waiting and len(pool.running) < at_once:
                 pool.begin(waiting.popleft())
             waiting.extendleft(pool.look())
+            watch()
             time.sleep(_POLL)
     finally:
         pool.close()
@@ -214,7 +224,7 @@ def conclude(folder: RunFolder, code: int, why: str = "") -> None:
     """
     with suppress(UserError):  # a status that nobody can read is none
         status = folder.read_json("status.json")
-        if status and status["state"] in ("completed", "failed", "interrupted"):
+        if status and status["state"] in ("completed", "failed", "interrupted", "pruned"):
             return
     folder.fail(why or f"{how(code)} before it could finish{_LIKELY.get(code, '')}")
 

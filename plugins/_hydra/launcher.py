@@ -24,6 +24,7 @@ class JobsConf:
 
     _target_: str = "hydra_plugins.layerwise_lr.launcher.JobsLauncher"
     n_jobs: Optional[int] = None  # noqa: UP045  null: cores / framework.threads
+    jobs_per_device: int = 1
     timeout: Optional[float] = None  # noqa: UP045  seconds
     memory: Any = None  # "4GiB", or a number of GiB
     fork: str = "auto"  # auto | never
@@ -46,17 +47,26 @@ class Outcome(JobReturn):
 class JobsLauncher(Launcher):
     """One process per job; see layerwise_lr.jobs."""
 
-    def __init__(self, n_jobs: Optional[int], timeout: Optional[float], memory: Any, fork: str) -> None:  # noqa: UP045
-        self.options: Dict[str, Any] = {"n_jobs": n_jobs, "timeout": timeout, "memory": memory, "fork": fork}  # noqa: UP006
+    watch: Any = None
+    """A search's: told the folders of the jobs while they run."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
         """Keep what `launch` needs."""
         if not getattr(task_function, "sweeps", ""):
             raise UserError("only 'layerwise-lr train' and 'compare' take -m")
-        files.refuse_foreign(Path(config.hydra.sweep.dir), "multirun.yaml")  # Hydra's, or that of an equal sweep
+        own = ("multirun.yaml", "study.db", "lr_find")  # Hydra's, or of an equal sweep; a search's; of tune
+        files.refuse_foreign(Path(config.hydra.sweep.dir), *own)
         self.loader, self.config = hydra_context.config_loader, config
         self.compares = task_function.sweeps == "compare"
         hydra_app.sweep_folder = Path(config.hydra.sweep.dir)
+
+    def at_once(self) -> int:
+        """How many jobs of the config as it stands run side by side."""
+        threads = self.config.framework.threads
+        return Options(**self.options).at_once(threads if isinstance(threads, int) else 1)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> List[JobReturn]:  # noqa: UP006
         """Compose and check all, then run all; a job that fails is FAILED in its JobReturn, the others go on."""
@@ -67,7 +77,7 @@ class JobsLauncher(Launcher):
             cfg = self.loader.load_sweep_config(self.config, list(overrides))
             cfg.hydra.job.num, cfg.hydra.job.id = index, str(index)
             words = hydra_app.given(overrides)
-            config = resolve(hydra_app.typed(cfg, words))
+            config = resolve(hydra_app.typed(cfg, words), self.at_once())
             composed.append((config, list(overrides)))
             keys |= dict.fromkeys(words.keys)
             ignored.append(options.ignored(config))
@@ -76,8 +86,9 @@ class JobsLauncher(Launcher):
         if self.compares:
             sweeps.refuse_incomparable([config for config, _ in composed])
         in_all = set(ignored[0]).intersection(*ignored[1:])
-        options.refuse_ignored(keys, {key: why for key, why in ignored[0].items() if key in in_all})
-        results = sweeps.run_sweep(Path(self.config.hydra.sweep.dir), composed, Options(**self.options))
+        if not self.watch:  # of a search, other jobs may read it
+            options.refuse_ignored(keys, {key: why for key, why in ignored[0].items() if key in in_all})
+        results = sweeps.run_sweep(Path(self.config.hydra.sweep.dir), composed, Options(**self.options), self.watch)
         returns: List[JobReturn] = []  # noqa: UP006
         for (_, overrides), result in zip(composed, results, strict=True):
             failed = isinstance(result, Exception)

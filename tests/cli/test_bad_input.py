@@ -671,6 +671,33 @@ CASES = {
         "resume s", ("sweep.json: limits.memory",), write("s/sweep.json", '{"jobs": {}, "limits": {"memory": []}}')
     ),
     "fork": Case("train -m seed=0,1 hydra.launcher.fork=always", ("hydra.launcher.fork='always'", "'never'")),
+    "jobs_per_device 0": Case(
+        "train -m seed=0,1 hydra.launcher.jobs_per_device=0", ("hydra.launcher.jobs_per_device=0", "at least 1")
+    ),
+    "an interval in a grid": Case(
+        "train -m 'grouping.layer_decay=interval(0.6,1)'", ("key=a,b,c", "hydra/sweeper=optuna searches an interval")
+    ),
+    "unknown sweeper": Case("train -m seed=0,1 hydra/sweeper=optun", ("basic, optuna", "did you mean 'optuna'")),
+    "nothing to search": Case("train -m hydra/sweeper=optuna seed=0,1", ("nothing to search", "interval(0.6, 1)")),
+    "an interval upside down": Case(
+        "train -m hydra/sweeper=optuna 'optimizer.lr=interval(1,0.1)'", ("optimizer.lr=interval(1,0.1)", "lower")
+    ),
+    "a log interval from 0": Case(
+        "train -m hydra/sweeper=optuna 'optimizer.lr=tag(log,interval(0,0.1))'", ("log above 0",)
+    ),
+    "trials 0": Case(
+        "train -m hydra/sweeper=optuna optimizer.lr=1,2 hydra.sweeper.n_trials=0", ("n_trials=0", "at least 1")
+    ),
+    "unknown pruner": Case(
+        "train -m hydra/sweeper=optuna optimizer.lr=1,2 hydra.sweeper.pruner=best", ("'best'", "median, asha, none")
+    ),
+    "unknown sweeper key": Case(
+        "train -m hydra/sweeper=optuna optimizer.lr=1,2 hydra.sweeper.ntrials=3", ("did you mean 'n_trials'",)
+    ),
+    "steps of lr-find": Case("lr-find --steps 3", ("--steps 3", "from 20 to 1000")),
+    "lrs of lr-find": Case("lr-find --from 1 --to 0.1", ("--from 1 --to 0.1", "lower first")),
+    "lr of lr-find": Case("lr-find optimizer.lr=1", ("optimizer.lr would be ignored",)),
+    "lr of tune": Case("tune optimizer.lr=1", ("optimizer.lr is not tune's",)),
     "unknown launcher key": Case("train -m seed=0,1 hydra.launcher.njobs=2", ("njobs", "did you mean 'n_jobs'")),
     "sweep folder is a file": Case("train -m seed=0,1 hydra.sweep.dir=taken", ("taken",), write("taken", "x")),
 }
