@@ -42,8 +42,8 @@ def report(words: Sequence[str]) -> int:
             "or several), prints the table and the verdict, writes report.html. Settings are\n"
             "chosen on the validation pictures and reported on the test pictures; intervals\n"
             "are 95 % over seeds, differences are paired by seed. Works on sweeps that are\n"
-            "not finished. --decide answers with the exit code: 0 better, 3 no difference that\n"
-            "these seeds can show, 4 too few runs to say, 5 worse."
+            "not finished. --decide answers with the exit code: 0 better, 3 no difference\n"
+            "that these seeds can show, 4 too few runs to say, 5 worse."
         ),
     )
     parser.add_argument("folder", nargs="+", type=Path, help="sweep or run folder")
