@@ -157,6 +157,7 @@ def _sections(config: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
         "freeze",
         "framework",
         "verify",
+        "logger",
         "run",
     )
     assert set(of) == set(order), set(of) ^ set(order)

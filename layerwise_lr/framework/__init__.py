@@ -34,6 +34,7 @@ from .following import (
     places,
     stretches,
 )
+from .install import advice
 from .keeping import Memento, refill
 from .nesting import NativeModule, NativeTensor, describe, first_calls, layer_type, likely_inputs, run, tensors
 from .offers import STATE_KEYS, GroupScheduler, by_optimizer, central_axes, fold, in_plan_order
@@ -82,6 +83,7 @@ __all__ = [
     "UserError",
     "Weights",
     "ZooModel",
+    "advice",
     "alive",
     "arrays_once",
     "bare_name",

@@ -25,6 +25,7 @@ from .proving import Prover
 from .schema import Config
 from .stopping import Stop, listening
 from .subject import Subject, subject
+from .trackers import Trackers
 
 
 def run(path: Path, say: Say = print, track: Track = lambda steps, total: steps) -> dict[str, Any]:
@@ -78,8 +79,8 @@ def _run(folder: RunFolder, config: Config, say: Say, track: Track) -> dict[str,
                 "retry_on_signal": may_crash(config),
             },
         )
-        model, start, told = model_of.start(framework, config, streams["init"])
-        notes = list(dict.fromkeys([*batches.notes(config.data), *dataset.notes(), *told]))
+        model, start, said = model_of.start(framework, config, streams["init"])
+        notes = list(dict.fromkeys([*batches.notes(config.data), *dataset.notes(), *said]))
         for note in notes:
             say(note)
         told_apart = facts_of(config, plan, dataset, start)
@@ -95,13 +96,15 @@ def _run(folder: RunFolder, config: Config, say: Say, track: Track) -> dict[str,
             prover.rehearse(model, start, first, streams["dropout"])
 
         state = begin(framework, model, plan, point.step if point else 0)
-        loop = Loop(config, plan, dataset, framework, state, start, folder, streams, prover, told_apart, say)
+        told = stack.enter_context(Trackers(folder.path, config, [group.name for group in plan.groups], say))
+        loop = Loop(config, plan, dataset, framework, state, start, folder, streams, prover, told_apart, say, told)
         loop.began = began
         if point:
             loop.recall(point)
         loop.train(track, point)
         summary = summarise(config, plan, loop, notes)
         folder.write_json("summary.json", summary)
+        told.end(summary)
         loop.tidy()
     return summary
 
