@@ -49,14 +49,13 @@ class Events:
             self._file.flush()
 
     def end(self, result: Mapping[str, Any] | None) -> None:
-        """The run's result, and whether it came to one."""
+        """The run's result; one that has none yet may go on, and has not ended for TensorBoard."""
         if result is not None:
             self._scalars(self._run.result(result), result["last"]["step"])
-        status = api_pb2.STATUS_FAILURE if result is None else api_pb2.STATUS_SUCCESS
-        ended = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
-        told = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(session_end_info=ended))
-        value = Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=told, tensor=metadata.NULL_TENSOR)
-        self._put(summary=Summary(value=[value]))
+            ended = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
+            told = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(session_end_info=ended))
+            value = Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=told, tensor=metadata.NULL_TENSOR)
+            self._put(summary=Summary(value=[value]))
         self._file.close()
 
     def _scalars(self, numbers: Mapping[str, float], step: int) -> None:
