@@ -21,6 +21,7 @@ HELP = """layerwise-lr: plan, prove and sweep layer-wise learning rates.
   verify       only the proof: how far each parameter moves, against the plan;
                of a run, or of a script of your own: verify --script train.py
   compare      one experiment in several frameworks: where they differ
+  watch        a sweep that runs elsewhere, live: steps, loss, what is left
   report       read a sweep's folder: table, verdict, report.html
   predict      what a finished run sees in pictures: classes, probabilities
   evaluate     how right it is, class by class, on its own pictures or others

@@ -24,7 +24,19 @@ from . import console, foreign, runs, show
 from .help import HELP
 
 HYDRA_COMMANDS = ("train", "plan", "verify", "compare")
-COMMANDS = (*HYDRA_COMMANDS, "report", "predict", "evaluate", "export", "check", "frameworks", "fetch", "run", "resume")
+COMMANDS = (
+    *HYDRA_COMMANDS,
+    "report",
+    "predict",
+    "evaluate",
+    "export",
+    "check",
+    "frameworks",
+    "fetch",
+    "run",
+    "resume",
+    "watch",
+)
 HELP_FLAGS = {"-h", "--help"}
 
 
@@ -126,6 +138,10 @@ def _dispatch(words: list[str]) -> int:
         from . import resuming
 
         return resuming.resume(rest)
+    if command == "watch":
+        from . import watching
+
+        return watching.watch(rest)
     if command in COMMANDS:
         from . import machine
 

@@ -3,7 +3,7 @@
 Uses planning, data, models and framework. `page.run(folder)` reads the resolved config and writes everything else beside it.
 """
 
-from . import asking, exporting, files, hints, options, page, provenance, ranges, reading, stopping, trackers
+from . import asking, exporting, files, hints, options, page, provenance, ranges, reading, stopping, trackers, watching
 from .checkpoints import resumable
 from .finished import Finished, looked_through, open_run, plan_in, weights_in
 from .folder import CONFIG, RunFolder, read_lines, read_metrics
@@ -38,5 +38,6 @@ __all__ = [
     "resumable",
     "stopping",
     "trackers",
+    "watching",
     "weights_in",
 ]

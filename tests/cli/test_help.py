@@ -74,7 +74,8 @@ def test_every_key_of_the_schema_has_a_meaning(page: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "plan", "verify", "compare", "report", "check", "frameworks", "fetch", "run", "resume"]
+    "command",
+    ["train", "plan", "verify", "compare", "report", "check", "frameworks", "fetch", "run", "resume", "watch"],
 )
 def test_no_help_is_wider_than_a_terminal(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
