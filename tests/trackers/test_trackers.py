@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from killing import RICH, prepared, started, unlike
 
-from layerwise_lr.cli import hydra_app, runs
+from layerwise_lr.cli import hydra_app, results, runs
 from layerwise_lr.cli.words import Given
 from layerwise_lr.planning import UserError
 from layerwise_lr.report import factors
@@ -307,6 +307,13 @@ def test_what_is_not_installed_is_said_before_the_run(tmp_path: Path, monkeypatc
     assert not (tmp_path / "run").exists()
 
 
+def test_a_database_that_is_a_link_is_not_written_through(tmp_path: Path) -> None:
+    path = job(tmp_path / "sweep")
+    (tmp_path / "sweep/mlflow.db").symlink_to("../elsewhere.db")
+    (line,) = [line for line in run(path, logger={"mlflow": True}) if "WARNING" in line]
+    assert "mlflow.db: not a plain file of this folder alone" in line and not (tmp_path / "elsewhere.db").exists()
+
+
 # --- the verdict
 
 
@@ -320,6 +327,16 @@ def test_a_verdict_is_a_note_of_the_experiment(tracked: Path) -> None:
     assert said == []
 
 
+def test_a_report_tells_its_verdict(resumed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from mlflow import MlflowClient
+
+    assert results.report([str(resumed.parent)]) == 0
+    tags = MlflowClient(f"sqlite:///{resumed.parent / 'mlflow.db'}").get_experiment_by_name("sweep").tags
+    told, verdict = capsys.readouterr().out, tags["layerwise_lr.verdict"]
+    assert verdict and " ".join(verdict.split("\n\n")[0].split()) in " ".join(told.split())
+    assert "WARNING" not in told
+
+
 def test_a_bad_database_is_one_line_and_another_s_is_left_alone(tracked: Path, tmp_path: Path) -> None:
     said: list[str] = []
     trackers.tell_verdict(tmp_path, ["x"], said.append)
@@ -327,7 +344,7 @@ def test_a_bad_database_is_one_line_and_another_s_is_left_alone(tracked: Path, t
     (tmp_path / "mlflow.db").hardlink_to(tracked.parent / "mlflow.db")
     before = (tmp_path / "mlflow.db").read_bytes()
     trackers.tell_verdict(tmp_path, ["x"], said.append)
-    assert said == [] and (tmp_path / "mlflow.db").read_bytes() == before
+    assert "not a plain file" in said.pop() and (tmp_path / "mlflow.db").read_bytes() == before
     (tmp_path / "mlflow.db").unlink()
     (tmp_path / "mlflow.db").write_text("no database\n" * 1000)
     trackers.tell_verdict(tmp_path, ["x"], said.append)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from .tracked import DATABASE, Record, Tracked, thinned
+from .tracked import Record, Tracked, own_database, thinned
 
 LOCK, ELSEWHERE = ".mlflow.lock", "MLFLOW_TRACKING_URI"
 MINE = "layerwise_lr.run"
@@ -37,11 +37,6 @@ def client(uri: str) -> Any:
     return MlflowClient(uri)
 
 
-def own(home: Path) -> str:
-    """The address of the folder's own database."""
-    return f"sqlite:///{home.resolve() / DATABASE}"
-
-
 class Database:
     """Goes on with the same MLflow run where the run goes on, and leaves out the points that this has."""
 
@@ -50,7 +45,7 @@ class Database:
 
         self._run, self._metric = run, Metric
         with _alone(run.home):
-            self._client = client(os.environ.get(ELSEWHERE) or own(run.home))
+            self._client = client(os.environ.get(ELSEWHERE) or own_database(run.home))
             self._experiment = self._made_experiment()
         self._buffer: list[Any] = []
         held = self._client.search_runs([self._experiment], f"tags.`{MINE}` = '{run.id}'")

@@ -1,14 +1,16 @@
 """What a tracker is told of a run, and what it is."""
 
 import hashlib
+import os
 import socket
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...planning import masked
+from ...planning import UserError, masked
 from .. import files
 from ..schema import Config
 
@@ -75,6 +77,21 @@ class Tracked:
             "proof/max_relative_error": summary["proof"]["max_relative_error"],
             "train_seconds": summary["train_seconds"],
         }
+
+
+def own_database(home: Path) -> str:
+    """The address of MLflow's file in a folder.
+
+    Raises:
+        UserError: it, or what SQLite puts beside it, is a link or another folder's as well.
+    """
+    for name in (DATABASE, *(f"{DATABASE}-{part}" for part in ("journal", "wal", "shm"))):
+        if not os.path.lexists(home / name):
+            continue
+        facts = (home / name).lstat()
+        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
+            raise UserError(f"{home / name}: not a plain file of this folder alone; remove it")
+    return f"sqlite:///{home.resolve() / DATABASE}"
 
 
 class Tracker(Protocol):
