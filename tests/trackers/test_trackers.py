@@ -228,6 +228,18 @@ def test_nobody_is_told_a_secret(tmp_path: Path) -> None:
     assert settings["optimizer.lr"] == 0.003 and settings["clip_grad_norm"] == "null"
 
 
+@pytest.mark.parametrize("steps", [1, 1000, 1001, 10_000, 10_001, 25_000, 1_000_000])
+@pytest.mark.parametrize("most", [1000, 10_000])
+def test_of_a_long_run_some_steps_are_told_evenly(steps: int, most: int, tmp_path: Path) -> None:
+    config = resolve(reading.from_data({"steps": steps, "eval_every": steps, "batch_size": 25}))
+    lrs = set(page.plan_of(config)[2].shown())
+    run = telling.Tracked(tmp_path, config, [], 0)
+    told = [step for step in range(steps) if run.told({"step": step, "loss": 1.0}, most)]
+    assert len(set(np.diff(told))) <= 1 and told[0] == 0 and min(steps, most) / 2 <= len(told) <= most
+    assert steps > most or len(told) == steps
+    assert set(told) <= lrs and run.told({"step": 1, "val": {}}, most)
+
+
 # --- failures
 
 

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from .tracked import Record, Tracked, own_database, thinned
+from .tracked import Record, Tracked, own_database
 
 LOCK, ELSEWHERE = ".mlflow.lock", "MLFLOW_TRACKING_URI"
 MINE = "layerwise_lr.run"
 """The tag by which a run is known when it goes on."""
+STEPS = 1000
+"""That are told: a number costs MLflow up to a millisecond."""
 MOST = 1000
 """Numbers that MLflow takes at once; so many parameters: a hundred."""
 QUIET = {
@@ -67,7 +69,7 @@ class Database:
     def write(self, record: Record) -> None:
         """Kept until an evaluation, or until there are many."""
         step, of = record["step"], "train/loss" if "loss" in record else "val/loss"
-        if not thinned(record) or step <= self._behind[of]:
+        if not self._run.told(record, STEPS) or step <= self._behind[of]:
             return
         now = int(time.time() * 1000)
         self._buffer += [self._metric(_key(k), n, now, step) for k, n in self._run.numbers(record).items()]

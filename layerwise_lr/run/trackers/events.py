@@ -14,9 +14,9 @@ from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from .. import files
-from .tracked import Record, Tracked, thinned
+from .tracked import Record, Tracked
 
-FOLDER = "tensorboard"
+FOLDER, STEPS = "tensorboard", 10_000
 
 
 class Events:
@@ -43,7 +43,7 @@ class Events:
 
     def write(self, record: Record) -> None:
         """Scalars of a step or an evaluation; an evaluation's step counts from 1, as in metrics.jsonl."""
-        if thinned(record):
+        if self._run.told(record, STEPS):
             self._scalars(self._run.numbers(record), record["step"])
         if "val" in record:
             self._file.flush()

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import checkpoints, files
-from .tracked import Record, Tracked, thinned
+from .tracked import Record, Tracked
 
-FOLDER = "wandb"
+FOLDER, STEPS = "wandb", 10_000
 PLAIN: Mapping[str, Any] = {
     "silent": True,
     "console": "off",
@@ -56,7 +56,7 @@ class Offline:
 
     def write(self, record: Record) -> None:
         """Of a step or an evaluation."""
-        if thinned(record):
+        if self._run.told(record, STEPS):
             self._wandb.log(self._run.numbers(record), step=record["step"])
 
     def end(self, summary: Mapping[str, Any] | None) -> None:

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,6 +57,13 @@ class Tracked:
         if self.step:
             yield from islice(files.records(self.path, "metrics.jsonl"), 1, None)
 
+    def told(self, record: Record, most: int) -> bool:
+        """Whether a record is one to be told: every evaluation, and of more than `most` steps about as many, evenly, at all
+        of which lrs are known."""
+        steps = self.config.steps or 0
+        apart = max(ceil(steps / 10_000), 1)
+        return "loss" not in record or record["step"] % (apart * max(ceil(steps / apart / most), 1)) == 0
+
     def numbers(self, record: Record) -> dict[str, float]:
         """A record by names: train/loss and lr/GROUP of a step, val/accuracy, distance/GROUP and so on of an evaluation."""
         if "loss" in record:
@@ -102,11 +110,6 @@ class Tracker(Protocol):
 
     def end(self, summary: Mapping[str, Any] | None) -> None:
         """The last call; None: the run has not come to its end."""
-
-
-def thinned(record: Record) -> bool:
-    """Whether a step is one of the 10,000 whose lrs are told; every evaluation is."""
-    return "loss" not in record or "lrs" in record
 
 
 def _flat(node: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Number]]:
