@@ -89,6 +89,8 @@ def commands(run: str) -> dict[str, tuple[str, ...]]:
         "train into it": ("train", *ONE, f'hydra.run.dir="{run}"'),
         "train from it": ("train", *ONE, "weights=file", f'weights.path="{run}"', "hydra.run.dir=new"),
         "sweep into it": ("train", "-m", *TRAIN, "hydra.sweep.dir=sweep"),
+        "watch": ("watch", "sweep", "--once"),
+        "watch a run": ("watch", run, "--once"),
         "predict of a sweep": ("predict", "sweep", "picture.png"),
         "resume": ("resume", run),
         "resume of a sweep": ("resume", "sweep", "--jobs", "1"),
@@ -432,7 +434,7 @@ def prepared(home: Path) -> tuple[Path, Callable[[list[str]], object]]:
     """(a folder with a sweep to spoil, the command line)."""
     from PIL import Image
 
-    from layerwise_lr.cli import asking, evaluating, exports, hydra_app, program, reproducing, results  # noqa: F401 (forks have them)
+    from layerwise_lr.cli import asking, evaluating, exports, hydra_app, program, reproducing, results, watching  # noqa: F401 (forks have them)
 
     base = make(home / "base", program.main)
     Image.new("L", (8, 8), 90).save(base / "picture.png")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -25,13 +25,13 @@ def width() -> int:
 
 def say(line: str) -> None:
     """One line, as it is."""
-    with _shown():
+    with shown():
         console.print(printable(line), markup=False, soft_wrap=True)
 
 
 def text(sentence: str, strong: bool = False) -> None:
     """A sentence: wrapped at words on a terminal, one line elsewhere."""
-    with _shown():
+    with shown():
         console.print(
             printable(sentence), markup=False, soft_wrap=not console.is_terminal, style="bold" if strong else None
         )
@@ -44,12 +44,18 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], right: Sequenc
         made.add_column(heading, justify="right" if index in right else "left", overflow="fold")
     for row in rows:
         made.add_row(*map(Text, map(printable, row)))
-    with _shown():
+    with shown():
         console.print(made, markup=False)
 
 
+def show(page: RenderableType) -> None:
+    """What is laid out already."""
+    with shown():
+        console.print(page, markup=False)
+
+
 @contextmanager
-def _shown() -> Iterator[None]:
+def shown() -> Iterator[None]:
     """A terminal that was closed shows nothing, and its signal says what to do: what was to be shown is no error."""
     try:
         yield
@@ -63,13 +69,13 @@ def progress(total: int, what: str) -> Iterator[Callable[[], None]]:
     """A bar on a terminal, nothing elsewhere; the caller advances it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    with _shown():
+    with shown():
         bar.start()
     task = bar.add_task(what, total=total)
     try:
         yield lambda: bar.advance(task)
     finally:
-        with _shown():
+        with shown():
             bar.stop()
 
 

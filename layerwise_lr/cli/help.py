@@ -23,6 +23,7 @@ HELP = """layerwise-lr: plan, prove and sweep layer-wise learning rates.
   lr-find      the lr range test: where the loss falls and diverges
   tune         lr-find, then a grid of lr, layer_decay and seeds, then report
   compare      one experiment in several frameworks: where they differ
+  watch        a sweep that runs elsewhere, live: steps, loss, what is left
   report       read a sweep's folder: table, verdict, report.html
   predict      what a finished run sees in pictures: classes, probabilities
   evaluate     how right it is, class by class, on its own pictures or others
@@ -175,6 +176,7 @@ def _sections(config: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
         "freeze",
         "framework",
         "verify",
+        "logger",
         "run",
     )
     assert set(of) == set(order), set(of) ^ set(order)

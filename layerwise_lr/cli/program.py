@@ -37,6 +37,7 @@ COMMANDS = (
     "run",
     "resume",
     "reproduce",
+    "watch",
 )
 HELP_FLAGS = {"-h", "--help"}
 
@@ -148,6 +149,10 @@ def _dispatch(words: list[str]) -> int:
         from . import reproducing
 
         return reproducing.reproduce(rest)
+    if command == "watch":
+        from . import watching
+
+        return watching.watch(rest)
     if command in COMMANDS:
         from . import machine
 

@@ -25,7 +25,7 @@ from ..report import (
     short,
     tables,
 )
-from ..run import RunFolder, files
+from ..run import RunFolder, files, trackers
 from . import console
 from .words import Parser
 
@@ -63,6 +63,8 @@ def report(words: Sequence[str]) -> int:
     show_report(made)
     made.write(html)
     console.say(f"\nreport page: {console.relative(html)}")
+    for folder in given.folder:
+        trackers.tell_verdict(folder, [text for study in made.studies for text in study.verdicts()], console.say)
     return ANSWERS[made.studies[0].answer] if given.decide else 0
 
 

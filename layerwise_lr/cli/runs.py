@@ -18,7 +18,7 @@ from ..data import batches, train_count
 from ..framework import proof, registry
 from ..models import USUAL_SHAPES, param_table, weights
 from ..planning import UserError, differences, masked, plain
-from ..run import CONFIG, Config, RunFolder, files, options, page, provenance, ranges, reading, resolve
+from ..run import CONFIG, Config, RunFolder, files, options, page, provenance, ranges, reading, resolve, trackers
 from ..sweep import LOG, jobs
 from . import console, show
 from .words import Given, Parser
@@ -64,6 +64,7 @@ def _ask_cheaply(config: Config) -> page.Subject:
     model, _, _ = page.plan_of(config)
     if config.framework.name not in registry.names() or registry.installed(config.framework.name) is None:
         registry.load(config.framework.name)  # says what there is, or how to install it
+    trackers.check(config)
     return model
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..planning import UserError, plain
 from ..run import Config, FrameworkSpec, RunFolder
 from ..sweep import LOG, jobs, planning, searching
-from . import console
+from . import console, watching
 from .runs import JobsFailed, outcome, preflight, prepare, tell, why
 
 _POLL = 0.5  # seconds
@@ -136,10 +136,9 @@ def _claimed(todo: Sequence[planning.Job], tried: set[Path]) -> list[planning.Jo
 def _train(folder: Path, todo: Sequence[planning.Job], options: jobs.Options, watch: Callable[[], None]) -> None:
     names = " ".join(dict.fromkeys(job.config.framework.name for job in todo))
     console.say(f"{len(todo)} jobs in {console.relative(folder)}; loading {names} ...")
-    with console.progress(len(todo), "jobs") as advance:
+    with watching.shown([job.path for job in todo]):
 
         def done(path: Path) -> None:
-            advance()
             console.say(f"{_ended(RunFolder(path))}  {path.name}")
 
         jobs.run_jobs({job.path: job.config for job in todo}, options, done, watch)

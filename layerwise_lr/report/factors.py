@@ -12,7 +12,7 @@ import yaml
 
 from ..data import AugmentSpec
 from ..planning import plain
-from ..run import Config
+from ..run import Config, trackers
 from .statistics import DECAY, FLAT, KINDS, OTHER, SPLIT, Run, Setting, best
 
 GROUPING = "grouping"
@@ -32,6 +32,7 @@ TOLD = (
     "framework.threads",
     "data.workers",
     "data.memory",
+    *(f"logger.{name}" for name in trackers.NAMES),
 )
 """Keys that are told by a setting's kind, by its column of the table, or that change no result."""
 

@@ -16,6 +16,8 @@ from . import (
     reading,
     reproducing,
     stopping,
+    trackers,
+    watching,
 )
 from .checkpoints import resumable
 from .finished import Finished, looked_through, open_result, open_run, plan_in, weights_in
@@ -55,5 +57,7 @@ __all__ = [
     "resolve",
     "resumable",
     "stopping",
+    "trackers",
+    "watching",
     "weights_in",
 ]

@@ -14,7 +14,7 @@ import json
 import os
 import socket
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -329,6 +329,8 @@ class Lines:
         if kept is None:
             path.unlink(missing_ok=True)
         how = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        self.heard: Callable[[Mapping[str, Any]], None] = lambda record: None
+        """Told every record that has been written."""
         self._path, self._file = path, os.fdopen(os.open(path, how, 0o644), "r+b")
         self._bytes = kept.bytes if kept else 0
         self._sum = checkpoints.summed(self._file, self._bytes) or hashlib.sha256()
@@ -343,6 +345,7 @@ class Lines:
             self._file.flush()
         self._bytes += len(line)
         self._sum.update(line)
+        self.heard(record)
 
     def mark(self) -> Mark:
         """What has been written; it is on the disk."""

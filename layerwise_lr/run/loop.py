@@ -15,6 +15,7 @@ from .folder import Lines, RunFolder
 from .proving import Prover
 from .schema import Config
 from .stopping import Pruned, Stop, listening
+from .trackers import Trackers
 
 Say = Callable[[str], None]
 Track = Callable[[Iterable[int], int], Iterable[int]]
@@ -44,10 +45,11 @@ class Loop:
         prover: Prover,
         facts: Mapping[str, str],
         say: Say,
+        trackers: Trackers,
     ) -> None:
         self.config, self.plan, self.dataset, self.framework = config, plan, dataset, framework
         self.state, self.start, self.folder, self.streams, self.say = state, start, folder, streams, say
-        self.prover, self.facts = prover, facts
+        self.prover, self.facts, self.trackers = prover, facts, trackers
         self.train_seconds = 0.0
         self.best = Best(config.metric, config.checkpoint.keep_best, config.early_stop)
         self.ema = None if config.ema.decay is None else Ema(config.ema, start)
@@ -84,6 +86,8 @@ class Loop:
         """
         total, begin = self.plan.total_steps, point.step if point else 0
         log = self.folder.metrics(Mark(*point.memory["files"]["metrics.jsonl"]) if point else None)
+        self.trackers.begin(begin)
+        log.heard = self.trackers.write
         with listening() as stop, stop.after_a_step():
             if not self.best.stalled:
                 self._train(track(range(begin, total), total - begin), log, stop)

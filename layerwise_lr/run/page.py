@@ -25,6 +25,7 @@ from .proving import Prover
 from .schema import Config
 from .stopping import Stop, listening
 from .subject import Subject, subject
+from .trackers import Trackers
 
 
 def run(
@@ -71,8 +72,8 @@ def _run(folder: RunFolder, config: Config, say: Say, track: Track, device: str 
 
         framework = make_framework(config, device)
         folder.write_json("env.json", environment(config, framework))
-        model, start, told = model_of.start(framework, config, streams["init"])
-        notes = list(dict.fromkeys([*batches.notes(config.data), *dataset.notes(), *told]))
+        model, start, said = model_of.start(framework, config, streams["init"])
+        notes = list(dict.fromkeys([*batches.notes(config.data), *dataset.notes(), *said]))
         for note in notes:
             say(note)
         told_apart = facts_of(config, plan, dataset, start)
@@ -88,7 +89,8 @@ def _run(folder: RunFolder, config: Config, say: Say, track: Track, device: str 
             prover.rehearse(model, start, first, streams["dropout"])
 
         state = begin(framework, model, plan, point.step if point else 0)
-        loop = Loop(config, plan, dataset, framework, state, start, folder, streams, prover, told_apart, say)
+        told = stack.enter_context(Trackers(folder.path, config, [group.name for group in plan.groups], say))
+        loop = Loop(config, plan, dataset, framework, state, start, folder, streams, prover, told_apart, say, told)
         loop.began = began
         if point:
             loop.recall(point)
@@ -96,6 +98,7 @@ def _run(folder: RunFolder, config: Config, say: Say, track: Track, device: str 
         prover.close()
         summary = summarise(config, plan, loop, notes)
         folder.write_json("summary.json", summary)
+        told.end(summary)
         loop.tidy()
     return summary
 

@@ -140,6 +140,23 @@ class VerifySpec:
 
 
 @dataclass
+class LoggerSpec:
+    """Who else is told what a run measures; no tracker changes its result. logger=[csv,tensorboard] are two.
+
+    Args:
+        csv: metrics.csv in the run's folder.
+        tensorboard: event files in the run's folder.
+        mlflow: mlflow.db in the sweep's folder, or where MLFLOW_TRACKING_URI says.
+        wandb: an offline run in the run's folder, unless WANDB_MODE says otherwise.
+    """
+
+    csv: bool = False
+    tensorboard: bool = False
+    mlflow: bool = False
+    wandb: bool = False
+
+
+@dataclass
 class Config:
     """One run. Durations are "2 epochs", "10%" or steps.
 
@@ -188,6 +205,7 @@ class Config:
     verify: VerifySpec = field(default_factory=VerifySpec)
     checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
     early_stop: EarlyStopSpec = field(default_factory=EarlyStopSpec)
+    logger: LoggerSpec = field(default_factory=LoggerSpec)
 
     def pictures_a_step(self) -> int:
         """Of all batches that a step takes."""
@@ -217,8 +235,9 @@ class Config:
         return asdict(self)
 
     def sha256(self) -> str:
-        """Content hash of everything that decides the result."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        """Content hash of everything that decides the result; a logger does not."""
+        deciding = {key: value for key, value in self.to_dict().items() if key != "logger"}
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:
         """config.resolved.yaml."""

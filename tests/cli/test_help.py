@@ -77,7 +77,7 @@ def test_every_key_of_the_schema_has_a_meaning(page: str) -> None:
     "command",
     [
         *("train", "plan", "verify", "lr-find", "tune", "compare", "report", "check", "frameworks", "fetch", "run"),
-        *("resume", "reproduce"),
+        *("resume", "reproduce", "watch"),
     ],
 )
 def test_no_help_is_wider_than_a_terminal(command: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,5 +42,6 @@ def other_value(value):
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Config)])
 def test_the_hash_follows_every_key(field):
     config = Config()
-    assert replace(config, **{field: other_value(getattr(config, field))}).sha256() != config.sha256()
+    other = replace(config, **{field: other_value(getattr(config, field))})
+    assert (other.sha256() != config.sha256()) == (field != "logger"), "a logger changes no result"
     assert Config().sha256() == config.sha256()
