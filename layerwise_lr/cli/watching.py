@@ -69,11 +69,14 @@ def shown(paths: Sequence[Path]) -> Iterator[None]:
         yield
         return
     jobs = [watching.Watched(path, path.name, ours=True) for path in paths]
-    with (
-        console.shown(),
-        Live(get_renderable=_Page(jobs), console=console.console, refresh_per_second=1, transient=True),
-    ):
+    live = Live(get_renderable=_Page(jobs), console=console.console, refresh_per_second=1, transient=True)
+    with console.shown():
+        live.start()
+    try:
         yield
+    finally:  # an interruption stays one, though the terminal was closed
+        with console.shown():
+            live.stop()
 
 
 class _Page:
