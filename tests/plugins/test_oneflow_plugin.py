@@ -722,7 +722,7 @@ def test_a_crashed_graph_job_is_started_again(tmp_path, capfd):
         return subprocess.Popen([sys.executable, "-c", textwrap.dedent(program), str(path)], env=ENVIRONMENT)
 
     ended = []
-    pool.work_off([f.path for f in folders.values()], start, 2, None, ended.append)
+    pool.work_off([f.path for f in folders.values()], start, 2, pool.Limits(), ended.append)
     assert sorted(path.name for path in ended) == ["always", "known", "other"]
     states = {name: folder.state() for name, folder in folders.items()}
     assert states == {"known": "completed", "other": "failed", "always": "failed"}

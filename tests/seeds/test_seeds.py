@@ -105,7 +105,7 @@ def own(experiment: str) -> tuple[str, ...]:
 def claim_all(mode: str, root: Path) -> None:
     """Composed, checked and claimed as any sweep, one per set of sizes; no job is run. Before the framework is imported
     here: `train` asks it in a forked process what it has, and not all can be forked once they are used."""
-    jobs.run_jobs = lambda claimed, options, done: None
+    jobs.run_jobs = lambda *_: None
     planning.elsewhere = lambda planned: []  # they are ours: nobody is waited for
     for index, words in enumerate(sorted({own(e) for e in EXPERIMENTS})):
         members = [e for e in EXPERIMENTS if own(e) == words]
