@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before any framework: idle threads sleep
@@ -10,6 +11,8 @@ import pytest
 
 from layerwise_lr.data import fetch
 from layerwise_lr.framework import registry
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # Ctrl-C is heard by what tests start, also under nohup
 
 HERE = Path(__file__).parent
 FRAMEWORKS = ("torch", "oneflow", "mindspore", "megengine")

@@ -30,8 +30,8 @@ def stopped(path: Path, step: int, number: int = signal.SIGTERM) -> RunFolder:
                 os.kill(os.getpid(), number)
             yield now
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.default_int_handler)
+    for heard in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # under nohup too
+        signal.signal(heard, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             page.run(path, lambda line: None, track)
@@ -222,6 +222,7 @@ def test_a_fresh_start_clears_old_results_and_nothing_else(tmp_path: Path, whole
 
 
 def test_ctrl_c_again_ends_at_once_and_so_does_the_time() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # under nohup too
     with stopping.listening() as stop, stop.after_a_step():
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.asked
