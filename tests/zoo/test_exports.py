@@ -1,9 +1,10 @@
 """A run, exported, in the real packages with strict=True and in the real onnxruntime: the logits are predict's."""
 
 import json
+import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -183,10 +184,12 @@ def test_what_onnx_needs_is_told(run, tmp_path, package):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pictures_that_are_gone_are_replaced_and_said(run, tmp_path, monkeypatch):
-    made = open_run(run("resnet18"))
-    gone = made._replace(config=replace(made.config, data=replace(made.config.data, path=str(tmp_path / "gone"))))
-    facts = exporting.export(gone, "onnx", tmp_path / "m.onnx", False).facts
+def test_pictures_that_are_gone_are_replaced_and_said(run, tmp_path):
+    gone = Path(shutil.copytree(run("resnet18"), tmp_path / "run"))
+    config = gone / "config.resolved.yaml"
+    held = open_run(gone).config.data.path
+    config.write_text(config.read_text().replace(held, f"{held}-gone"))
+    facts = exporting.export(open_run(gone), "onnx", tmp_path / "m.onnx", False).facts
     assert "64 pictures of noise (the run's own are not here)" in facts["checked"]
 
 
