@@ -29,9 +29,7 @@ from killing import unlike
 
 PAGE = 4096
 NEWNS, NEWUSER, PRIVATE, REMOUNT, READ_ONLY = 0x20000, 0x10000000, 0x40000, 32, 1
-NOT_RUN = (
-    "did not run: this process may not mount a tmpfs (root may, and whoever has user namespaces: unshare -Urm true)"
-)
+NOT_RUN = "NOT RUN: this process may not mount a tmpfs: run as root, or allow user namespaces (unshare -Urm true)"
 
 
 def own_mounts() -> None:
