@@ -3,7 +3,7 @@
 import html
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from .statistics import KINDS
+from .statistics import KINDS, Interval
 
 INK, FAINT = "#010203", "#040506"
 COLOURS = {kind: f"#0a0b0{i}" for i, kind in enumerate(KINDS)}
@@ -119,6 +119,25 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
         name: look(KINDS.index(name))._replace(colour=COLOURS[name]) if name in COLOURS else look(i)
         for i, name in enumerate(names)
     }
+
+
+def whiskers(axes: Axes, points: Mapping[float, Interval], style: Look, label: str) -> None:
+    """Means of shares in per cent by x, joined, each with its interval where it has one."""
+    means = [100 * point.mean for point in points.values()]
+    halves = [100 * point.half if point.n > 1 else 0 for point in points.values()]
+    axes.errorbar(
+        list(points),
+        means,
+        halves,
+        marker=style.marker,
+        linestyle=style.dash,
+        color=style.colour,
+        label=label,
+        capsize=3,
+        linewidth=1.4,
+        elinewidth=1.2,
+        markersize=5,
+    )
 
 
 def tip(axes: Axes, x: float, y: float, text: str) -> None:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .drawing import COLOURS, INK, STYLE, Look, figure, log_axis, look, looks, tip
+from .drawing import COLOURS, INK, STYLE, Look, figure, log_axis, look, looks, tip, whiskers
 from .factors import GROUPING
 from .statistics import DECAY, FLAT, SPLIT, Setting
 from .stretches import Told, gathered, smooth
@@ -56,21 +56,7 @@ def _line(axes: Axes, line: Mapping[float, Setting], study: Study, label: str, s
             axes.plot([x], [mean], "o", markersize=13, markerfacecolor="none", markeredgecolor=INK)
         text = f"{setting.label}, lr {setting.lr:g}: {setting.mean('test', study.metric)} %, {len(seeds)} seeds"
         tip(axes, x, 100 * setting.mean("test", study.metric).mean, text)
-    means = [s.mean("test", study.metric) for s in line.values()]
-    halves = [100 * m.half if m.n > 1 else 0 for m in means]
-    axes.errorbar(
-        list(line),
-        [100 * m.mean for m in means],
-        halves,
-        marker=style.marker,
-        linestyle=style.dash,
-        color=style.colour,
-        label=label,
-        capsize=3,
-        linewidth=1.4,
-        elinewidth=1.2,
-        markersize=5,
-    )
+    whiskers(axes, {x: s.mean("test", study.metric) for x, s in line.items()}, style, label)
 
 
 def _split(axes: Axes, study: Study) -> None:

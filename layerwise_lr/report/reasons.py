@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from ..framework import TOLERANCE
 from ..run import files
-from .drawing import FAINT, INK, STYLE, figure, log_axis, looks, plain, tip
+from .drawing import FAINT, INK, STYLE, figure, log_axis, looks, plain, tip, whiskers
 from .factors import GROUPING
 from .statistics import Setting, best
 from .stretches import Told
@@ -34,21 +34,10 @@ def by_lr(study: Study) -> Figure | None:
     with mpl.rc_context(STYLE):
         made, (axes,) = figure(3.6)
         for (name, line), style in zip(lines.items(), looks(lines).values(), strict=True):
-            means = [s.mean("val", study.metric) for s in line]
-            axes.errorbar(
-                [s.lr for s in line],
-                [100 * m.mean for m in means],
-                [100 * m.half if m.n > 1 else 0 for m in means],
-                marker=style.marker,
-                linestyle=style.dash,
-                color=style.colour,
-                label=name,
-                capsize=3,
-                linewidth=1.4,
-                markersize=5,
-            )
-            for s, m in zip(line, means, strict=True):
-                tip(axes, s.lr, 100 * m.mean, f"{lead.name(s)}, lr {s.lr:g}: {m} % on validation")
+            means = {s.lr: s.mean("val", study.metric) for s in line}
+            whiskers(axes, means, style, name)
+            for s in line:
+                tip(axes, s.lr, 100 * means[s.lr].mean, f"{lead.name(s)}, lr {s.lr:g}: {means[s.lr]} % on validation")
             chosen = lead.best[name]
             mean = 100 * chosen.mean("val", study.metric).mean
             axes.plot([chosen.lr], [mean], "o", markersize=13, markerfacecolor="none", markeredgecolor=INK)
