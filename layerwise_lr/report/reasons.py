@@ -172,7 +172,7 @@ def scales(study: Study, told: Mapping[str, Sequence[Told]]) -> Figure | None:
 def _peaks(setting: Setting) -> dict[int, float]:
     """{depth: the highest lr of the plan}, of weights proper where there are any."""
     rows = list(files.rows(next(iter(setting.runs.values())).path, "params.csv"))
-    rows = [row for row in rows if float(row["lr"]) > 0]
+    rows = [row for row in rows if row["group"] and float(row["lr"]) > 0]
     rows = [row for row in rows if float(row["weight_decay"]) > 0] or rows
     return {int(row["depth"]): float(row["lr"]) for row in sorted(rows, key=lambda row: int(row["depth"]))}
 

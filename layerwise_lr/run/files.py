@@ -194,8 +194,9 @@ def rows(path: Path, name: str) -> list[dict[str, str]]:
             lacking = [column for column in COLUMNS[name] if not isinstance(row.get(column), str)]
             if lacking or not 0 <= int(row["depth"]) < 10**6:
                 raise ValueError(f"no {lacking[0] if lacking else 'depth'}")
-            if row["group"] and not math.isfinite(float(row["weight_decay"])):
-                raise ValueError("weight_decay is no number")
+            for column in ("lr", "weight_decay") if row["group"] else ():  # a buffer is in no group
+                if not math.isfinite(float(row[column])):
+                    raise ValueError(f"{column} is no number")
     except (csv.Error, ValueError) as error:
         raise UserError(f"{path / name}: not a run's table of parameters ({plain(error)}); {READABLE}") from None
     return found

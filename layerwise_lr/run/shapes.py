@@ -141,4 +141,4 @@ LINES: Mapping[str, Shape] = {
     "lr_check.jsonl": {"when": TEXT, "step": COUNT, "max_relative_error": NUMBER, "resolution": NUMBER},
 }
 """Of each line, likewise."""
-COLUMNS: Mapping[str, tuple[str, ...]] = {"params.csv": ("name", "depth", "group", "weight_decay")}
+COLUMNS: Mapping[str, tuple[str, ...]] = {"params.csv": ("name", "depth", "group", "lr", "weight_decay")}
