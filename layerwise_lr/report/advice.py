@@ -70,8 +70,8 @@ def _power(study: Study) -> Iterator[Note]:
     """What the seeds at hand could not have seen, for the first claim that is none."""
     for claim in study.claims[:1]:
         needed, of = claim.seeds_for_a_point, claim.difference
-        if claim.answer != SAME or of is None or (needed and needed <= of.n):
-            continue
+        if claim.answer != SAME or of is None or of.half < 1e-9 or (needed and needed <= of.n):
+            continue  # decided, or no seed differs from another: nothing tells how much others would
         spread = f"{of.n} seeds' differences spread by {100 * deviation(of):.1f} points"
         if needed is None or needed > MOST_SEEDS:
             more = f"{needed:,}" if needed else "more than 10,000"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from layerwise_lr.report import claims, study
+from layerwise_lr.report import advice, claims, study
 from layerwise_lr.report.factors import GROUPING, facets, settings
 from layerwise_lr.report.statistics import Run, best
 from layerwise_lr.run import Config
@@ -208,6 +208,13 @@ def test_so_many_seeds_show_a_point():
     drawn = np.random.default_rng(0).normal(0.01, spread, (4000, n))
     seen = np.mean(stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05)
     assert seen == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize(("tests", "said"), [(FLAT, False), ([0.80, 0.83, 0.78, 0.81], True)])
+def test_seeds_are_asked_for_where_their_spread_is_known(tests, said):
+    """Both sides equal with every seed: their spread of zero foretells nothing."""
+    found = judged(runs(FLAT), runs(tests, decay=0.7))
+    assert any("to see 1 point" in note.text for note in advice.notes(found)) == said
 
 
 def test_facets_are_of_all_settings():
