@@ -22,7 +22,12 @@ KINDS = {
     "the last step alone": {"checkpoint": {"keep_best": 0}},
     "ends early": {"early_stop": {"patience": 1, "min_delta": 0.9}, "eval_every": 1},
     "a scale of zero": {"grouping": {"strategy": "backbone_head", "backbone_scale": 0.0}},
-    "by name": {"grouping": {"strategy": "by_name", "groups": {"first": {"match": [r"fc1\..*"], "lr_scale": 0.1}}}},
+    "by name": {
+        "grouping": {
+            "strategy": "by_name",
+            "groups": {"first": {"match": ["fc1*"], "lr_scale": 0.1}, "rest": {"match": ["*"]}},
+        }
+    },
     "momentum": {"optimizer": {"name": "momentum", "lr": 1e-2}},
 }
 
