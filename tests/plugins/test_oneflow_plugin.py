@@ -14,6 +14,7 @@ import textwrap
 import time
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -633,7 +634,7 @@ GROWTH = """
     net = flow.nn.Sequential(flow.nn.Linear(8, 8), flow.nn.Linear(8, 8))
     optimizer, x = flow.optim.AdamW(net.parameters(), lr=1e-3), flow.ones(4, 8)
     held = []
-    for step in range(4001):
+    for step in range(10_001):
         net(x).sum().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -645,9 +646,10 @@ GROWTH = """
 
 
 def test_updates_of_ever_other_numbers_are_not_remembered():
-    """With OneFlow's own number of them 2000 steps of four parameters take 3.5 MB."""
-    _, middle, end = answer(child(GROWTH))
-    assert end - middle < 2 * 2**20
+    """With OneFlow's own number of them every 2000 steps of four parameters take 3.5 MB. The system may give any of the
+    stretches more at once (an arena, pages of a file), never all of them: the least of them tells."""
+    held = answer(child(GROWTH))
+    assert min(after - before for before, after in pairwise(held[1:])) < 2 * 2**20
 
 
 LIBRARIES = """
