@@ -47,6 +47,8 @@ FILES = (
     "data.json",
     "plan.json",
     "params.csv",
+    "test.csv",
+    "wrong.png",
     "metrics.jsonl",
     "lr_check.jsonl",
     "checkpoints",

@@ -283,6 +283,8 @@ DURING: Mapping[str, Callable[[Path], object]] = {
         (run / "metrics.jsonl").unlink(),
         (run / "metrics.jsonl").symlink_to("../victim/mine"),
     ),
+    "config.resolved.yaml removed": lambda run: (run / "config.resolved.yaml").unlink(),
+    "params.csv removed": lambda run: (run / "params.csv").unlink(),
     "lr_check.jsonl removed": lambda run: (run / "lr_check.jsonl").unlink(),
     "status.json a folder": lambda run: ((run / "status.json").unlink(), (run / "status.json").mkdir()),
     "checkpoints removed": lambda run: _gone(run / "checkpoints"),

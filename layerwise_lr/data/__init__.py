@@ -13,6 +13,7 @@ from .one import picture_files, read_picture
 from .pictures import READERS, facts
 from .spec import DataSpec, normalise
 from .splitting import is_size, sized, train_count
+from .strips import read_strip, strip
 from .targets import check as check_class_weights
 
 __all__ = [
@@ -35,7 +36,9 @@ __all__ = [
     "read_npz",
     "read_picture",
     "read_resized",
+    "read_strip",
     "read_torch_file",
     "sized",
+    "strip",
     "train_count",
 ]

@@ -92,7 +92,7 @@ def read_picture(file: BinaryIO, channels: int, suffix: str = "", least: int | N
         image.load()
         turn = UPRIGHT.get(_orientation(image))  # after load, which turns a TIFF itself
         flat = _eight_bits(image).convert("L" if channels == 1 else "RGB")
-    return flat.transpose(_pillow().Transpose[turn]) if turn else flat
+    return flat.transpose(pillow().Transpose[turn]) if turn else flat
 
 
 def look(path: Path) -> tuple[str, bool]:
@@ -118,10 +118,10 @@ def look(path: Path) -> tuple[str, bool]:
 
 def why(error: Exception, suffix: str = "") -> str:
     """What is wrong with a picture, in a few words."""
-    pillow = _pillow()
-    if isinstance(error, pillow.DecompressionBombError):
-        return f"more than {2 * pillow.MAX_IMAGE_PIXELS:,} pixels"
-    if isinstance(error, pillow.UnidentifiedImageError):
+    known = pillow()
+    if isinstance(error, known.DecompressionBombError):
+        return f"more than {2 * known.MAX_IMAGE_PIXELS:,} pixels"
+    if isinstance(error, known.UnidentifiedImageError):
         return f"{suffix.lower()} is not read" if suffix.lower() in OTHER_PICTURES else "of no format that is read"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
@@ -129,7 +129,7 @@ def why(error: Exception, suffix: str = "") -> str:
 
 
 @lru_cache
-def _pillow() -> ModuleType:
+def pillow() -> ModuleType:
     """Pillow, with all that it can read known to it."""
     from PIL import Image
 
@@ -144,9 +144,9 @@ def _opened(file: BinaryIO, suffix: str) -> "Image.Image":
     if not file.read(1):
         raise ValueError("an empty file")
     file.seek(0)
-    pillow = _pillow()
+    known = pillow()
     tga = suffix.lower() in FORMATS["TGA"]
-    return pillow.open(file, formats=[name for name in FORMATS if name in pillow.OPEN and (tga or name != "TGA")])
+    return known.open(file, formats=[name for name in FORMATS if name in known.OPEN and (tga or name != "TGA")])
 
 
 def _ends(file: BinaryIO) -> bool:
@@ -182,8 +182,8 @@ def _eight_bits(image: "Image.Image") -> "Image.Image":
         raise ValueError("integers of 32 bits, whose range nobody knows: save it with 8 or 16")
     elif mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         over = image.convert("RGBA")
-        return _pillow().alpha_composite(_pillow().new("RGBA", over.size, WHITE), over).convert("RGB")
+        return pillow().alpha_composite(pillow().new("RGBA", over.size, WHITE), over).convert("RGB")
     else:
         return image if mode == "L" else image.convert("RGB")
     grey = 1 - grey if tags.get(PHOTOMETRIC) == 0 else grey  # white is zero
-    return _pillow().fromarray(np.rint(grey * 255).astype(np.uint8))
+    return pillow().fromarray(np.rint(grey * 255).astype(np.uint8))

@@ -4,11 +4,11 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ..run import plan_in
-from . import plots, reasons, stretches
+from . import mistakes, plots, reasons, stretches
 from .drawing import INK, svg
-from .factors import GROUPING
+from .factors import GROUPING, Facet
 from .heatmap import heatmap
-from .statistics import DECAY, SPLIT
+from .statistics import DECAY, SPLIT, Setting, best
 from .study import Study
 
 CAPTIONS = {
@@ -33,6 +33,9 @@ CAPTIONS = {
     "start, as a share of their norm, mean over seeds. Both on a log scale.",
     "proof": "The worst group of each measured step, over the runs of the best settings; shade: from the best run to the "
     "worst. Dashed: the limit, beyond which a run stops.",
+    "confusion": "Test pictures of {name}, over {runs}: the number in each cell, coloured by its share of the row's class.",
+    "fewer": " Of {of} classes the {most} with the most mistakes.",
+    "wrong": "Of the run with seed {seed}: what it said, how sure it was, and what it is.",
     "plan": "Learning rate of each group, per step, on a log scale; stem at the top, head at the bottom.",
 }
 
@@ -95,6 +98,7 @@ def _drawn(study: Study) -> list[Drawn]:
             "Distance, update ratio and gradient norm by layer, best flat and best layer_decay.",
             CAPTIONS["layers"],
         ),
+        *_mistakes(best(list(study.best.values()), study.metric), facet),
         (
             heatmap(plan, INK, 5.4) if plan else None,
             f"The plan: {planned.label}",
@@ -106,5 +110,28 @@ def _drawn(study: Study) -> list[Drawn]:
             "The proof, over time",
             "Largest relative error of the measured learning rate at each measured step.",
             CAPTIONS["proof"],
+        ),
+    ]
+
+
+def _mistakes(setting: Setting, facet: Facet) -> list[Drawn]:
+    """What the best of all was wrong about."""
+    found = mistakes.confusion(setting)
+    if found is None:
+        return []
+    name, classes = f"{facet.name(setting)}, lr {setting.lr:g}", len(found.names)
+    caption = CAPTIONS["confusion"].format(name=name, runs=f"{found.runs} seed{'s'[: found.runs > 1]}")
+    if classes > mistakes.MOST:
+        caption += CAPTIONS["fewer"].format(of=classes, most=mistakes.MOST)
+    right = int(found.counts.trace())
+    alt = f"{right} of {int(found.counts.sum())} test pictures were taken for what they are."
+    seed = min(setting.runs)
+    return [
+        (mistakes.matrix(found), "What was taken for what", alt, caption),
+        (
+            mistakes.gallery(setting, found.names),
+            "Wrong, and sure of it",
+            "The wrongly answered pictures.",
+            CAPTIONS["wrong"].format(seed=seed),
         ),
     ]

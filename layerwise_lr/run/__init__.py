@@ -4,6 +4,7 @@ Uses planning, data, models and framework. `page.run(folder)` reads the resolved
 """
 
 from . import (
+    answered,
     asking,
     exporting,
     files,
@@ -36,6 +37,7 @@ __all__ = [
     "Measured",
     "Pruned",
     "RunFolder",
+    "answered",
     "asking",
     "exporting",
     "files",

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from ..framework import Weights
 from ..models import kept_checkpoint
 from ..planning import ParamTable, Plan, UserError, plain
-from . import files, ranges, reading
+from . import answered, files, ranges, reading
 from .folder import CONFIG, RunFolder
 from .schema import Config
 from .shapes import LINES, SHAPES
@@ -152,6 +152,8 @@ def looked_through(path: Path) -> tuple[Config, dict[str, Any] | None]:
     summary = held["summary.json"]
     if summary is not None:
         _check_sizes(path, config)
+        answered.read(path, config.model.num_classes or 0)
+        answered.pictures(path, 0)
     told = {} if summary is None else {"": summary, "last.": summary.get("last", {"val": {}, "test": {}})}
     for at, part in told.items():
         for name in ("val", "test"):

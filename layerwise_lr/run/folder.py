@@ -4,6 +4,7 @@ config.resolved.yaml command.json git.json git.diff requirements.lock.txt   befo
 env.json seed.json data.json params.csv plan.json lrs.csv lr_check.jsonl    before step 0
 metrics.jsonl checkpoints/step_N/ checkpoints/resume/step_N/ log.txt .lock   during it
 prune.txt                                                                   written by a search that gives the run up
+test.csv wrong.png                                                          when all steps are done
 status.json                                                                 always: where the run stands
 summary.json                                                                last: its presence means finished
 """
@@ -35,7 +36,7 @@ METRICS_VERSION = 1
 PREPARED = ("command.json", "git.json", "git.diff", "requirements.lock.txt")
 """Written by who starts a run, before the config."""
 _GIVEN_UP = "prune.txt"
-RESULTS = ("summary.json", "metrics.jsonl", "lr_check.jsonl", "error.txt", "checkpoints")
+RESULTS = ("summary.json", "metrics.jsonl", "lr_check.jsonl", "test.csv", "wrong.png", "error.txt", "checkpoints")
 """What a run writes as it goes, the result first."""
 
 
@@ -45,6 +46,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._place: int | None = None
+        self._written = set[str]()
 
     @classmethod
     def claim(cls, path: Path) -> "RunFolder":
@@ -123,6 +125,7 @@ class RunFolder:
                     file.flush()
                     os.fsync(file.fileno())
                 part.replace(target)
+                self._written.add(name)
             except BaseException:
                 with suppress(OSError):  # on a full disk, this is the room to say so
                     part.unlink()
@@ -164,9 +167,11 @@ class RunFolder:
     def _running(self) -> Iterator[None]:
         started = _now()
         self._clear_torn()
+        self._written = {name for name in (CONFIG, *PREPARED) if (self.path / name).exists()}
         self.write_json("status.json", self._status("running", started=started))
         try:
             yield
+            self._whole()
             self.write_json("status.json", self._status("completed", started=started, ended=_now()))
         except KeyboardInterrupt:
             with suppress(OSError):
@@ -204,6 +209,16 @@ class RunFolder:
             if self._place is None or os.path.samestat(os.fstat(self._place), self.path.stat()):
                 return
         raise _removed(self.path)
+
+    def _whole(self) -> None:
+        """That what the run was made from, and what it has written, is still here.
+
+        Raises:
+            FileNotFoundError: somebody has removed it.
+        """
+        for name in sorted(self._written):
+            if not (self.path / name).exists():
+                raise _removed(self.path / name)
 
     def _clear_torn(self) -> None:
         """What killed writers left of files that they had not finished, and what ended an earlier attempt."""

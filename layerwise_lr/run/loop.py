@@ -9,7 +9,8 @@ import numpy as np
 from ..data import batches
 from ..framework import Framework, TrainState, Weights, metrics, proof, take_step
 from ..planning import Group, Plan, UserError
-from .best import Best, Ema
+from . import answered
+from .best import Best, Ema, Kept
 from .checkpoints import Mark, Point
 from .folder import Lines, RunFolder
 from .proving import Prover
@@ -54,6 +55,7 @@ class Loop:
         self.best = Best(config.metric, config.checkpoint.keep_best, config.early_stop)
         self.ema = None if config.ema.decay is None else Ema(config.ema, start)
         self.last: dict[str, Any] = {}
+        self.answers: np.ndarray | None = None
         self.resumed: list[int] = []
         self.spent, self.began = 0.0, time.perf_counter()
         self._written: list[int] = []
@@ -122,25 +124,25 @@ class Loop:
                 raise Pruned(why)
 
     def result(self) -> dict[str, Any]:
-        """Of the weights that are kept: which, and their metrics on validation and test."""
-        if not self.best.kept:
-            return {
-                "kept": {"step": self.last["step"], "weights": "model"},
-                "val": self.last["val"],
-                "test": self.last["test"],
-            }
-        kept = self.best.kept[0]
-        self.folder.weights_file(kept.step, kept.weights)
-        if (kept.step, kept.weights) == (self.last["step"], "model"):
+        """Of the weights that are kept: which, and their metrics on validation and test; what they answer is written."""
+        last = Kept((0, 0), self.last["step"], "model", self.last["val"])
+        kept = self.best.kept[0] if self.best.kept else last
+        if self.best.kept:
+            self.folder.weights_file(kept.step, kept.weights)
+        if (kept.step, kept.weights) == (last.step, last.weights):
             test = self.last["test"]
+            logits = self._logits(self.dataset.test) if self.answers is None else self.answers
         else:
-            test = self._with(self.folder.checkpoint(kept.step, kept.weights), self.dataset.test)
+            logits = self._logits(self.dataset.test, self.folder.checkpoint(kept.step, kept.weights))
+            test = _scores(logits, self.dataset.test)
             metric = self.config.metric
             self.say(
                 f"kept: {'the average at ' if kept.weights == 'ema' else ''}step {kept.step}, validation {metric} "
                 f"{kept.val[metric]:.4f}, test {test[metric]:.4f}; the last step, {self.last['step']}, has "
                 f"{self.last['val'][metric]:.4f} and {self.last['test'][metric]:.4f}"
             )
+        if len(logits):
+            answered.write(self.folder, logits, self.dataset.test)
         return {"kept": {"step": kept.step, "weights": kept.weights}, "val": dict(kept.val), "test": test}
 
     def _step(self, step: int, log: Lines, due: bool) -> tuple[float, Weights]:
@@ -160,13 +162,16 @@ class Loop:
         return loss, gradients
 
     def _evaluate(self, step: int, before: Weights, now: Weights, gradients: Weights, log: Lines) -> None:
-        record: dict[str, Any] = {"step": step, "val": self._measure(self.dataset.val)}
+        record: dict[str, Any] = {"step": step, "val": _scores(self._logits(self.dataset.val), self.dataset.val)}
         found = {"model": record["val"]}
         if self.ema:
-            record["val_ema"] = found["ema"] = self._with(self.ema.weights, self.dataset.val)
+            record["val_ema"] = found["ema"] = _scores(
+                self._logits(self.dataset.val, self.ema.weights), self.dataset.val
+            )
         record["best"] = self.best.offer(step, found)
         if step == self.plan.total_steps or self.best.stalled:
-            record["test"] = self._measure(self.dataset.test)
+            self.answers = self._logits(self.dataset.test)
+            record["test"] = _scores(self.answers, self.dataset.test)
         record["groups"] = {
             g.name: {
                 "gradient_norm": _gradient_norm(g, gradients),
@@ -206,21 +211,24 @@ class Loop:
         own = f"; group {highest.name} has {lrs[highest]:.3g}" if lrs[highest] > 1.001 * base else ""
         return f"lower optimizer.lr (it is {base:g}{own}) or lengthen scheduler.warmup"
 
-    def _measure(self, split: batches.Split) -> dict[str, float]:
-        """Every metric over a split, in batches of the training's size (a graph has one shape only)."""
+    def _logits(self, split: batches.Split, weights: Weights | None = None) -> np.ndarray:
+        """float32 [N, classes] over a split, in batches of the training's size (a graph has one shape only).
+
+        Args:
+            split: none of its pictures, none of the logits.
+            weights: others than the model's, which come back.
+        """
+        if weights is not None:
+            own = self._weights()
+            self.framework.set_weights(self.state.model, weights)
+            found = self._logits(split)
+            self.framework.set_weights(self.state.model, own)
+            return found
         size, logits = self.config.batch_size, []
         for x in self.dataset.batches(split, size):
             full = np.concatenate([x, np.zeros((size - len(x), *x.shape[1:]), np.float32)])
             logits.append(self.framework.predict(self.state, full)[: len(x)])
-        return metrics.measure(np.concatenate(logits), split.y) if logits else {}
-
-    def _with(self, weights: Weights, split: batches.Split) -> dict[str, float]:
-        """Every metric over a split, of other weights; the model's come back."""
-        own = self._weights()
-        self.framework.set_weights(self.state.model, weights)
-        found = self._measure(split)
-        self.framework.set_weights(self.state.model, own)
-        return found
+        return np.concatenate(logits) if logits else np.empty((0, self.dataset.classes), np.float32)
 
     def _weights(self) -> Weights:
         return self.framework.get_weights(self.state.model)
@@ -274,6 +282,11 @@ class Loop:
         self._needed = [*self._needed, keep][-2:]
         self._pointed = time.perf_counter()
         self._cost = self._pointed - began
+
+
+def _scores(logits: np.ndarray, split: batches.Split) -> dict[str, float]:
+    """Every metric of what was answered to a split; none of none."""
+    return metrics.measure(logits, split.y) if len(logits) else {}
 
 
 def _gradient_norm(group: Group, gradients: Weights) -> float:

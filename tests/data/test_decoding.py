@@ -177,7 +177,7 @@ def test_a_bomb_is_one_line_and_never_decoded(tmp_path):
     Image.new("1", (10000, 9000)).save(large)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        decoding._pillow.cache_clear()
+        decoding.pillow.cache_clear()
         assert look(large) == ("", False)
 
 

@@ -20,6 +20,7 @@ TELLING = {
     "during|a folder instead|train",
     "during|metrics.jsonl removed|train",
     "during|checkpoints removed|train",
+    "during|config.resolved.yaml removed|train",
     "during|full|sweep",
     "foreign|conventions.csv alone|plan",
     "foreign|all of them|train",
