@@ -149,7 +149,7 @@ def test_the_core_imports_no_plugin(path):
 
 def test_who_imports_by_name():
     users = {name_of(p) for p in ALL if "importlib.import_module" in p.read_text() or "__import__" in p.read_text()}
-    plugins = {"layerwise_lr/framework/registry.py", "layerwise_lr/data/files.py"}
+    plugins = {f"layerwise_lr/{room}.py" for room in ("framework/registry", "framework/admission", "data/files")}
     asked = {
         "layerwise_lr/cli/foreign.py"
     }  # verify --factory module:function: the user's own word, on the command line

@@ -198,6 +198,10 @@ def _register() -> None:
     """What Hydra does not find by itself: our schema, callback and launcher, the conf/ folders of third-party plugins."""
     OmegaConf.register_new_resolver("last", reading.last, replace=True)
     ConfigStore.instance().store(name="base_config", node=ComposedConfig, provider="layerwise_lr")
+    shipped = {path.stem for home in (CONF, *registry.config_paths()) for path in home.glob("framework/*.yaml")}
+    for name in sorted({*registry.names()} - shipped):  # a plugin that ships no YAML is an option too
+        node = {"name": name, "mode": ""}
+        ConfigStore.instance().store(group="framework", name=name, node=node, provider="layerwise_lr")
     places = {"places": {"_target_": f"{__name__}.Places"}}
     ConfigStore.instance().store(group="hydra/callbacks", name="places", node=places, provider="layerwise_lr")
 
@@ -207,7 +211,7 @@ def _register() -> None:
         def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
             """Append them."""
             for path in registry.config_paths():
-                search_path.append(provider="layerwise_lr.frameworks", path=path)
+                search_path.append(provider="layerwise_lr.frameworks", path=str(path))
 
     plugins = Plugins.instance()
     plugins.register(PluginConfigs)

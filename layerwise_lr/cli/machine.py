@@ -45,7 +45,9 @@ def frameworks(words: Sequence[str]) -> int:
     )
     for name, (_, advice) in asked.items():
         if advice:
-            console.say(f"{name}: {advice}")
+            console.say(advice if advice.startswith(f"framework={name}") else f"{name}: {advice}")
+    for name, other in registry.shadowed().items():
+        console.say(f"{name}: {other} offers a framework of that name, which is ours: the built-in one is used")
     return 0
 
 
@@ -56,7 +58,7 @@ def _ask(name: str) -> tuple[list[str], str]:
     command = [sys.executable, "-m", "layerwise_lr", "frameworks", "--json", name]
     asked = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **jobs.thread_environment(1)})
     if asked.returncode:
-        why = (asked.stderr.strip().splitlines() or ["does not load"])[-1]
+        why = (asked.stderr.strip().splitlines() or ["does not load"])[-1].removeprefix("layerwise-lr: ")
         return [registry.installed(name) or "", "", "", ""], why
     facts = json.loads(asked.stdout)
     return [facts["version"], *(" ".join(facts[key]) for key in ("modes", "precisions", "devices"))], ""

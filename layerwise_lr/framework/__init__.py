@@ -21,7 +21,7 @@ from ..planning import (
 )
 from . import metrics, native, proof, registry
 from .attempts import GroupTrial, SmallTrial, check_finite, check_loss, made_up
-from .contract import LOSS_SCALE, Framework, Scheduler, Step, StepResult, TrainState
+from .contract import CONTRACT, LOSS_SCALE, Framework, Scheduler, Step, StepResult, TrainState
 from .describing import Description, Native, ZooModel
 from .finding import alive, children, owner, schedulers, stepping, until_first_step
 from .following import (
@@ -44,6 +44,7 @@ from .trials import Known, Move, Subject, Trial
 from .zoos import arrays_once, check_name, check_picture, first_that_fits, from_zoo, logits, renew_head
 
 __all__ = [
+    "CONTRACT",
     "KINDS",
     "LOSS_SCALE",
     "OPTIMIZERS",

@@ -50,6 +50,8 @@ from ..models import Tree, Weights
 from ..planning import NO_CLIP, Clip, Plan, UserError
 from .describing import Native, ZooModel
 
+CONTRACT = 1
+"""The version of what stands here. It grows when a plugin that kept the contract would keep it no more."""
 LOSS_SCALE = 2.0**7
 """What fp16 multiplies the loss by and every gradient is divided by again, before anything reads it: smaller gradients
 would be lost. A power of two, so nothing is rounded; static, because a scaler that adapts leaves steps out, and the
@@ -126,6 +128,8 @@ class TrainState:
 class Framework(ABC):
     """One framework in one mode on one device. A plugin derives from it; what is abstract here it must have."""
 
+    contract: ClassVar[int] = 1
+    """The CONTRACT that it was written for; one that does not say so was for the first."""
     kinds: ClassVar[tuple[str, ...]]
     """Layers it can build, of KINDS and PLAIN_KINDS. A model with another is refused before the run."""
     optimizers: ClassVar[tuple[str, ...]]

@@ -4,12 +4,15 @@ Only the chosen plugin is imported. A config never names a dotted path.
 """
 
 import importlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..planning import UserError, did_you_mean
+from ..planning import UserError, did_you_mean, plain
+from .admission import admitted, imported, owner
 from .contract import Framework
 from .describing import Native
 from .install import advice
@@ -42,14 +45,22 @@ BUILT_INS: Mapping[str, BuiltIn] = {
 }
 
 
-def _third_party() -> dict[str, EntryPoint]:
-    points = [p for p in entry_points(group="layerwise_lr.frameworks") if p.name not in BUILT_INS]
-    offers = Counter(name for name, _ in {(p.name, p.value) for p in points})
-    clash = [name for name, n in offers.items() if n > 1]
-    if clash:
-        owners = ", ".join(sorted(p.dist.name for p in points if p.dist and p.name in clash))
-        raise UserError(f"framework {clash[0]!r} is offered by more than one package ({owners}): uninstall one")
-    return {p.name: p for p in points}
+def _third_party() -> dict[str, list[EntryPoint]]:
+    """By name, the offers of it: more than one where packages clash."""
+    found: dict[str, dict[str, EntryPoint]] = {}
+    for point in entry_points(group="layerwise_lr.frameworks"):
+        if point.name not in BUILT_INS:
+            found.setdefault(point.name, {})[point.value] = point  # a package may be listed twice
+    return {name: list(offers.values()) for name, offers in found.items()}
+
+
+def shadowed() -> dict[str, str]:
+    """Built-in names that a package offers too, and which; ours stands."""
+    return {
+        point.name: owner(point)
+        for point in entry_points(group="layerwise_lr.frameworks")
+        if point.name in BUILT_INS and point.value != "{0.module}:{0.attribute}".format(BUILT_INS[point.name])
+    }
 
 
 def names() -> list[str]:
@@ -71,7 +82,7 @@ def threaded(name: str) -> bool:
 def installed(name: str) -> str | None:
     """Version of the framework's distribution, None where it is not installed; nothing is imported."""
     if name not in BUILT_INS:
-        dist = _third_party()[name].dist
+        dist = _third_party()[name][0].dist
         return dist.version if dist else None
     try:
         return version(BUILT_INS[name].needs)
@@ -79,43 +90,47 @@ def installed(name: str) -> str | None:
         return None
 
 
-def load(name: str) -> type[Framework]:
+def load(name: str, whole: bool = True) -> type[Framework]:
     """The plugin's class, checked against the contract.
 
+    Args:
+        name: of `names()`.
+        whole: whether it must have all verbs.
+
     Raises:
-        UserError: unknown name, framework not installed, or a plugin that lacks part of the contract.
+        UserError: unknown name, framework not installed, or a plugin that cannot be had or lacks part of the contract.
     """
     if name in BUILT_INS:
-        built_in = BUILT_INS[name]
-        try:
-            found = getattr(importlib.import_module(built_in.module), built_in.attribute)
-        except ModuleNotFoundError as error:
-            if error.name != built_in.needs:
-                raise
-            told = f"framework={name} needs {built_in.needs}, which is not installed: {built_in.install}"
-            raise UserError(told) from None
-    elif name in (third := _third_party()):
-        found = third[name].load()
-    else:
+        return admitted(f"framework={name}", _built_in(name, BUILT_INS[name]), whole)
+    offers = _third_party().get(name)
+    if not offers:
         raise UserError(
             f"framework.name={name!r} is unknown; there are: {', '.join(names())}" + did_you_mean(name, names())
         )
-    return _checked(name, found)
+    if len(offers) > 1:
+        owners = ", ".join(map(owner, offers))
+        raise UserError(f"framework={name} is offered by more than one package ({owners}): uninstall one")
+    return admitted(f"framework={name} of {owner(offers[0])}", imported(name, offers[0]), whole)
 
 
-def _checked(name: str, found: Any) -> type[Framework]:
-    """`found`, where it is a plugin's class with all that the contract asks for."""
-    if not (isinstance(found, type) and issubclass(found, Framework)):
-        raise UserError(
-            f"the plugin of framework {name!r} is no layerwise_lr.framework.Framework; see plugins/README.md"
-        )
-    missing = [
-        *sorted(found.__abstractmethods__),
-        *(fact for fact in ("kinds", "optimizers") if not hasattr(found, fact)),
-    ]
-    if missing:
-        raise UserError(f"the plugin of framework {name!r} lacks {', '.join(missing)}; see plugins/README.md")
-    return found
+def _built_in(name: str, built_in: BuiltIn) -> Any:
+    try:
+        return getattr(importlib.import_module(built_in.module), built_in.attribute)
+    except ModuleNotFoundError as error:
+        if error.name != built_in.needs:
+            raise
+        told = f"framework={name} needs {built_in.needs}, which is not installed: {built_in.install}"
+        raise UserError(told) from None
+    except ImportError as error:
+        told = f"framework={name}: {built_in.needs} does not import ({plain(error, 200)})"
+        raise UserError(f"{told}; install it again: {built_in.install}") from error
+
+
+def loadable(among: Iterable[str] | None = None) -> Iterator[tuple[str, type[Framework]]]:
+    """Those of all, or of `among`, that can be had: what is wrong with one is told to whoever asks for that one."""
+    for name in filter(installed, names() if among is None else among):
+        with suppress(UserError):
+            yield name, load(name)
 
 
 def native(model: Any) -> Native:
@@ -125,11 +140,11 @@ def native(model: Any) -> Native:
         UserError: no framework that takes such models knows it.
     """
     packages = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
-    for name in names():
-        if name not in BUILT_INS or BUILT_INS[name].needs in packages:
-            adapter = load(name).native()
-            if adapter is not None and adapter.package in packages:
-                return adapter(model)
+    ours = [load(name) for name, built_in in BUILT_INS.items() if built_in.needs in packages]
+    for found in (*ours, *(theirs for _, theirs in loadable(_third_party()))):
+        adapter = found.native()
+        if adapter is not None and adapter.package in packages:
+            return adapter(model)
     raise UserError(
         f"{type(model).__module__}.{type(model).__qualname__} is no model of {', '.join(BUILT_INS)}: give a module of "
         "an installed framework"
@@ -165,7 +180,7 @@ def check_abilities(name: str, mode: str, precision: str, kinds: Iterable[str], 
     """
     found = load(name)
     for key, asked, has in (
-        ("framework.mode={}", (mode,), found.modes),
+        ("framework.mode={}", (mode or found.modes[0],), found.modes),
         ("framework.precision={}", (precision,), found.precisions),
         ("model: layers of kind {}", kinds, found.kinds),
         ("optimizer.name={}", optimizers, found.optimizers),
@@ -175,6 +190,12 @@ def check_abilities(name: str, mode: str, precision: str, kinds: Iterable[str], 
             raise UserError(f"{key.format(repr(lacking[0]))}: {name} has {', '.join(has)}")
 
 
-def config_paths() -> list[str]:
-    """Where third-party plugins keep their conf/: package `conf` beside the top module of their entry point."""
-    return [f"pkg://{point.value.partition(':')[0].partition('.')[0]}.conf" for point in _third_party().values()]
+def config_paths() -> list[Path]:
+    """The conf/ folders of third-party plugins, each beside the top module of its entry point; nothing is imported."""
+    found = []
+    for point in (point for offers in _third_party().values() for point in offers):
+        top = point.value.partition(":")[0].partition(".")[0]
+        with suppress(ImportError, ValueError):  # whoever asks for that plugin is told
+            spec = importlib.util.find_spec(top)
+            found += [Path(place) / "conf" for place in (spec and spec.submodule_search_locations) or ()]
+    return [path for path in found if path.is_dir()]

@@ -73,7 +73,7 @@ class Study:
         start = "initial values" if config.weights.name == "none" else config.weights.name
         runs = f"{count} finished run{'s' if count > 1 else ''}"
         runs += f" ({self.repeated} left out: the same setting and seed as another)" if self.repeated else ""
-        frameworks = dict.fromkeys(f"{r.config.framework.name} {r.config.framework.mode}" for r in self.runs)
+        frameworks = dict.fromkeys(f"{r.config.framework.name} {r.config.framework.mode}".strip() for r in self.runs)
         return (
             f"{config.model.name} from {start} on {config.data.name}{stands} ({size} training pictures), "
             f"{' and '.join(frameworks)}, {runs}"

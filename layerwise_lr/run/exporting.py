@@ -121,8 +121,8 @@ def _weights(run: Finished, target: str, facts: dict[str, Any], name: str) -> tu
 
 def _at_home(target: str) -> str:
     """The framework that has the target's models."""
-    for name in registry.names():
-        if registry.installed(name) and target in registry.load(name).sources:
+    for name, found in registry.loadable():
+        if target in found.sources:
             return name
     raise UserError(f"--to {target}: no installed framework has its models, to try the weights in: pip install torch")
 
@@ -183,8 +183,7 @@ def _onnx(run: Finished, facts: Mapping[str, Any], scaled: bool) -> tuple[bytes,
 def _exporter(run: Finished) -> str:
     """A framework that writes ONNX files and has the run's model; else the run's own, which says what it lacks."""
     own = run.config.framework.name
-    for name in filter(registry.installed, registry.names()):
-        found = registry.load(name)
+    for name, found in registry.loadable():
         has = name == own or run.config.model.source in ("declared", *found.sources)
         if has and found.to_onnx is not Framework.to_onnx:
             return name

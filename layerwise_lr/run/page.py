@@ -222,7 +222,8 @@ def make_framework(config: Config, device: str | None = None) -> Framework:
 
 def may_crash(config: Config) -> bool:
     """Whether a crash in this mode is the framework's own, and worth another try (a sweep's pool gives it one)."""
-    return config.framework.mode in registry.load(config.framework.name).retry_on_signal
+    found = registry.load(config.framework.name)
+    return (config.framework.mode or found.modes[0]) in found.retry_on_signal
 
 
 def summarise(config: Config, plan: Plan, loop: Loop, notes: list[str]) -> dict[str, Any]:

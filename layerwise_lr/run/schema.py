@@ -21,7 +21,7 @@ class FrameworkSpec:
 
     Args:
         name: torch | oneflow | mindspore | megengine | reference, or a third-party plugin's.
-        mode: `layerwise-lr frameworks` lists each one's.
+        mode: `layerwise-lr frameworks` lists each one's; empty: its first.
         device: auto (the best) | cpu | cuda:0 | ascend:0.
         precision: fp32 | fp64 | bf16 | fp16, where there is.
         threads: per process; auto: a single run has all cores, each of a sweep's jobs an equal share (hydra.launcher.n_jobs of

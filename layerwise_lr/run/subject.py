@@ -117,9 +117,7 @@ def subject(config: Config) -> Subject:
         raise UserError(f"model.name is missing: model={spec.source} needs model.name=...")
     framework = registry.load(config.framework.name)
     if spec.source not in (*framework.sources, "own"):
-        able = [
-            name for name in registry.names() if registry.installed(name) and spec.source in registry.load(name).sources
-        ]
+        able = [name for name, found in registry.loadable() if spec.source in found.sources]
         there = f"framework={able[0]} has" if able else "no installed framework has"
         raise UserError(f"model={spec.source}: framework {config.framework.name} has none of its models, {there}")
     assert spec.num_classes and spec.in_channels and spec.image_size

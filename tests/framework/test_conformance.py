@@ -150,10 +150,13 @@ class Unfinished(Framework):
 @pytest.mark.parametrize(
     ("plugin", "line"),
     [
-        (NotDerived, r"the plugin of framework 'torch' is no layerwise_lr\.framework\.Framework; see .*"),
+        (
+            NotDerived,
+            r"framework=torch is class NotDerived, not a class that derives from layerwise_lr\.framework\.Framework; see .*",
+        ),
         (
             Unfinished,
-            r"the plugin of framework 'torch' lacks get_optimizer_state, make_groups, .*version, kinds; see .*",
+            r"framework=torch lacks get_optimizer_state, make_groups, .*version, kinds; layerwise-lr check .*",
         ),
     ],
     ids=lambda v: v.__name__ if isinstance(v, type) else "",
