@@ -210,7 +210,15 @@ def test_processes_are_started_where_it_is_said():
     assert users <= {
         f"layerwise_lr/{n}.py"
         for n in (
-            *("cli/machine", "cli/finding", "cli/reproducing", "sweep/jobs", "sweep/placing", "sweep/guard"),
+            *(
+                "cli/machine",
+                "cli/checking",
+                "cli/finding",
+                "cli/reproducing",
+                "sweep/jobs",
+                "sweep/placing",
+                "sweep/guard",
+            ),
             *("data/fetch", "run/provenance"),
         )
     }

@@ -1,14 +1,13 @@
-"""What is on this machine, and what is brought to it: `frameworks`, `check`, `fetch`."""
+"""What is on this machine, and what is brought to it: `frameworks`, `fetch`."""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from ..data import fetch
-from ..framework import conformance, registry
-from ..planning import UserError
+from ..framework import registry
 from ..sweep import jobs
 from . import console
 from .words import Parser
@@ -80,49 +79,3 @@ def fetch_all(words: Sequence[str]) -> int:
         where = fetch.fetch(name)
         console.say(f"{name}: {where}  ({fetch.SOURCES[name].licence})")
     return 0
-
-
-def check(words: Sequence[str]) -> int:
-    """Does a plugin keep the contract? Every check in every mode; exit code 1 where one fails."""
-    parser = Parser(
-        "layerwise-lr check",
-        description=(
-            "Run the conformance kit on a framework: what implementing\n"
-            "layerwise_lr.framework.Framework means, as measured numbers. Each mode runs in a\n"
-            "process of its own."
-        ),
-    )
-    parser.add_argument("framework", nargs="?", choices=registry.names())
-    parser.add_argument("--mode", help="one mode only")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--only", nargs="+", choices=list(conformance.CHECKS), metavar="CHECK", help="some checks only")
-    parser.add_argument("--list", action="store_true", help="what each check specifies")
-    given = parser.parse_args(words)
-    if given.list:
-        console.table(["check", "specifies"], [[n, conformance.specification(n)] for n in conformance.CHECKS])
-        return 0
-    if not given.framework:
-        parser.error("the following arguments are required: framework")
-    modes = registry.load(given.framework).modes
-    if given.mode and given.mode not in modes:
-        raise UserError(f"--mode {given.mode}: {given.framework} has {', '.join(modes)}")
-    if given.mode or len(modes) == 1:
-        return _check_mode(given.framework, given.mode or modes[0], given.device, given.only or conformance.CHECKS)
-    again = [sys.executable, "-m", "layerwise_lr", "check", *words]
-    codes = [
-        subprocess.run([*again, "--mode", mode], env={**os.environ, **jobs.thread_environment(1)}).returncode
-        for mode in modes
-    ]
-    return max(codes, key=abs)
-
-
-def _check_mode(name: str, mode: str, device: str, checks: Iterable[str]) -> int:
-    kit = conformance.Kit(name, registry.load(name), mode, device)
-    console.say(f"{name} {mode} on {device}")
-    failed = 0
-    for check_name in checks:
-        outcome = conformance.run_check(kit, check_name)
-        failed += outcome.result == "failed"
-        console.say(f"  {outcome.result:<15} {check_name:<26} {outcome.message}".rstrip())
-    console.say(f"{name} {mode}: {failed} failed")
-    return 1 if failed else 0

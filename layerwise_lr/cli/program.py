@@ -154,9 +154,9 @@ def _dispatch(words: list[str]) -> int:
 
         return watching.watch(rest)
     if command in COMMANDS:
-        from . import machine
+        from . import checking, machine
 
-        return {"frameworks": machine.frameworks, "fetch": machine.fetch_all, "check": machine.check}[command](rest)
+        return {"frameworks": machine.frameworks, "fetch": machine.fetch_all, "check": checking.check}[command](rest)
     hint = "; key=value goes after a command: layerwise-lr train ..." if "=" in command else ""
     raise UserError(
         f"{command!r} is no command; there are: {', '.join(COMMANDS)}{hint or did_you_mean(command, list(COMMANDS))}"

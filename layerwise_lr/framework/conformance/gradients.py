@@ -7,7 +7,7 @@ import numpy as np
 
 from ...models import Tree
 from ...planning import Clip, GroupingSpec, GroupSpec, Plan
-from .kit import CLASSES, MOMENTUM, SGD, TREES, Kit, Session, batch, close, curve, plan_for, residual_net
+from .kit import CLASSES, MOMENTUM, SGD, Kit, Session, batch, close, curve, plan_for, residual_net
 
 
 def _soft(tree: Tree, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -37,7 +37,7 @@ def check_accumulate(kit: Kit) -> None:
 
 def check_accumulate_is_the_large_batch(kit: Kit) -> None:
     """Without batchnorm layers the gradient is that of the whole batch, whatever the parts."""
-    tree = TREES["lenet"]()
+    tree = kit.plain_tree()
     plan = plan_for(tree, SGD)
     whole = kit.session(tree, plan)
     loss = whole.step(0)
@@ -70,7 +70,7 @@ def check_clip_value(kit: Kit) -> None:
 
 def check_clip_parts(kit: Kit) -> None:
     """Clipping is of the mean over the parts, once a step."""
-    tree = TREES["lenet"]()
+    tree = kit.plain_tree()
     plan = replace(plan_for(tree, MOMENTUM), clip=Clip(norm=1e-2), accumulate=4)
     _agree(kit, "lenet", tree, plan, (0, 1))
 

@@ -12,8 +12,10 @@ import numpy as np
 from ...models import Layer, Residual, Seq, Tree, batchnorm, conv, initial_weights, linear, make_tree, param_table, walk
 from ...planning import FreezeSpec, GroupingSpec, GroupSpec, OptimizerSpec, Plan, ScheduleSpec, make_plan
 from .. import registry
-from ..contract import Framework, Weights
+from ..contract import Framework, TrainState, Weights
+from ..offers import GroupScheduler
 from ..steps import begin, take_step
+from .ladder import NotYet, completed, not_yet
 
 Data = Callable[[Tree, int], tuple[np.ndarray, np.ndarray]]
 """(tree, step) -> (x, y)."""
@@ -59,11 +61,21 @@ def residual_net(dropout: float = 0.0) -> Tree:
     return Tree("residual_net", Seq("", nodes), "head", (1, 12, 12), CLASSES)
 
 
+def mlp() -> Tree:
+    """What a plugin has the layers for that has but begun."""
+    return make_tree("mlp", CLASSES, 1, 12, width=8, depth=1)
+
+
 TREES: Mapping[str, Callable[[], Tree]] = {
     "residual_net": residual_net,
     "lenet": lambda: make_tree("lenet", CLASSES, 1, 12),
     "vit": lambda: make_tree("vit_tiny", CLASSES, 1, 12, patch_size=4, depth=2, embed_dim=24, layer_scale=0.1),
 }
+
+
+def below_the_head(tree: Tree) -> list[str]:
+    """Its modules with parameters, in order, but for the last."""
+    return list(dict.fromkeys(row.name.rpartition(".")[0] for row in param_table(tree)))[:-1]
 
 
 def plan_for(
@@ -112,7 +124,14 @@ class Trace(NamedTuple):
 
     losses: list[float]
     weights: Weights
-    state: Weights
+    kept: Weights | NotYet
+
+    @property
+    def state(self) -> Weights:
+        """Of the optimizer; only who asks for it needs the verb."""
+        if isinstance(self.kept, NotYet):
+            raise self.kept
+        return self.kept
 
 
 @dataclass
@@ -131,11 +150,17 @@ class Session:
         self.model = self.framework.make_model(self.tree)
         self.initial = initial_weights(self.tree, 5) if self.weights_given is None else self.weights_given
         self.framework.set_weights(self.model, self.initial)
-        self.state = begin(self.framework, self.model, self.plan, self.start)
+        self._lacks: NotYet | None = None
+        try:
+            self.state = begin(self.framework, self.model, self.plan, self.start)
+        except (NotYet, NotImplementedError) as error:  # weights go in and out, and predict answers, without it
+            self._lacks, self.state = not_yet(error), TrainState(self.model, (), None, GroupScheduler((), self.plan))
         self.gradients: Weights = {}
 
     def step(self, step: int, data_step: int | None = None, seed: int | None = None) -> float:
         """One training step of the plan, as a run takes it; the loss before it."""
+        if self._lacks:
+            raise self._lacks
         x, y = self.data(self.tree, step if data_step is None else data_step)
         drawn = 1000 + step if seed is None else seed
         result = take_step(self.framework, self.state, self.plan, step, (x, y), drawn, gradients=True)
@@ -149,7 +174,12 @@ class Session:
     def train(self, stop: int) -> Trace:
         """Steps start .. stop - 1."""
         losses = [self.step(step) for step in range(self.start, stop)]
-        return Trace(losses, self.weights(), self.framework.get_optimizer_state(self.state))
+        kept: Weights | NotYet
+        try:
+            kept = self.framework.get_optimizer_state(self.state)
+        except (NotYet, NotImplementedError) as error:
+            kept = not_yet(error)
+        return Trace(losses, self.weights(), kept)
 
 
 @dataclass
@@ -160,6 +190,9 @@ class Kit:
     framework_class: type[Framework]
     mode: str
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        self.framework_class = completed(self.framework_class)
 
     def make(self, mode: str | None = None, **others: Any) -> Framework:
         """A fresh instance; `others` as `Framework.__init__` takes them."""
@@ -182,10 +215,14 @@ class Kit:
             NotApplicable: there is none.
         """
         made = [(name, make()) for name, make in TREES.items()]
-        found = [(name, tree) for name, tree in made if not self._lacking(tree)]
-        if not found:
-            raise NotApplicable(f"it lists no {self._lacking(made[-1][1])[0]} in kinds")
+        found = [(name, tree) for name, tree in made if not self._lacking(tree)] or [("mlp", mlp())]
+        if lacking := self._lacking(found[0][1]):
+            raise NotApplicable(f"it lists no {lacking[0]} in kinds")
         return found
+
+    def plain_tree(self) -> Tree:
+        """Without batchnorm and dropout: lenet, or for a plugin that lacks a layer of it an mlp."""
+        return mlp() if self._lacking(TREES["lenet"]()) else TREES["lenet"]()
 
     def optimizers(self, *specs: OptimizerSpec) -> list[OptimizerSpec]:
         """Those of `specs` that the plugin has.

@@ -19,10 +19,10 @@ from .kit import (
     NADAM,
     RMSPROP,
     SGD,
-    TREES,
     Failure,
     Kit,
     batch,
+    below_the_head,
     need,
     plan_for,
     residual_net,
@@ -75,14 +75,14 @@ def _effective_lr(kit: Kit, optimizers: Sequence[OptimizerSpec]) -> None:
 
 def check_schedule_at_every_step(kit: Kit) -> None:
     """lr(step) = base_lr * lr_scale * schedule(step) at every step, not one early or late."""
-    tree = TREES["lenet"]()
+    tree = kit.plain_tree()
     _displacements(kit, tree, plan_for(tree, SGD, schedule=COSINE))
 
 
 def check_schedule_per_group(kit: Kit) -> None:
     """Each group follows its own schedule."""
-    tree = TREES["lenet"]()
-    groups = {"early": GroupSpec(["conv1", "conv2"], lr_scale=0.5, schedule="falling"), "late": GroupSpec(["*"])}
+    tree = kit.plain_tree()
+    groups = {"early": GroupSpec(below_the_head(tree)[:2], lr_scale=0.5, schedule="falling"), "late": GroupSpec(["*"])}
     grouping = GroupingSpec("by_module", groups=groups)
     schedules = {"falling": ScheduleSpec("exponential", gamma=0.5, every=2)}
     _displacements(kit, tree, plan_for(tree, SGD, grouping, COSINE, schedules=schedules))
@@ -90,7 +90,7 @@ def check_schedule_per_group(kit: Kit) -> None:
 
 def check_lr_does_not_compound(kit: Kit) -> None:
     """Under a constant schedule the lr of the last step is that of the first."""
-    tree = TREES["lenet"]()
+    tree = kit.plain_tree()
     _displacements(kit, tree, plan_for(tree, SGD, schedule=CONSTANT))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ...models import param_table
 from .. import metrics
-from .kit import ADAMW, MOMENTUM, SGD, TREES, Kit, Session, batch, close, curve, need, plan_for, residual_net, same_bits
+from .kit import ADAMW, MOMENTUM, SGD, Kit, Session, batch, close, curve, need, plan_for, residual_net, same_bits
 
 
 def check_names_and_shapes(kit: Kit) -> None:
@@ -22,7 +22,7 @@ def check_names_and_shapes(kit: Kit) -> None:
 
 def check_arrays_are_numpys(kit: Kit) -> None:
     """Weights, gradients, optimizer state and logits are numpy.ndarray itself, in float32: no subclass, no tensor."""
-    tree = TREES["lenet"]()
+    tree = kit.plain_tree()
     for optimizer in kit.optimizers(MOMENTUM, ADAMW):
         session = kit.session(tree, plan_for(tree, optimizer))
         session.step(0)
@@ -72,7 +72,7 @@ def check_same_logits(kit: Kit) -> None:
 
 def check_loss_is_mean_cross_entropy(kit: Kit) -> None:
     """train_step returns the mean cross-entropy of the batch before its update."""
-    tree = TREES["lenet"]()  # no BatchNorm: training and evaluation see the same
+    tree = kit.plain_tree()  # no BatchNorm: training and evaluation see the same
     plan = plan_for(tree, SGD)
     session = kit.session(tree, plan)
     x, y = batch(tree)
@@ -81,7 +81,7 @@ def check_loss_is_mean_cross_entropy(kit: Kit) -> None:
 
 
 def check_gradients(kit: Kit) -> None:
-    """get_gradients gives the reference's gradients of the last step."""
+    """A step that is asked for gradients gives the reference's."""
     for name, tree in kit.trees():
         plan = plan_for(tree, MOMENTUM)
         mine, theirs = kit.session(tree, plan), Session(kit.reference, tree, plan)
@@ -91,7 +91,7 @@ def check_gradients(kit: Kit) -> None:
 
 def check_gradients_are_cleared(kit: Kit) -> None:
     """A step's gradient owes nothing to the steps before it."""
-    tree = TREES["lenet"]()
+    tree = kit.plain_tree()
     session = kit.session(tree, plan_for(tree, SGD))
     seen = []
     for step in range(3):
