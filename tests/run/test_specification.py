@@ -145,7 +145,11 @@ def test_the_page_has_tables_of_all_that_readers_read() -> None:
 
 def test_every_field_of_a_finished_run_is_described(runs: list[Path], sweep: Path) -> None:
     assert len(runs) == 2
-    for path in (*(p for run in runs for p in run.glob("*.json")), sweep / "sweep.json", sweep / "lr_find/lr_find.json"):
+    for path in (
+        *(p for run in runs for p in run.glob("*.json")),
+        sweep / "sweep.json",
+        sweep / "lr_find/lr_find.json",
+    ):
         check(path.name, json.loads(path.read_text()))
     for state in (p for run in runs for p in run.glob("checkpoints/step_*/state.json")):
         check("state.json", json.loads(state.read_text()))
@@ -170,9 +174,7 @@ def test_every_line_and_column_is_described(runs: list[Path]) -> None:
 
 def listed(heading: str, until: str) -> dict[str, str]:
     """The files of a table, with when they are written."""
-    rows = re.findall(
-        r"^\| (`[^|]+`) \| ([^|]*) \|", PAGE[PAGE.index(heading) : PAGE.index(until)], flags=re.MULTILINE
-    )
+    rows = re.findall(r"^\| (`[^|]+`) \| ([^|]*) \|", PAGE[PAGE.index(heading) : PAGE.index(until)], flags=re.MULTILINE)
     return {name: when for cell, when in rows for name in re.findall("`([^`]+)`", cell)}
 
 
@@ -197,7 +199,9 @@ def test_a_resume_point_is_described(tmp_path: Path) -> None:
     check("state.json", json.loads(state.read_text()))
 
 
-def demanded(shape: Any, at: tuple[str, ...] = (), needed: bool = True) -> Iterator[tuple[tuple[str, ...], set[str], bool]]:
+def demanded(
+    shape: Any, at: tuple[str, ...] = (), needed: bool = True
+) -> Iterator[tuple[tuple[str, ...], set[str], bool]]:
     """(place, kinds, whether it must be there) of every leaf of a readers' shape."""
     if isinstance(shape, tuple) and all(isinstance(one, str) for one in shape):
         yield at, set(shape), needed
