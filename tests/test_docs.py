@@ -90,9 +90,8 @@ def test_every_link_leads_somewhere(site: Path, pages: dict[str, Page]) -> None:
             if re.match(r"https?://", to):
                 continue
             target = path or name
-            if not (site / target).exists():
-                dead.append(f"{name}: {to}")
-            elif anchor and target in pages and unquote(anchor) not in pages[target].ids:
+            lost = anchor and target in pages and unquote(anchor) not in pages[target].ids
+            if lost or not (site / target).exists():
                 dead.append(f"{name}: {to}")
     assert not dead
 
