@@ -1,6 +1,7 @@
 """Every command that the README and docs/ print is run as written, long ones at size=test, page by page; what the YAML files
 print, and what cannot run here, is composed and planned."""
 
+import importlib.util
 import math
 import os
 import re
@@ -205,9 +206,25 @@ def test_what_is_not_run_is_documented() -> None:
     assert all(line in TYPED[page] for line, page in ONCE.items())
 
 
-@pytest.mark.parametrize("page", [page for page, lines in TYPED.items() if set(lines) - set(NOT_RUN)])
-def test_what_a_page_says_runs(page: str, somewhere: Path, capfd: pytest.CaptureFixture[str]) -> None:
+RUN = [page for page, lines in TYPED.items() if set(lines) - set(NOT_RUN)]
+FETCHED = "weights=mobilenet_v2_imagenet"
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=pytest.mark.network) if any(FETCHED in line for line in TYPED[p]) else p for p in RUN],
+)
+def test_what_a_page_says_runs(
+    page: str, somewhere: Path, capfd: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
     """In one folder, from top to bottom: what a command leaves, the next ones find."""
+    words_of_it = " ".join(TYPED[page])
+    if FETCHED in words_of_it:
+        request.getfixturevalue("mobilenet_checkpoint")
+    for extra in ("tensorboard", "mlflow", "optuna"):
+        if extra in words_of_it and importlib.util.find_spec(extra) is None:
+            pytest.skip(f"NOT RUN: the commands of {page} ({extra} is not installed): make build/installed-dev")
     for line in TYPED[page]:
         if line in NOT_RUN or (line in ONCE and page != ONCE[line]):
             continue
