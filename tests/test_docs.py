@@ -131,6 +131,21 @@ def test_what_docstrings_name_are_parameters() -> None:
     assert seen > 20
 
 
+def test_python_on_a_page_is_python() -> None:
+    """Scripts (their first line is their name) and the library's blocks are run elsewhere; what a plugin imports is here."""
+    blocks = [
+        b
+        for p in (ROOT / "docs").glob("*.md")
+        for b in re.findall(r"^```python\n(.*?)^```", p.read_text(), re.S | re.M)
+    ]
+    for block in blocks:
+        compile(block, "docs", "exec")
+    imports = [block for block in blocks if block.startswith("from layerwise_lr.framework import")]
+    for block in imports:
+        exec(block, {})
+    assert imports
+
+
 def test_conventions_are_those_of_the_code() -> None:
     page = (ROOT / "docs" / "conventions.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", page, flags=re.MULTILINE))

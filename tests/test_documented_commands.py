@@ -201,6 +201,12 @@ def test_a_documented_command_can_be_planned(command: str, somewhere: Path) -> N
         assert words[1] in program.COMMANDS
 
 
+def test_commands_in_a_line_of_text_exist() -> None:
+    named = {word for text in PAGES.values() for word in re.findall(r"`layerwise-lr ([a-z-]+)", text)}
+    assert {"resume", "verify"} <= named
+    assert named <= set(program.COMMANDS) | set(program.HYDRA_COMMANDS)
+
+
 def test_what_is_not_run_is_documented() -> None:
     assert {*NOT_RUN, *ONCE} <= {line for lines in TYPED.values() for line in lines}
     assert all(line in TYPED[page] for line, page in ONCE.items())
