@@ -26,10 +26,12 @@ from layerwise_lr.planning.plan import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
-PROGRAMS = ("layerwise-lr", "python", "make", "pip", ".", "eval")
+PROGRAMS = ("layerwise-lr", "python", "make", "chromium", "pip", ".", "eval")
 """First words of what a reader types."""
 NOT_RUN = {
     "make demo": "36 runs on fetched pictures: by hand, it gives the README's figures",
+    "chromium --headless --hide-scrollbars --force-device-scale-factor=0.75 --window-size=1100,1330 "
+    "--screenshot=docs/report.png outputs/emoji/demo/report.html": "of the page that make demo leaves",
     ". .venv/bin/activate": "of the reader's shell",
     'eval "$(layerwise-lr train -sc install=bash)"': "of the reader's shell; tests/cli/test_cli.py completes words",
     "pip install -e '.[mindspore]'": "installs",

@@ -106,9 +106,7 @@ def load(name: str) -> type[Framework]:
 def _checked(name: str, found: Any) -> type[Framework]:
     """`found`, where it is a plugin's class with all that the contract asks for."""
     if not (isinstance(found, type) and issubclass(found, Framework)):
-        raise UserError(
-            f"the plugin of framework {name!r} is no layerwise_lr.framework.Framework; see docs/plugins.md"
-        )
+        raise UserError(f"the plugin of framework {name!r} is no layerwise_lr.framework.Framework; see docs/plugins.md")
     missing = [
         *sorted(found.__abstractmethods__),
         *(fact for fact in ("kinds", "optimizers") if not hasattr(found, fact)),
