@@ -4,6 +4,7 @@
 #             machine's own python3; OneFlow, MegEngine and a second MindSpore in a Python 3.10, brought where there is
 #             none. What could not run is named in the last lines; REQUIRE=all makes that a failure
 # make zoo    an environment with timm, torchvision and transformers (5 GB): make test then runs their tests too
+# make docs   docs/ as a site in build/site, strictly: each link and anchor is checked; it needs no network
 # make check  the daily loop, within a minute: ruff, mypy and every test that needs no framework
 # Needs python3 >= 3.10, git, make; no GPU. The .venv* may be links to folders that are kept.
 PYTHON ?= python3
@@ -17,7 +18,7 @@ SOLAR := outputs/solar_cells/demo
 PIP := -m pip install --quiet --editable
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo demo-solar test check zoo python310 clean
+.PHONY: demo demo-solar test check docs zoo python310 clean
 demo: build/installed
 	$(BIN)/layerwise-lr fetch emoji dinov2_vits14
 	$(BIN)/layerwise-lr train -m experiment=emoji grouping=flat optimizer.lr=1e-5,2e-5,4e-5 \
@@ -44,6 +45,9 @@ test: build/installed-dev $(if $(HAS_MINDSPORE),build/installed-ms) $(if $(filte
 
 zoo: build/installed-zoo
 
+docs: build/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --config-file .ci/mkdocs.yml
+
 check: build/installed-core
 	$(BIN)/python -m pytest -n 2 --framework none
 
@@ -53,7 +57,7 @@ build/installed: pyproject.toml .ci/constraints.txt
 	mkdir -p build && touch $@
 
 build/installed-dev: build/installed
-	$(BIN)/python $(PIP) '.[torch,dev,trackers]' --constraint .ci/constraints.txt
+	$(BIN)/python $(PIP) '.[torch,dev,trackers,docs]' --constraint .ci/constraints.txt
 	touch $@
 
 python310:

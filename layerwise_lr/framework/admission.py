@@ -14,7 +14,7 @@ from ..models import KINDS, PLAIN_KINDS
 from ..planning import OPTIMIZERS, UserError, did_you_mean, plain
 from .contract import CONTRACT, Framework
 
-GUIDE = "see plugins/README.md"
+GUIDE = "see docs/plugins.md"
 FACTS: Mapping[str, list[str]] = {
     "kinds": [*KINDS, *PLAIN_KINDS],
     "optimizers": list(OPTIMIZERS),
