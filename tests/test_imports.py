@@ -263,6 +263,7 @@ def test_files_are_written_where_it_is_said():
         "guard",
         "report",
         "drawing",
+        "skeleton",
     }
     assert {"folder", "sources"} <= set(writers)
 

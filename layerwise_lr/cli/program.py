@@ -32,6 +32,7 @@ COMMANDS = (
     "evaluate",
     "export",
     "check",
+    "new-plugin",
     "frameworks",
     "fetch",
     "run",
@@ -154,9 +155,10 @@ def _dispatch(words: list[str]) -> int:
 
         return watching.watch(rest)
     if command in COMMANDS:
-        from . import checking, machine
+        from . import checking, machine, skeleton
 
-        return {"frameworks": machine.frameworks, "fetch": machine.fetch_all, "check": checking.check}[command](rest)
+        rest_of = {"frameworks": machine.frameworks, "fetch": machine.fetch_all, "check": checking.check}
+        return {**rest_of, "new-plugin": skeleton.new_plugin}[command](rest)
     hint = "; key=value goes after a command: layerwise-lr train ..." if "=" in command else ""
     raise UserError(
         f"{command!r} is no command; there are: {', '.join(COMMANDS)}{hint or did_you_mean(command, list(COMMANDS))}"
