@@ -111,7 +111,7 @@ class Few(ReferenceFramework):
 )
 def test_what_a_plugin_does_not_list_is_not_asked_of_it(check: str, wanted: str | None) -> None:
     outcome = run_check(Kit("few", Few, "eager"), check)
-    assert outcome == (check, "passed" if wanted is None else "not applicable", wanted or "")
+    assert outcome[:3] == (check, "passed" if wanted is None else "not applicable", wanted or "")
 
 
 @pytest.mark.parametrize(
@@ -178,6 +178,6 @@ def test_a_known_failure_is_told_from_others() -> None:
             super().__init__("cpu", *rest)
 
     kit = Kit("known", Known, "eager")
-    assert run_check(kit, "absent_device") == ("absent_device", "known failure", "takes any")
+    assert run_check(kit, "absent_device")[:3] == ("absent_device", "known failure", "takes any")
     assert run_check(kit, "gradients").result == "failed"  # listed, but it passes
     assert run_check(kit, "same_logits").result == "passed"

@@ -64,7 +64,7 @@ def test_a_kind_that_is_not_listed_is_not_asked_for(check: str) -> None:
     class Without(ReferenceFramework):
         kinds = tuple(k for k in ReferenceFramework.kinds if k != kind)
 
-    assert run_check(Kit("without", Without, "eager"), check) == (
+    assert run_check(Kit("without", Without, "eager"), check)[:3] == (
         check,
         "not applicable",
         f"it lists no {kind} in kinds",
@@ -81,5 +81,5 @@ def test_what_is_refused_on_this_device_is_not_applicable_in_its_own_words() -> 
             super().__init__(device, mode, precision, threads, deterministic)
 
     for check in ("precision_bf16", "deterministic"):
-        assert run_check(Kit("refuses", Refuses, "eager"), check) == (check, "not applicable", "not on this device")
+        assert run_check(Kit("refuses", Refuses, "eager"), check)[:3] == (check, "not applicable", "not on this device")
     assert run_check(Kit("refuses", Refuses, "eager"), "precision_fp64").message == "it lists no fp64 in precisions"

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from .kit import ADAMW, LAYER_ADAPTIVE, MOMENTUM, Kit, Session, close, curve, need, same_bits, stop_and_go
+from .kit import ADAMW, LAYER_ADAPTIVE, MOMENTUM, Kit, Session, close, curve, need, same_bits
 
 
 def check_frozen_do_not_move(kit: Kit) -> None:
     """Outside its window a group does not move at all: no decay, no drift of momentum."""
-    for optimizer in kit.optimizers(MOMENTUM, ADAMW, LAYER_ADAPTIVE):
-        tree, plan = stop_and_go(optimizer)
+    for optimizer in kit.some(MOMENTUM, ADAMW, LAYER_ADAPTIVE):
+        tree, plan = kit.stop_and_go(optimizer)
         session = kit.session(tree, plan)
         for step in range(9):
             before = session.weights()
@@ -23,7 +23,7 @@ def check_frozen_do_not_move(kit: Kit) -> None:
 def check_frozen_keep_state(kit: Kit) -> None:
     """A frozen group's optimizer state stays as it was, bit by bit."""
     for optimizer in kit.optimizers(MOMENTUM, ADAMW, LAYER_ADAPTIVE):
-        tree, plan = stop_and_go(optimizer)
+        tree, plan = kit.stop_and_go(optimizer)
         session = kit.session(tree, plan)
         held = {k: a for k, a in session.train(3).state.items() if k.startswith(("block", "mid"))}
         need(bool(held), f"{optimizer.name}: state of the group that stops", "some arrays", "none")
@@ -35,7 +35,7 @@ def check_frozen_keep_state(kit: Kit) -> None:
 
 def check_unfreezes_on_the_step(kit: Kit) -> None:
     """A group moves from the first step of its window, not one early or late."""
-    tree, plan = stop_and_go(MOMENTUM)
+    tree, plan = kit.stop_and_go(kit.some(MOMENTUM)[0])
     session = kit.session(tree, plan)
     moved: dict[str, list[int]] = {group.name: [] for group in plan.groups}
     for step in range(9):
@@ -52,7 +52,7 @@ def check_unfreezes_on_the_step(kit: Kit) -> None:
 
 def check_late_start(kit: Kit) -> None:
     """A group that thaws late takes its optimizer's first step then: bias correction counts per parameter."""
-    tree, plan = stop_and_go(replace(ADAMW, eps=1e-4))
+    tree, plan = kit.stop_and_go(replace(ADAMW, eps=1e-4))
     mine, theirs = kit.both(tree, plan, 9)
     stem = [n for n in mine.weights if n.startswith("stem") and "running" not in n]
     close(
@@ -62,7 +62,7 @@ def check_late_start(kit: Kit) -> None:
 
 def check_frozen_batchnorm(kit: Kit) -> None:
     """A batchnorm whose own parameters do not train runs on its running statistics and keeps them; others go on."""
-    tree, plan = stop_and_go(MOMENTUM)
+    tree, plan = kit.stop_and_go(MOMENTUM)
     mine, theirs = kit.session(tree, plan), Session(kit.reference, tree, plan)
     for step in range(9):
         before = mine.weights()
@@ -80,6 +80,6 @@ def check_frozen_batchnorm(kit: Kit) -> None:
 
 def check_batchnorm_trains_on(kit: Kit) -> None:
     """Under freeze.batchnorm=train a frozen layer's statistics follow the batches as before."""
-    tree, plan = stop_and_go(MOMENTUM)
+    tree, plan = kit.stop_and_go(MOMENTUM)
     mine, theirs = kit.both(tree, replace(plan, batchnorms={}), 5)
     close("5 steps", mine.weights, theirs.weights, 1e-3)

@@ -21,7 +21,7 @@ def _soft(tree: Tree, step: int) -> tuple[np.ndarray, np.ndarray]:
 def check_soft_targets(kit: Kit) -> None:
     """Targets float32 [B, classes], whatever their rows sum to: the reference's loss and gradients, two steps long."""
     for name, tree in kit.trees():
-        plan = plan_for(tree, MOMENTUM)
+        plan = plan_for(tree, kit.some(MOMENTUM)[0])
         mine, theirs = kit.session(tree, plan, data=_soft), Session(kit.reference, tree, plan, data=_soft)
         for step in range(2):
             curve(f"{name}, step {step}", [mine.step(step)], [theirs.step(step)], 1e-5)
@@ -30,9 +30,9 @@ def check_soft_targets(kit: Kit) -> None:
 
 def check_accumulate(kit: Kit) -> None:
     """Pictures cut into parts: the parts' mean loss and mean gradient, one update, statistics of each part in turn."""
-    tree = residual_net()
-    plan = replace(plan_for(tree, MOMENTUM), accumulate=2)
-    _agree(kit, "residual_net", tree, plan, (0, 1))
+    tree = kit.net()
+    plan = replace(plan_for(tree, kit.some(MOMENTUM)[0]), accumulate=2)
+    _agree(kit, tree.name, tree, plan, (0, 1))
 
 
 def check_accumulate_is_the_large_batch(kit: Kit) -> None:
@@ -64,14 +64,14 @@ def check_clip_norm(kit: Kit) -> None:
 
 def check_clip_value(kit: Kit) -> None:
     """Each number of a gradient is brought into -value to value before the update; those that are given are not."""
-    tree = residual_net()
-    _agree(kit, "value 1e-3", tree, replace(plan_for(tree, MOMENTUM), clip=Clip(value=1e-3)), (0, 1))
+    tree = kit.net()
+    _agree(kit, "value 1e-3", tree, replace(plan_for(tree, kit.some(MOMENTUM)[0]), clip=Clip(value=1e-3)), (0, 1))
 
 
 def check_clip_parts(kit: Kit) -> None:
     """Clipping is of the mean over the parts, once a step."""
     tree = kit.plain_tree()
-    plan = replace(plan_for(tree, MOMENTUM), clip=Clip(norm=1e-2), accumulate=4)
+    plan = replace(plan_for(tree, kit.some(MOMENTUM)[0]), clip=Clip(norm=1e-2), accumulate=4)
     _agree(kit, "lenet", tree, plan, (0, 1))
 
 

@@ -3,7 +3,7 @@ comparisons that say what was wanted and what was measured.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -63,7 +63,11 @@ def residual_net(dropout: float = 0.0) -> Tree:
 
 def mlp() -> Tree:
     """What a plugin has the layers for that has but begun."""
-    return make_tree("mlp", CLASSES, 1, 12, width=8, depth=1)
+    return make_tree("mlp", CLASSES, 1, 12, width=8, depth=2)
+
+
+PARTS = {"residual_net": (["stem"], ["block", "mid"]), "mlp": (["fc1"], ["fc2"])}
+"""Of these nets, the modules of the first part and of the middle; the head is the rest."""
 
 
 TREES: Mapping[str, Callable[[], Tree]] = {
@@ -106,17 +110,6 @@ def batch(tree: Tree, step: int = 0) -> tuple[np.ndarray, np.ndarray]:
     x = 0.7 * rng.standard_normal((BATCH, *tree.input_shape))
     x[np.arange(BATCH), 0, y * 2, :] += 2.0
     return x.astype(np.float32), y
-
-
-def stop_and_go(optimizer: OptimizerSpec) -> tuple[Tree, Plan]:
-    """The middle stops at step 3; the stem starts at step 5; 9 steps."""
-    tree = residual_net()
-    groups = {
-        "stem": GroupSpec(["stem"], start=5),
-        "block": GroupSpec(["block", "mid"], stop=3),
-        "head": GroupSpec(["head"]),
-    }
-    return tree, plan_for(tree, optimizer, GroupingSpec("by_module", groups=groups), steps=9)
 
 
 class Trace(NamedTuple):
@@ -223,6 +216,23 @@ class Kit:
     def plain_tree(self) -> Tree:
         """Without batchnorm and dropout: lenet, or for a plugin that lacks a layer of it an mlp."""
         return mlp() if self._lacking(TREES["lenet"]()) else TREES["lenet"]()
+
+    def net(self) -> Tree:
+        """With every layer that CNNs are made of, or for a plugin that lacks one an mlp."""
+        return mlp() if self._lacking(residual_net()) else residual_net()
+
+    def stop_and_go(self, optimizer: OptimizerSpec) -> tuple[Tree, Plan]:
+        """The middle stops at step 3; the first part starts at step 5; 9 steps."""
+        tree = self.net()
+        first, middle = PARTS[tree.name]
+        groups = {"stem": GroupSpec(first, start=5), "block": GroupSpec(middle, stop=3), "head": GroupSpec(["*"])}
+        return tree, plan_for(tree, optimizer, GroupingSpec("by_module", groups=groups), steps=9)
+
+    def some(self, *specs: OptimizerSpec) -> list[OptimizerSpec]:
+        """Those of `specs` that the plugin has, or sgd at the first one's numbers."""
+        first = specs[0]
+        found = [spec for spec in specs if spec.name in self.framework_class.optimizers]
+        return found or [replace(SGD, lr=first.lr, weight_decay=first.weight_decay)]
 
     def optimizers(self, *specs: OptimizerSpec) -> list[OptimizerSpec]:
         """Those of `specs` that the plugin has.

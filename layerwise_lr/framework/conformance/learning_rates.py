@@ -17,6 +17,7 @@ from .kit import (
     MOMENTUM,
     MUON,
     NADAM,
+    PARTS,
     RMSPROP,
     SGD,
     Failure,
@@ -25,15 +26,14 @@ from .kit import (
     below_the_head,
     need,
     plan_for,
-    residual_net,
     same_bits,
 )
 
 
 def check_lrs_read_back(kit: Kit) -> None:
     """scheduler.lrs() tells the plan's lr of every group at every step, in the plan's order."""
-    tree = residual_net()
-    plan = plan_for(tree, MOMENTUM, schedule=COSINE)
+    tree = kit.net()
+    plan = plan_for(tree, kit.some(MOMENTUM)[0], schedule=COSINE)
     session = kit.session(tree, plan)
     for step in range(5):
         session.step(step)
@@ -96,11 +96,11 @@ def check_lr_does_not_compound(kit: Kit) -> None:
 
 def check_zero_lr_moves_nothing(kit: Kit) -> None:
     """Where the plan's lr is 0 nothing moves, weight decay and momentum included."""
-    tree = residual_net()
-    grouping = GroupingSpec(
-        "by_module", groups={"still": GroupSpec(["stem", "block"], lr=0.0), "rest": GroupSpec(["*"])}
-    )
-    for optimizer in kit.optimizers(MOMENTUM, ADAMW):
+    tree = kit.net()
+    first, middle = PARTS[tree.name]
+    groups = {"still": GroupSpec([*first, middle[0]], lr=0.0), "rest": GroupSpec(["*"])}
+    grouping = GroupingSpec("by_module", groups=groups)
+    for optimizer in kit.some(MOMENTUM, ADAMW):
         plan = plan_for(tree, optimizer, grouping)
         session = kit.session(tree, plan)
         for step in range(3):

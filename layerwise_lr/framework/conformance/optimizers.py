@@ -15,6 +15,7 @@ from .kit import (
     MOMENTUM,
     MUON,
     NADAM,
+    PARTS,
     RMSPROP,
     SGD,
     Kit,
@@ -29,14 +30,15 @@ from .kit import (
 
 def check_weight_decay_per_group(kit: Kit) -> None:
     """Each group decays by its own weight decay, and no other."""
-    tree = residual_net()
+    tree = kit.net()
+    first, middle = PARTS[tree.name]
     groups = {
-        "strong": GroupSpec(["block"], weight_decay=0.5),
-        "none": GroupSpec(["mid"], weight_decay=0.0),
+        "strong": GroupSpec(middle[:1], weight_decay=0.5),
+        "none": GroupSpec(first, weight_decay=0.0),
         "rest": GroupSpec(["*"]),
     }
     grouping = GroupingSpec("by_module", groups=groups, no_weight_decay=False)
-    for optimizer in kit.optimizers(MOMENTUM, ADAMW):
+    for optimizer in kit.some(MOMENTUM, ADAMW):
         mine, theirs = kit.both(tree, plan_for(tree, optimizer, grouping), 4)
         close(optimizer.name, mine.weights, theirs.weights, 1e-3)
 

@@ -19,7 +19,6 @@ from .kit import (
     plan_for,
     residual_net,
     same_bits,
-    stop_and_go,
 )
 
 
@@ -49,7 +48,7 @@ def check_mode_equals_first_mode(kit: Kit) -> None:
     first = kit.framework_class.modes[0]
     if kit.mode == first:
         raise NotApplicable(f"{first} is the first mode")
-    tree, plan = stop_and_go(MOMENTUM)
+    tree, plan = kit.stop_and_go(kit.some(MOMENTUM)[0])
     mine, theirs = kit.session(tree, plan).train(9), Session(kit.make(first), tree, plan).train(9)
     curve("9 steps", mine.losses, theirs.losses, 2e-5)
 

@@ -48,7 +48,7 @@ def check_weights_round_trip(kit: Kit) -> None:
 
 def check_weights_are_copies(kit: Kit) -> None:
     """Neither what get_weights gave nor what set_weights took is tied to the model."""
-    tree = residual_net()
+    tree = kit.net()
     session = kit.session(tree, plan_for(tree, SGD))
     given = {name: array.copy() for name, array in session.initial.items()}
     kit.framework.set_weights(session.model, given)
@@ -83,7 +83,7 @@ def check_loss_is_mean_cross_entropy(kit: Kit) -> None:
 def check_gradients(kit: Kit) -> None:
     """A step that is asked for gradients gives the reference's."""
     for name, tree in kit.trees():
-        plan = plan_for(tree, MOMENTUM)
+        plan = plan_for(tree, kit.some(MOMENTUM)[0])
         mine, theirs = kit.session(tree, plan), Session(kit.reference, tree, plan)
         mine.step(0), theirs.step(0)
         close(name, mine.gradients, theirs.gradients, 2e-4)
