@@ -140,7 +140,7 @@ def test_python_on_a_page_is_python() -> None:
     ]
     for block in blocks:
         compile(block, "docs", "exec")
-    imports = [block for block in blocks if block.startswith("from layerwise_lr.framework import")]
+    imports = [block for block in blocks if "\nfrom layerwise_lr.framework import" in f"\n{block}"]
     for block in imports:
         exec(block, {})
     assert imports

@@ -35,6 +35,8 @@ NOT_RUN = {
     ". .venv/bin/activate": "of the reader's shell",
     'eval "$(layerwise-lr train -sc install=bash)"': "of the reader's shell; tests/cli/test_cli.py completes words",
     "pip install -e '.[mindspore]'": "installs",
+    "pip install -e layerwise-lr-foo": "installs; tests/cli/test_new_plugin.py does",
+    "layerwise-lr check foo": "of that plugin; likewise",
     "layerwise-lr fetch mobilenet_v2_imagenet": "network; tests/data/test_sources.py fetches",
     "layerwise-lr plan model=timm model.name=vit_small_patch16_224 weights=none data.image_size=64 data.channels=3": (
         "needs timm; tests/zoo/test_documented.py runs it"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -11,6 +12,7 @@ import pytest
 from layerwise_lr.plugins.reference_plugin.plugin import ReferenceFramework
 
 from layerwise_lr.framework import Framework
+from layerwise_lr.framework.admission import admitted
 from layerwise_lr.framework.conformance import CHECKS, RUNGS, Kit, Outcome, run_check, rung_of, summary
 
 VERBS = sorted(Framework.__abstractmethods__)
@@ -108,6 +110,7 @@ def test_the_summary_is_a_line() -> None:
 
 HALF = """
 from layerwise_lr.framework import Framework
+from layerwise_lr.framework.admission import admitted
 from layerwise_lr.plugins.reference_plugin.plugin import ReferenceFramework as R
 
 class Half(Framework):
@@ -153,3 +156,20 @@ def test_the_command_says_what_comes_next(tmp_path: Path) -> None:
         ("weights", "names_and_shapes", "passed"),
         ("predict", "same_logits", "not yet"),
     ]
+
+
+def test_the_guide_s_plugin_is_conformant_and_its_sections_are_the_rungs() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text()
+    module: dict[str, object] = {"__name__": "tiny"}
+    exec(re.search(r"^```python\n# tiny\.py\n(.*?)^```", guide, flags=re.DOTALL | re.MULTILINE)[1], module)  # type: ignore[index]
+    tiny = admitted("tiny", module["TinyFramework"])
+    found = [run_check(Kit("tiny", tiny, "eager"), check) for check in CHECKS]
+    assert [one for one in found if one.result not in ("passed", "not applicable")] == []
+    count = re.search(r"(\d+) of the checks ask something of it", guide)
+    assert count and sum(one.result == "passed" for one in found) == int(count[1])
+    headings = [line[3:].lower() for line in guide.splitlines() if line.startswith("## ")]
+    assert [heading for heading in headings if heading in RUNGS] == list(RUNGS)
+    named = {
+        name for row in re.findall(r"^\| (`.+?`) \|", guide, flags=re.MULTILINE) for name in re.findall(r"\w+", row)
+    }
+    assert len(named) > 20 and named <= set(CHECKS)
