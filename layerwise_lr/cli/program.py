@@ -15,13 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from .. import __version__
 from ..data import fetch
 from ..framework import proof
 from ..planning import CONVENTIONS, UserError, did_you_mean, printable
 from ..run import RunFolder, files, resumable, stopping
 from . import console, foreign, runs, show
-from .help import HELP
+from .first import HELP_FLAGS, said
 
 HYDRA_COMMANDS = ("train", "plan", "verify", "compare", "lr-find")
 COMMANDS = (
@@ -40,7 +39,6 @@ COMMANDS = (
     "reproduce",
     "watch",
 )
-HELP_FLAGS = {"-h", "--help"}
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -107,12 +105,11 @@ def _main(words: list[str]) -> NoReturn:
 
 
 def _dispatch(words: list[str]) -> int:
-    if words[:1] == ["-V"] or (words and words[0] in ("--version", *HYDRA_COMMANDS) and "--version" in words):
-        print(f"layerwise-lr {__version__}")
+    if (text := said(words)) is not None:
+        print(text)
         return 0
-    if not words or words[0] in HELP_FLAGS:
-        print(HELP)
-        return 0
+    if words[0] in HYDRA_COMMANDS and "--version" in words:
+        return _dispatch(["--version"])
     command, rest = words[0], words[1:]
     if command in ("-sc", "--shell-completion"):
         return _complete(words)

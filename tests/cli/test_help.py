@@ -127,3 +127,13 @@ def test_a_key_without_a_meaning_would_be_seen() -> None:
     assert is_dataclass(Config)
     told = help.meanings(Config)
     assert "seed" in told and "framework" not in told
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["--version"], ["-V"]])
+def test_the_first_page_waits_for_no_other_room(words: list[str]) -> None:
+    script = (
+        "import sys; from layerwise_lr.cli import main\ntry: main(sys.argv[1:])\nfinally: print(*sorted(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
+    told, loaded = done.stdout.rstrip("\n").rpartition("\n")[::2]
+    assert told.startswith("layerwise-lr") and not {"numpy", "hydra", "rich", "layerwise_lr.run"} & set(loaded.split())
