@@ -213,7 +213,7 @@ def test_processes_are_started_where_it_is_said():
             *("cli/machine", "cli/finding", "cli/reproducing", "sweep/jobs", "sweep/placing", "sweep/guard"),
             *("data/fetch", "run/provenance"),
         )
-    }
+    } | {"plugins/torch_plugin/team.py"}
     assert "layerwise_lr/sweep/jobs.py" in users
 
 
