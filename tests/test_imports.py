@@ -221,7 +221,7 @@ def test_processes_are_started_where_it_is_said():
             ),
             *("data/fetch", "run/provenance"),
         )
-    }
+    } | {"plugins/torch_plugin/team.py"}
     assert "layerwise_lr/sweep/jobs.py" in users
 
 

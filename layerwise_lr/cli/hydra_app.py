@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import fields
@@ -31,7 +32,7 @@ from packaging.version import Version
 
 from ..framework import registry
 from ..planning import UserError, did_you_mean
-from ..run import ComposedConfig, Config, files, hints, options, reading
+from ..run import ComposedConfig, Config, files, hints, options, reading, several
 from ..sweep import Search, jobs
 from . import extras
 from .words import Given
@@ -233,6 +234,8 @@ def _placed(command: str, words: Sequence[str]) -> list[str]:
     overrides = _overrides(command, words)
     at = list(words).index(overrides[0]) if overrides else 0
     words = [*words[:at], *_places(command), *words[at:]]
+    if (team := several.launched()) and team.rank:
+        words.append(f"hydra.run.dir={tempfile.gettempdir()}")  # the first alone makes a folder
     if command == "compare" and not {"--cfg", "-m", "--multirun"} & set(words):
         words = ["-m", *words]
     return words

@@ -17,8 +17,8 @@ from typing import NoReturn
 
 from ..data import fetch
 from ..framework import proof
-from ..planning import CONVENTIONS, UserError, did_you_mean, printable
-from ..run import RunFolder, files, resumable, stopping
+from ..planning import CONVENTIONS, ProcessDied, UserError, did_you_mean, printable
+from ..run import RunFolder, files, resumable, several, stopping
 from . import console, foreign, runs, show
 from .first import HELP_FLAGS, said
 
@@ -39,6 +39,8 @@ COMMANDS = (
     "reproduce",
     "watch",
 )
+TOGETHER = ("train", "verify", "run")
+"""What several processes do together, where a launcher has started them."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -86,6 +88,8 @@ def _main(words: list[str]) -> NoReturn:
     try:
         sys.exit(_dispatch(words))
     except KeyboardInterrupt:
+        if (team := several.launched()) and team.rank:
+            sys.exit(130)  # the first says what is kept
         _fail(f"interrupted{_what_is_kept(words)}", 130)
     except BrokenPipeError:  # `layerwise-lr plan | head`: the reader has had enough
         os._exit(1)  # nobody reads: nothing is left to flush
@@ -94,6 +98,8 @@ def _main(words: list[str]) -> NoReturn:
         _fail(f"{mismatch}; the run was stopped (verify=warn trains all the same)", 1)
     except runs.JobsFailed as failed:
         _fail(str(failed), failed.code)
+    except ProcessDied as error:
+        _fail(str(error), 1)
     except UserError as error:
         if full_error:
             raise
@@ -111,6 +117,7 @@ def _dispatch(words: list[str]) -> int:
     if words[0] in HYDRA_COMMANDS and "--version" in words:
         return _dispatch(["--version"])
     command, rest = words[0], words[1:]
+    _refuse_many(command, rest)
     if command in ("-sc", "--shell-completion"):
         return _complete(words)
     if command == "verify" and foreign.asked(rest):
@@ -160,6 +167,25 @@ def _dispatch(words: list[str]) -> int:
     raise UserError(
         f"{command!r} is no command; there are: {', '.join(COMMANDS)}{hint or did_you_mean(command, list(COMMANDS))}"
     )
+
+
+def _refuse_many(command: str, words: Sequence[str]) -> None:
+    """In each of several processes that a launcher has started, only what one run does.
+
+    Raises:
+        UserError: in the first.
+    """
+    team = several.launched()
+    if team is None or team.size == 1 or (command in TOGETHER and not {"-m", "--multirun"} & set(words)):
+        return
+    if team.rank:
+        raise SystemExit(2)
+    what = (
+        "a sweep starts its jobs' processes itself (framework.processes)"
+        if command in TOGETHER
+        else f"{command} is one process's"
+    )
+    raise UserError(f"a launcher has started {team.size} processes, and {what}: start it without the launcher")
 
 
 def _hydra(command: str, words: Sequence[str]) -> int:

@@ -18,7 +18,20 @@ from ..data import batches, train_count
 from ..framework import proof, registry
 from ..models import USUAL_SHAPES, param_table, weights
 from ..planning import UserError, differences, masked, plain
-from ..run import CONFIG, Config, RunFolder, files, options, page, provenance, ranges, reading, resolve, trackers
+from ..run import (
+    CONFIG,
+    Config,
+    RunFolder,
+    files,
+    options,
+    page,
+    provenance,
+    ranges,
+    reading,
+    resolve,
+    several,
+    trackers,
+)
 from ..sweep import LOG, jobs
 from . import console, show
 from .words import Given, Parser
@@ -74,6 +87,24 @@ def tell(all_configs: Iterable[Config]) -> None:
         console.text(note)
 
 
+def in_team(config: Config) -> Config:
+    """With the number of processes that a launcher has started; one that holds no run does its part here, and ends.
+
+    Raises:
+        UserError: the launcher has started others than the config says.
+    """
+    team, spec = several.launched(), config.framework
+    if several.follows(config):
+        raise SystemExit(several.follow(config))
+    if team is None or spec.distributed == "none":
+        return config
+    if spec.processes not in (None, team.size):
+        raise UserError(
+            f"framework.processes={spec.processes}, and the launcher has started {team.size}: leave framework.processes out"
+        )
+    return replace(config, framework=replace(spec, processes=team.size))
+
+
 def claim(path: Path, config: Config, overrides: Sequence[str]) -> RunFolder:
     """A run folder with everything in it that the run reads or that only its starter knows."""
     return prepare(RunFolder.claim(path), config, overrides)
@@ -95,7 +126,7 @@ def prepare(folder: RunFolder, config: Config, overrides: Sequence[str], command
 
 def train(config: Config, path: Path, given: Given) -> None:
     """One run, into a new folder."""
-    config = final(config, given)
+    config = in_team(final(config, given))
     _ask_cheaply(config)
     console.text(intent(config))
     preflight(config, device=True)
@@ -257,7 +288,7 @@ def _foreign_weights(config: Config) -> list[str]:
 
 def prove(config: Config, path: Path, given: Given) -> None:
     """The proof alone."""
-    config = final(config, given)
+    config = in_team(final(config, given))
     refuse_run(path)
     _ask_cheaply(config)
     console.say(f"loading {config.framework.name} ...")
@@ -265,12 +296,11 @@ def prove(config: Config, path: Path, given: Given) -> None:
     tell([config])
     folder, (model_of, _, planned) = RunFolder(path), page.plan_of(config)
     streams = page.seed_streams(config.seed)
-    framework = page.make_framework(config)
-    model, start, _ = model_of.start(framework, config, streams["init"])
     with closing(page.load(config, streams)) as dataset:
         batch = dataset.batch(0, config.pictures_a_step(), streams["order"])
-    prover = page.Prover(replace(config.verify, start=True), folder, framework, planned, console.text)
-    with np.errstate(all="ignore"):  # what is no number is told as such
+    with closing(page.make_framework(config)) as framework, np.errstate(all="ignore"):  # no number is told as such
+        model, start, _ = model_of.start(framework, config, streams["init"])
+        prover = page.Prover(replace(config.verify, start=True), folder, framework, planned, console.text)
         prover.rehearse(model, start, batch, streams["dropout"])
     show.show_mismatch(proof.table(prover.records)[:12])
     console.say(f"all rows: {console.relative(path / 'lr_check.jsonl')}")
@@ -306,6 +336,8 @@ def run_folder(words: Sequence[str]) -> int:
     asked = parser.parse_args(words)
     path = asked.folder
     config = reading.read(path / CONFIG)
+    if several.follows(config):
+        return several.follow(config)
     refuse_unresolved(path, config)
     if RunFolder(path).read_json("summary.json"):
         raise UserError(f"{path} holds a finished run: copy its {CONFIG} into a new folder to run it again")

@@ -139,6 +139,10 @@ class Framework(ABC):
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     """All it has; one that a device or a mode lacks is a UserError of `__init__`. In bf16 and fp16 convolutions and
     matrix products are 16 bits wide; weights, optimizer, loss and the gradients of a StepResult stay float32."""
+    distributions: ClassVar[tuple[str, ...]] = ()
+    """Ways to train one run in several processes: `among` gives the class of each."""
+    processes: int = 1
+    """That train together."""
     sources: ClassVar[tuple[str, ...]] = ()
     """Packages of models that it can load beside declared ones: `build` makes one, `adopt` puts it behind the verbs."""
     starts_first: ClassVar[bool] = False
@@ -183,6 +187,22 @@ class Framework(ABC):
         Raises:
             UserError: device, mode and precision do not go together.
         """
+
+    def close(self) -> None:  # noqa: B027 (nothing to do is a right answer)
+        """The run is over: what was begun beside this process ends."""
+
+    @classmethod
+    def among(cls, how: str) -> "Callable[..., Framework]":
+        """What makes the framework of a run in several processes, by one of `distributions`: takes what `__init__` does and
+        `processes`, how many to start where no launcher has (None: one for each accelerator). Only the first process
+        calls the verbs, and with the whole batch; a step is that of the whole batch, in rounding alone another.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def follow(cls) -> int:
+        """In every other process that a launcher has started: does as the first says until that is done; the exit code."""
+        raise NotImplementedError
 
     @classmethod
     def choose_device(cls, asked: str) -> str:

@@ -7,7 +7,7 @@ ParamTable -> depths -> assignments -> groups -> Plan; a Plan is data, everybody
 from . import ranges
 from .comparing import Difference, differences
 from .depth import CONVENTIONS
-from .errors import Absent, UserError, did_you_mean, near, plain, printable
+from .errors import Absent, ProcessDied, UserError, did_you_mean, near, plain, printable
 from .freezing import FreezeSpec
 from .groups import FOREVER, Group, GroupingSpec, GroupSpec
 from .names import bare_name
@@ -39,6 +39,7 @@ __all__ = [
     "ParamTable",
     "Phase",
     "Plan",
+    "ProcessDied",
     "Schedule",
     "ScheduleSpec",
     "UpdateRule",

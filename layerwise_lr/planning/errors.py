@@ -10,6 +10,10 @@ class UserError(Exception):
     """A mistake in the input. The command line prints it as one line and exits with code 2."""
 
 
+class ProcessDied(Exception):
+    """Of several processes that train together one is gone: it was killed, or failed; says which and why, in one line."""
+
+
 class Absent(UserError):
     """Data that are not on this machine: where data.stand_in allows it, others take their place."""
 

@@ -30,6 +30,8 @@ TOLD = (
     "grouping.stem_scale",
     "grouping.backbone_scale",
     "framework.threads",
+    "framework.distributed",
+    "framework.processes",
     "data.workers",
     "data.memory",
     *(f"logger.{name}" for name in trackers.NAMES),

@@ -150,6 +150,8 @@ def _by_value(config: Config) -> Iterator[tuple[str, str]]:
     if not registry.threaded(config.framework.name):
         why = "NumPy reads OPENBLAS_NUM_THREADS when it starts"
         yield "framework.threads", f"framework={config.framework.name} does not read it ({why})"
+    if config.framework.distributed == "none":
+        yield "framework.processes", "it is read where framework.distributed is ddp or fsdp"
     yield from _of_pictures(config)
     grouping, freeze = config.grouping, config.freeze
     for instead in ("stem_scale", "decay_per_12_layers"):

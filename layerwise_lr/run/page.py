@@ -18,7 +18,7 @@ import numpy as np
 from ..data import READERS, batches, facts
 from ..framework import Framework, Weights, begin, registry
 from ..planning import Clip, ParamTable, Plan, UserError, hidden, make_plan
-from . import checkpoints, provenance, reading
+from . import checkpoints, provenance, reading, several
 from .folder import CONFIG, RunFolder
 from .loop import Loop, Say, Track
 from .proving import Prover
@@ -70,7 +70,7 @@ def _run(folder: RunFolder, config: Config, say: Say, track: Track, device: str 
         folder.write_json("seed.json", {"seed": config.seed, "streams": streams})
         folder.write_json("data.json", dataset.fingerprint())
 
-        framework = make_framework(config, device)
+        framework = stack.enter_context(closing(make_framework(config, device)))
         folder.write_json("env.json", environment(config, framework))
         model, start, said = model_of.start(framework, config, streams["init"])
         notes = list(dict.fromkeys([*batches.notes(config.data), *dataset.notes(), *said]))
@@ -112,6 +112,7 @@ def environment(config: Config, framework: Framework) -> dict[str, Any]:
         "device": framework.device,
         "devices": framework.devices(),
         "threads": config.framework.threads,
+        **({"processes": framework.processes} if config.framework.distributed != "none" else {}),
         "retry_on_signal": may_crash(config),
     }
 
@@ -217,7 +218,11 @@ def make_framework(config: Config, device: str | None = None) -> Framework:
             "that would be lost when the average has been evaluated: framework.precision=fp32"
         )
     registry.check_abilities(spec.name, spec.mode, spec.precision, subject(config).kinds, names)
-    return registry.load(spec.name)(device or spec.device, spec.mode, spec.precision, spec.threads, spec.deterministic)
+    several.check(spec)
+    asked = (device or spec.device, spec.mode, spec.precision, spec.threads, spec.deterministic)
+    if spec.distributed == "none":
+        return registry.load(spec.name)(*asked)
+    return registry.load(spec.name).among(spec.distributed)(*asked, processes=spec.processes)
 
 
 def may_crash(config: Config) -> bool:

@@ -155,10 +155,13 @@ def range_test(config: Config, spec: RangeSpec, folder: RunFolder, say: Say, tra
     plan = ramp(planned, spec)
     plan.check(table)
     page.write_plan(folder, table, plan)
-    framework = page.make_framework(config)
-    model, start, _ = model_of.start(framework, config, streams["init"])
     lrs, losses = [], []
-    with closing(page.load(config, streams)) as dataset, np.errstate(all="ignore"):
+    with (
+        closing(page.make_framework(config)) as framework,
+        closing(page.load(config, streams)) as dataset,
+        np.errstate(all="ignore"),
+    ):
+        model, start, _ = model_of.start(framework, config, streams["init"])
         first = dataset.batch(0, config.pictures_a_step(), streams["order"])
         Prover(config.verify, folder, framework, plan, say).rehearse(model, start, first, streams["dropout"])
         state = begin(framework, model, plan, 0)

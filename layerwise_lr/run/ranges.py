@@ -76,6 +76,8 @@ RULES = (
     planned.Rule(EarlyStopSpec, "min_delta", lambda delta, _: 0 <= delta <= 1, "from 0 to 1"),
     planned.least(CheckpointSpec, "keep_best", 0),
     planned.Rule(FrameworkSpec, "threads", lambda n, _: n == "auto" or _count(n, 1024), "auto, or from 1 to 1,024"),
+    planned.Rule(FrameworkSpec, "distributed", lambda how, _: how in ("none", "ddp", "fsdp"), "none, ddp or fsdp"),
+    planned.within(FrameworkSpec, "processes", 1, 1024),
     planned.within(ModelSpec, "width", 1, 10**6),
     planned.within(ModelSpec, "depth", 1, 1000),
     planned.within(ModelSpec, "patch_size", 1, 4096),

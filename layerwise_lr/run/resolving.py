@@ -28,7 +28,8 @@ def resolve(config: Config, at_once: int = 1) -> Config:
     ranges.check(config)
     config = replace(config, data=sized(available(config.data)))
     if config.framework.threads == "auto":
-        threads = max((os.cpu_count() or 1) // at_once, 1)
+        here = config.framework.processes or 1
+        threads = max((os.cpu_count() or 1) // at_once // here, 1)
         config = replace(config, framework=replace(config.framework, threads=threads))
     classes = facts(config.data).classes
     check_class_weights(config.class_weights, classes)

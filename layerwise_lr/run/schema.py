@@ -27,6 +27,8 @@ class FrameworkSpec:
         threads: per process; auto: a single run has all cores, each of a sweep's jobs an equal share (hydra.launcher.n_jobs of
             them run at a time).
         deterministic: ask for reproducible kernels, maybe slower.
+        distributed: none | ddp | fsdp: one run in several processes, each with its part of every batch (torch).
+        processes: how many to start; null: as many as torchrun has started, else one for each GPU.
     """
 
     name: str = "torch"
@@ -35,6 +37,8 @@ class FrameworkSpec:
     precision: str = "fp32"
     threads: Any = 1
     deterministic: bool = False
+    distributed: str = "none"
+    processes: Optional[int] = None  # noqa: UP045 (OmegaConf 2.3 reads Optional)
 
 
 @dataclass

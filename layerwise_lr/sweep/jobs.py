@@ -21,7 +21,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from ..framework import registry
-from ..planning import UserError, printable
+from ..planning import ProcessDied, UserError, printable
 from ..run import Config, FrameworkSpec, Pruned, RunFolder, files, page
 from . import family, placing
 from .logs import LOG
@@ -161,7 +161,14 @@ def run_jobs(
         else:
             devices = placing.spread_over(own, "fork" if _can_fork() else "spawn")
             start = placing.Places(devices, partial(_spawn, threads=threads))
-            work_off(list(own), start, options.at_once(threads, devices), options.limits(), done, watch)
+            work_off(list(own), start, _at_once(own, options, threads, devices), options.limits(), done, watch)
+
+
+def _at_once(jobs: Mapping[Path, Config], options: Options, threads: int, devices: Sequence[str]) -> int:
+    """How many of these run at a time; of jobs that have several processes each, one, unless more are asked for."""
+    if all(config.framework.distributed == "none" for config in jobs.values()):
+        return options.at_once(threads, devices)
+    return options.n_jobs or 1
 
 
 def _in_forked_parent(
@@ -214,7 +221,7 @@ def _parent(jobs: Mapping[Path, Config], threads: int, options: Options, write: 
     try:
         follow(parent)
         start, devices = _preload(jobs, threads, write)
-        work_off(list(jobs), start, options.at_once(threads, devices), options.limits(), tell)
+        work_off(list(jobs), start, _at_once(jobs, options, threads, devices), options.limits(), tell)
     except KeyboardInterrupt:
         return 130
     except BaseException:
@@ -310,6 +317,9 @@ def run_and_tell(path: Path, parent: int | None = None, device: str | None = Non
     except UserError as error:
         print(f"error: {printable(str(error))}", flush=True)
         code = 2
+    except ProcessDied as error:
+        print(f"error: {printable(str(error))}", flush=True)
+        code = 1
     except OSError as error:
         print(f"error: {files.told(error)}", flush=True)
         code = 1

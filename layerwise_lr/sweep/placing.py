@@ -35,7 +35,8 @@ def spread_over(jobs: Mapping[Path, Config], apart: str = "") -> list[str]:
         apart: how to make the process that asks; "": this one does.
     """
     config = next(iter(jobs.values()))
-    if len(jobs) == 1 or config.framework.device == "cpu":
+    several = any(job.framework.distributed != "none" for job in jobs.values())  # their processes have a device each
+    if len(jobs) == 1 or several or config.framework.device == "cpu":
         return []
     try:
         if apart:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
@@ -30,6 +31,7 @@ class TorchFramework(core.Framework):
     modes: ClassVar[tuple[str, ...]] = ("eager", "compile")
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp64", *AUTOCAST)  # fp64: to tell rounding from error
     sources: ClassVar[tuple[str, ...]] = tuple(zoo.BUILDERS)
+    distributions: ClassVar[tuple[str, ...]] = ("ddp", "fsdp")
     fork_safe: ClassVar[bool] = True  # as long as the parent runs no parallel region: it imports, the children train
 
     def start(self) -> None:
@@ -47,6 +49,20 @@ class TorchFramework(core.Framework):
     def cuda_devices() -> int:
         """As torch counts them."""
         return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+    @classmethod
+    def among(cls, how: str) -> Callable[..., core.Framework]:
+        """DistributedDataParallel, or fully_shard."""
+        from .distributed import CLASSES  # a second of imports
+
+        return CLASSES[how]
+
+    @classmethod
+    def follow(cls) -> int:
+        """As its first process says."""
+        from .follower import follow
+
+        return follow()
 
     @staticmethod
     def native() -> type[core.Native]:
@@ -84,7 +100,7 @@ class TorchFramework(core.Framework):
 
     def get_weights(self, model: Model) -> core.Weights:
         """Copies by canonical name."""
-        return {name: _copy(tensor.float()) for name, tensor in model.arrays().items()}
+        return {name: self._copy(tensor.float()) for name, tensor in model.arrays().items()}
 
     @torch.no_grad()
     def set_weights(self, model: Model, weights: core.Weights) -> None:
@@ -126,16 +142,19 @@ class TorchFramework(core.Framework):
                 param.requires_grad_(on)
         state.model.rest(step.frozen)
         state.model.zero_grad(set_to_none=True)
-        losses = []
+        losses: list[torch.Tensor] = []
         for pictures, targets in zip(np.split(x, step.accumulate), np.split(y, step.accumulate), strict=True):
-            loss = functional.cross_entropy(self._forward(state.model, pictures), self._tensor(targets))
-            losses.append(loss.detach())
-            if loss.requires_grad:  # else no group trains at this step
-                (loss * (self.loss_scale / step.accumulate)).backward()
+            with self._part(state.model, last=len(losses) + 1 == step.accumulate):
+                loss = self._loss(state.model, pictures, targets)
+                losses.append(loss.detach())
+                if loss.requires_grad:  # else no group trains at this step
+                    (loss * (self.loss_scale / step.accumulate)).backward()
         if self.loss_scale != 1:
             for _, gradient, _ in _trained(state):
                 gradient /= self.loss_scale
-        gradients = {name: _copy(gradient.float()) for name, gradient, _ in _trained(state)} if step.gradients else None
+        gradients = None
+        if step.gradients:
+            gradients = {name: self._copy(gradient.float()) for name, gradient, _ in _trained(state)}
         _clip(state, step.clip)
         for _, gradient, group in _trained(state):
             if group["grad_centralization"] and (axes := core.central_axes(gradient.shape)):
@@ -144,11 +163,19 @@ class TorchFramework(core.Framework):
             optimizer.step()
         return core.StepResult(losses[0] if len(losses) == 1 else torch.stack(losses).mean(), gradients)
 
+    def _part(self, model: Model, last: bool) -> AbstractContextManager[Any]:
+        """Around forward and backward of a part of the pictures; `last`: no other follows in this step."""
+        return nullcontext()
+
+    def _loss(self, model: Model, pictures: np.ndarray, targets: np.ndarray) -> torch.Tensor:
+        """Mean over the pictures."""
+        return functional.cross_entropy(self._forward(model, pictures), self._tensor(targets))
+
     @torch.no_grad()
     def predict(self, state: core.TrainState, x: np.ndarray) -> np.ndarray:
         """Logits in evaluation mode."""
         state.model.eval()
-        logits = _copy(self._forward(state.model, x).float())
+        logits = self._copy(self._forward(state.model, x).float())
         state.model.train()
         return logits
 
@@ -159,7 +186,7 @@ class TorchFramework(core.Framework):
     def get_optimizer_state(self, state: core.TrainState) -> core.Weights:
         """ "parameter/exp_avg" and so on: torch's own keys."""
         return {
-            f"{name}/{key}": _copy(torch.as_tensor(value))
+            f"{name}/{key}": self._copy(torch.as_tensor(value))
             for name, param, native in _stepped(state)
             for key, value in native.state[param].items()
             if value is not None
@@ -170,7 +197,7 @@ class TorchFramework(core.Framework):
         """The reverse."""
         for name, param, native in _stepped(state):
             own = {key[len(name) + 1 :]: a for key, a in arrays.items() if key.rpartition("/")[0] == name}
-            native.state[param] = {key: _like(param, array) for key, array in own.items()}
+            native.state[param] = {key: self._like(param, array) for key, array in own.items()}
 
     def _forward(self, model: Model, x: np.ndarray) -> torch.Tensor:
         """Logits, float32 or wider."""
@@ -183,15 +210,18 @@ class TorchFramework(core.Framework):
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.device)
 
+    def _copy(self, tensor: torch.Tensor) -> np.ndarray:
+        return tensor.detach().cpu().numpy().copy()
 
-def _copy(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().cpu().numpy().copy()
+    def _like(self, param: torch.Tensor, array: np.ndarray) -> torch.Tensor:
+        """State as torch lays it out: in the parameter's memory format; a step count stays as it is."""
+        if array.shape != param.shape:
+            return torch.from_numpy(np.array(array)).to(param.device)
+        return torch.empty_like(param).copy_(self._placed(param, np.array(array)))
 
-
-def _like(param: torch.Tensor, array: np.ndarray) -> torch.Tensor:
-    """State as torch lays it out: in the parameter's memory format; a step count stays as it is."""
-    tensor = torch.from_numpy(np.array(array)).to(param.device)
-    return torch.empty_like(param).copy_(tensor) if tensor.shape == param.shape else tensor
+    def _placed(self, like: torch.Tensor, array: np.ndarray) -> torch.Tensor:
+        """An array as a tensor that `like` can take."""
+        return torch.from_numpy(array).to(like.device)
 
 
 def _clip(state: core.TrainState, clip: core.Clip) -> None:

@@ -194,9 +194,11 @@ VIT = {"depth", "dropout", "drop_path", "patch_size", "embed_dim", "num_heads", 
 TAKES = {"mlp": {"width", "depth"}, "mobilenet_v2": {"dropout"}, "vit_tiny": VIT, "vit_small": VIT, "vit_base": VIT}
 TAKES |= {f"resnet{depth}": {"width", "drop_path"} for depth in (18, 34, 50)}
 ELSEWHERE = {"data.stands_for", "model.source", "model.options", "data.workers"}
+ELSEWHERE |= {"framework.distributed", "framework.processes"}
 ELSEWHERE |= {"logger.csv", "logger.tensorboard", "logger.mlflow", "logger.wandb"}
 """The first is refused: test_bad_input; of the model: tests/zoo/test_runs.py; the workers and the loggers must change nothing:
-tests/data/test_loading.py, where data.resize and data.memory are as well, and tests/trackers."""
+tests/data/test_loading.py, where data.resize and data.memory are as well, and tests/trackers; several processes:
+tests/plugins/test_torch_distributed.py."""
 SIZES = {"model.num_classes": 3, "model.in_channels": 3, "model.image_size": 30}
 GROUP = {
     "match": ["conv2*"],

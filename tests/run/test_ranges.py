@@ -30,6 +30,8 @@ REFUSED = (
     (EarlyStopSpec(min_delta=1.5), "min_delta=1.5 must be from 0 to 1"),
     (CheckpointSpec(keep_best=-1), "keep_best=-1 must be at least 0"),
     (FrameworkSpec(threads=10**6), "threads=1000000 must be auto, or from 1 to 1,024"),
+    (FrameworkSpec(distributed="dp"), "distributed=dp must be none, ddp or fsdp"),
+    (FrameworkSpec(processes=0), "processes=0 must be from 1 to 1,024"),
     (ModelSpec(width=0), "width=0 must be from 1 to 1,000,000"),
     (ModelSpec(depth=0), "depth=0 must be from 1 to 1,000"),
     (ModelSpec(patch_size=0), "patch_size=0 must be from 1 to 4,096"),
