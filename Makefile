@@ -53,7 +53,7 @@ build/installed: pyproject.toml .ci/constraints.txt
 	mkdir -p build && touch $@
 
 build/installed-dev: build/installed
-	$(BIN)/python $(PIP) '.[torch,dev,trackers]' --constraint .ci/constraints.txt
+	$(BIN)/python $(PIP) '.[torch,dev,trackers,launchers]' --constraint .ci/constraints.txt
 	touch $@
 
 python310:

@@ -19,7 +19,7 @@ from ..framework import proof, registry
 from ..models import USUAL_SHAPES, param_table, weights
 from ..planning import UserError, differences, masked, plain
 from ..run import CONFIG, Config, RunFolder, files, options, page, provenance, ranges, reading, resolve, trackers
-from ..sweep import LOG, jobs
+from ..sweep import LOG, Options, jobs
 from . import console, show
 from .words import Given, Parser
 
@@ -120,7 +120,7 @@ def _run_apart(path: Path, config: Config) -> Mapping[str, Any]:
         f"{config.framework.name} {config.framework.mode} trains in a process of its own, which is started "
         "again should the framework crash it"
     )
-    jobs.run_jobs({path: config}, jobs.Options(n_jobs=1, fork="never"), lambda _: None)
+    jobs.run_jobs({path: config}, Options(n_jobs=1, fork="never"), lambda _: None)
     console.say((files.read_text(path, LOG, 10**9) or "").rstrip())
     ended = outcome(RunFolder(path), config.metric)
     if isinstance(ended, Exception):
