@@ -24,7 +24,7 @@ from ..planning import UserError, plain
 from ..run import CONFIG, Config, RunFolder, stopping
 from . import family, jobs, logs, placing
 from .options import Joblib, Launch, Options, Ray, SubmititLocal, SubmititSlurm
-from .pool import PATIENCE, Done, Limits, conclude, work_off
+from .pool import PATIENCE, Done, Limits, Process, conclude, work_off
 
 PLACE = ".launcher_"
 """Begins the name of the folder in the sweep's that an engine needs meanwhile."""
@@ -81,7 +81,7 @@ class Task:
         for name, value in self.environment.items():
             os.environ.pop(name, None)
             os.environ |= {name: value} if value is not None else {}
-        start = placing.Places([self.device] if self.device else [], partial(jobs.spawn, threads=self.threads))
+        start = placing.Places([self.device] if self.device else [], partial(_spawn, threads=self.threads))
         # a signal that the engine sends is the job's end, too, and not the worker's
         with stopping.listening(always=(signal.SIGTERM,)), suppress(KeyboardInterrupt):
             stay = _Stay(self)
@@ -100,7 +100,19 @@ class Task:
         has written its resume point by then, and goes on from it."""
         from submitit.helpers import DelayedSubmission
 
+        signal.signal(
+            signal.SIGTERM, signal.SIG_IGN
+        )  # Slurm sends it as soon as that is in the queue: this task shall not end well
         return DelayedSubmission(self)
+
+
+def _spawn(path: Path, device: str | None, threads: int) -> Process:
+    """Begin a job that is deaf to Slurm's warning: that goes to all processes of a step, and is for submitit in the worker."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
+    try:
+        return jobs.spawn(path, device, threads)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Stay:

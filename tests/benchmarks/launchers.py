@@ -6,6 +6,7 @@ python tests/benchmarks/launchers.py [FRAMEWORK] [JOBS]     seconds of wall cloc
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -83,6 +84,17 @@ def survivors(folder: Path) -> str:
     return f"{good.count('completed')} of {len(good)} good jobs finished; the faulty say {', '.join(told)}"
 
 
+def cleared(home: Path) -> int:
+    """How many processes were left, which are ended."""
+    count = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int(process.name) != os.getpid() and f"UNRULY={home}".encode() in (process / "environ").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+                count += 1
+    return count
+
+
 def bare_jobs(folder: Path, modes: Sequence[str], steps: int = 20) -> list[Path]:
     small = {"model": {"name": "mlp"}, "augment": {}, "freeze": {}, "ema": {}, "steps": steps}
     return [
@@ -122,7 +134,10 @@ def main(framework: str = "torch", count: int = 12) -> None:
             ("submitit as it is", partial(bare_submitit, place=home / "place")),
         ):
             paths = bare_jobs(home / name, (*FAULTS, *GOOD[:2]))
-            print(f"{name:<18} {timed(partial(act, paths))}: {survivors(home / name)}", flush=True)
+            print(
+                f"{name:<18} {timed(partial(act, paths))}: {survivors(home / name)}; {cleared(home)} processes left",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

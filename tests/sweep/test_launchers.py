@@ -20,7 +20,7 @@ from misbehaving import WORDS, by_mode, ended, left, surroundings, until
 
 from layerwise_lr.planning import UserError
 from layerwise_lr.run import CONFIG, RunFolder, read_metrics, reading, resumable
-from layerwise_lr.sweep import LAUNCHERS, engines, options
+from layerwise_lr.sweep import LAUNCHERS, engines, family, options
 from layerwise_lr.sweep.pool import Limits
 
 joblib = pytest.importorskip("joblib", reason="NOT RUN: hydra/launcher=joblib (pip install joblib)")
@@ -237,7 +237,10 @@ def test_told_that_its_time_is_up_a_job_is_queued_again_and_goes_on(
     job = executor.submit(task)
     until(lambda: resumable(path))
     (worker,) = Path(f"/proc/{job.job_id}/task/{job.job_id}/children").read_text().split()
-    os.kill(int(worker), signal.SIGUSR2)
+    own = family.members(int(worker))
+    assert len(own) >= 3, "the worker, its guard and the job"
+    for pid in sorted(own, reverse=True):  # Slurm tells all of them
+        os.kill(pid, signal.SIGUSR2)
     assert job.result() == "completed"
     (resumed,) = json.loads((path / "summary.json").read_text())["resumed"]
     assert resumed > 0 and len({record["step"] for record in read_metrics(path / "metrics.jsonl")}) == 61
