@@ -193,7 +193,7 @@ class Ray(Launch):
         address: of the cluster, as ray.init takes it; auto: the one that this machine is part of; null: RAY_ADDRESS, else one
             that is made of this machine alone.
         num_cpus: that a job takes of its node's; null: framework.threads.
-        num_gpus: likewise; the job sees no others.
+        num_gpus: likewise; above 0 the job sees these alone.
         resources: others that a job takes: {tpu: 1}.
     """
 

@@ -22,6 +22,7 @@ from layerwise_lr.planning import UserError
 from layerwise_lr.run import CONFIG, RunFolder, read_metrics, reading, resumable
 from layerwise_lr.sweep import LAUNCHERS, engines, family, options
 from layerwise_lr.sweep.pool import Limits
+from layerwise_lr.sweep.tasks import Task
 
 joblib = pytest.importorskip("joblib", reason="NOT RUN: hydra/launcher=joblib (pip install joblib)")
 submitit = pytest.importorskip("submitit", reason="NOT RUN: hydra/launcher=submitit_... (pip install submitit)")
@@ -224,14 +225,12 @@ def test_slurm_is_given_an_array_and_the_folder_is_the_same(
     assert "there is no sbatch here" in err and len(err.splitlines()) == 1 and not (home / "no_slurm").exists()
 
 
-def test_told_that_its_time_is_up_a_job_is_queued_again_and_goes_on(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_told_that_its_time_is_up_a_job_is_queued_again_and_goes_on(home: Path) -> None:
     """As Slurm tells it, and submitit's local executor, which begins the job again."""
     path = prepared(home / "queued", framework={"name": "reference"})
     place, goes_on = home / "queue", home / "goes_on"
     goes_on.touch()
-    task = engines.Task(path, 1, Limits(), None, goes_on, home, {}, os.getpid())
+    task = Task(path, 1, Limits(), None, goes_on, home, {}, os.getpid())
     executor = submitit.LocalExecutor(place)
     executor.update_parameters(timeout_min=10)
     job = executor.submit(task)
