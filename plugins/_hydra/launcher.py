@@ -6,7 +6,8 @@ No `from __future__ import annotations` here: Hydra 1.3 scans this module before
 
 from dataclasses import fields, make_dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Sequence  # noqa: UP035
+from types import UnionType
+from typing import Any, Dict, List, Sequence, get_args  # noqa: UP035
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
@@ -130,8 +131,14 @@ class RayLauncher(JobsLauncher):
 
 OURS = (JobsLauncher, JoblibLauncher, SubmititLocalLauncher, SubmititSlurmLauncher, RayLauncher)
 
+
+def taken_as(kind: Any) -> Any:
+    """A field's type for OmegaConf, which takes no 4 for a `str | float`: that is checked by the options themselves."""
+    return Any if isinstance(kind, UnionType) and len(get_args(kind)) > 2 else kind
+
+
 for launcher in OURS:
-    told = [(each.name, each.type, each) for each in fields(LAUNCHERS[launcher.name])]
+    told = [(each.name, taken_as(each.type), each) for each in fields(LAUNCHERS[launcher.name])]
     target = f"hydra_plugins.layerwise_lr.launcher.{launcher.__name__}"
     node = make_dataclass(f"{launcher.__name__}Conf", [("_target_", str, target), *told])
     ConfigStore.instance().store(group="hydra/launcher_schema", name=launcher.name, node=node, provider="layerwise_lr")
