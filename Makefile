@@ -57,7 +57,7 @@ build/installed: pyproject.toml .ci/constraints.txt
 	mkdir -p build && touch $@
 
 build/installed-dev: build/installed
-	$(BIN)/python $(PIP) '.[torch,dev,trackers,docs]' --constraint .ci/constraints.txt
+	$(BIN)/python $(PIP) '.[torch,dev,trackers,docs,launchers]' --constraint .ci/constraints.txt
 	touch $@
 
 python310:

@@ -132,7 +132,7 @@ def as_plan(words: list[str]) -> list[str]:
         w
         for w in words[2:]
         if w not in ("-m", "--multirun")
-        and not w.startswith(("hydra.sweep", "hydra/sweeper", "hydra.launcher.", "resume="))
+        and not w.startswith(("hydra.sweep", "hydra/sweeper", "hydra.launcher.", "hydra/launcher", "resume="))
     ]
     firsts = []
     for override in overrides:

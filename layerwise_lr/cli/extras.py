@@ -3,12 +3,13 @@
 from importlib.util import find_spec
 
 from ..framework import advice
+from ..sweep import LAUNCHERS
 
-EXTRAS = {"optuna": "optuna"}
+EXTRAS = {"optuna": "optuna", **{name: schema.needs for name, schema in LAUNCHERS.items() if schema.needs}}
 """Option -> the package that it needs, which is the extra's name too."""
 
 
 def missing(*options: str) -> str:
     """What to type for those of the options that need a package that is not installed, to follow a sentence; "": none."""
-    absent = [option for option in options if option in EXTRAS and find_spec(EXTRAS[option]) is None]
-    return "".join(f"; {option} is not installed: {advice(option)}" for option in absent)
+    absent = dict.fromkeys(EXTRAS[option] for option in options if option in EXTRAS)
+    return "".join(f"; {name} is not installed: {advice(name)}" for name in absent if find_spec(name) is None)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..planning import GroupSpec
 from ..run import Config
-from ..sweep import Options, Search
+from ..sweep import LAUNCHERS, Here, Launch, Search
 
 WIDTH = 80
 MEANING = 32  # column where the meanings begin
@@ -64,6 +64,7 @@ HYDRA_KEYS = {
     "hydra.run.dir": "the run folder; default outputs/NAME/TIME",
     "resume": "auto: on with the run in hydra.run.dir, where one is; default never",
     "hydra/sweeper": "basic: every combination; optuna: a search, of key=interval(a,b) too (hydra.sweeper...)",
+    "hydra/launcher": "jobs: our own processes; joblib, submitit_local, submitit_slurm, ray: engines (hydra.launcher...)",
     "hydra.sweep.dir": "the sweep's folder; the same sweep into the same folder runs what is missing",
 }
 RUN = ("checkpoint", "early_stop", "ema")
@@ -154,7 +155,13 @@ def _sections(config: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     )
     assert set(of) == set(order), set(of) ^ set(order)
     yield from ((f"The {name}" if name == "run" else name.capitalize(), of[name]) for name in order)
-    launcher = [_entry(f"hydra.launcher.{key}", None, text) for key, text in meanings(Options).items()]
+    launcher = [
+        _entry(f"hydra.launcher.{key}", None, text) for key, text in (meanings(Launch) | meanings(Here)).items()
+    ]
+    for name, schema in LAUNCHERS.items():
+        if own := meanings(schema):
+            launcher += [f"  with hydra/launcher={name}:"]
+            launcher += [_entry(f"hydra.launcher.{key}", None, text) for key, text in own.items()]
     sweeper = [_entry(f"hydra.sweeper.{key}", None, text) for key, text in meanings(Search).items()]
     yield "Folders and sweeps", [*(_entry(key, None, text) for key, text in HYDRA_KEYS.items()), *launcher, *sweeper]
 

@@ -33,7 +33,7 @@ from packaging.version import Version
 from ..framework import registry
 from ..planning import UserError, did_you_mean
 from ..run import ComposedConfig, Config, files, hints, options, reading, several
-from ..sweep import Search, jobs
+from ..sweep import LAUNCHERS, Launch, Search
 from . import extras
 from .words import Given
 
@@ -170,7 +170,7 @@ IGNORED = {
     "hydra.sweep.dir": "it is a sweep's: -m, or hydra.run.dir=...",
     "hydra.launcher": "it is a sweep's: -m",
     "hydra.run.dir": "it is a single run's; a sweep's is hydra.sweep.dir=...",
-    "hydra/launcher": "sweeps are run by the launcher jobs",
+    "hydra/launcher": f"a sweep's (-m) is one of {', '.join(LAUNCHERS)}",
 }
 """Hydra's own keys that this program does not follow, and what to do."""
 FOLLOWED = ("hydra.mode", "hydra.searchpath", "hydra.sweeper", "hydra/sweeper", "hydra.callbacks", "hydra/callbacks")
@@ -182,12 +182,13 @@ def refuse_places(overrides: Sequence[str], sweep: bool) -> None:
     Raises:
         UserError: names the first.
     """
-    places = ("hydra.sweep.dir", "hydra.launcher", "hydra/launcher=jobs") if sweep else ("hydra.run.dir",)
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
+    places = ("hydra.sweep.dir", "hydra.launcher") if sweep else ("hydra.run.dir",)
+    for override in (override.lstrip("+~") for override in overrides):
+        key, _, value = override.partition("=")
         if (
             not key.startswith(("hydra.", "hydra/"))
             or override.startswith((*places, *FOLLOWED))
+            or (sweep and key == "hydra/launcher" and value != "basic")
             or (key == "hydra.job.chdir" and value.lower() == "false")
         ):
             continue
@@ -216,10 +217,10 @@ def _register() -> None:
 
     plugins = Plugins.instance()
     plugins.register(PluginConfigs)
-    from hydra_plugins.layerwise_lr.launcher import JobsLauncher  # they import this module
+    from hydra_plugins.layerwise_lr.launcher import OURS  # they import this module
     from hydra_plugins.layerwise_lr.sweeper import OptunaSweeper
 
-    for plugin in (JobsLauncher, OptunaSweeper):
+    for plugin in (*OURS, OptunaSweeper):
         plugins.register(plugin)  # Hydra does not scan editable installs
 
 
@@ -310,7 +311,7 @@ def _one_line(error: Exception) -> str:
         return reading.explain(error) + _what_to_do(str(error))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        known = list(error.options)
+        known = [option for option in error.options if f"{group}/{option}" != "hydra/launcher/basic"]
         near = did_you_mean(option, known)
         return f"{group}={option} is unknown; there are: {', '.join(known)}{near}{extras.missing(*known)}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -396,6 +397,8 @@ def _plus(line: str) -> str:
     key = _named(line).partition("=")[0]
     if key == "grouping.depths" or key.startswith("grouping.depths."):
         return "; rules are new, so with a plus: '+grouping.depths={REGEX: DEPTH}'"
+    if key.startswith("hydra.launcher."):
+        return f"; a new name needs a plus: +{key}.NAME=VALUE" if key.endswith(("resources", "_parameters")) else ""
     if key in ("grouping.groups", "schedules", "optimizers"):
         return f"; a new name needs a plus: '+{key}.NAME={{KEY: VALUE}}'"
     if not key.startswith(("grouping.groups.", "schedules.", "optimizers.")):
@@ -406,7 +409,8 @@ def _plus(line: str) -> str:
 
 def _known_keys(key: str) -> list[str]:
     """The keys beside `key` in the schema."""
-    for at, schema in (("hydra.launcher.", jobs.Options), ("hydra.sweeper.", Search)):
+    name = next((word.partition("=")[2] for word in sys.argv[1:] if word.startswith("hydra/launcher=")), "jobs")
+    for at, schema in (("hydra.launcher.", LAUNCHERS.get(name, Launch)), ("hydra.sweeper.", Search)):
         if key.startswith(at):
             return [f.name for f in fields(schema)]
     node: Any = OmegaConf.structured(Config)

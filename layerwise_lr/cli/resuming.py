@@ -7,7 +7,7 @@ from typing import Any
 
 from ..planning import UserError
 from ..run import CONFIG, Config, RunFolder, reading
-from ..sweep import jobs, planning
+from ..sweep import Options, jobs, planning
 from . import console, runs, sweeps
 from .words import Given, Parser
 
@@ -37,7 +37,7 @@ def resume(words: Sequence[str]) -> int:
         raise UserError(f"{path}: no such folder; give a run's or a sweep's, such as layerwise-lr train has made")
     if (path / "sweep.json").exists():
         limits = {**_limits(path), **{k: v for k in LIMITS if (v := getattr(asked, k)) is not None}}
-        return _sweep(path, jobs.Options(n_jobs=asked.jobs, **limits))
+        return _sweep(path, Options(n_jobs=asked.jobs, **limits))
     for flag in ("jobs", *LIMITS):
         if getattr(asked, flag) is not None:
             raise UserError(f"--{flag} is a sweep's; {path} is one run's folder")
@@ -111,7 +111,7 @@ def again(path: Path, config: Config) -> None:
     runs.finish(path, config)
 
 
-def _sweep(path: Path, options: jobs.Options) -> int:
+def _sweep(path: Path, options: Options) -> int:
     planned = []
     for name, job in RunFolder(path).jobs().items():
         if Path(name).name != name:

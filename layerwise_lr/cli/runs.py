@@ -32,7 +32,7 @@ from ..run import (
     several,
     trackers,
 )
-from ..sweep import LOG, jobs
+from ..sweep import LOG, Options, jobs
 from . import console, show
 from .words import Given, Parser
 
@@ -151,7 +151,7 @@ def _run_apart(path: Path, config: Config) -> Mapping[str, Any]:
         f"{config.framework.name} {config.framework.mode} trains in a process of its own, which is started "
         "again should the framework crash it"
     )
-    jobs.run_jobs({path: config}, jobs.Options(n_jobs=1, fork="never"), lambda _: None)
+    jobs.run_jobs({path: config}, Options(n_jobs=1, fork="never"), lambda _: None)
     console.say((files.read_text(path, LOG, 10**9) or "").rstrip())
     ended = outcome(RunFolder(path), config.metric)
     if isinstance(ended, Exception):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..planning import UserError, plain
 from ..run import Config, FrameworkSpec, RunFolder
-from ..sweep import LOG, jobs, planning, searching
+from ..sweep import LOG, Launch, engines, jobs, planning, searching
 from . import console, watching
 from .runs import JobsFailed, outcome, preflight, prepare, tell, why
 
@@ -21,7 +21,7 @@ _MOST_LINES = 12
 def run_sweep(
     folder: Path,
     composed: Sequence[tuple[Config, Sequence[str]]],
-    options: jobs.Options,
+    options: Launch,
     search: searching.Watch | None = None,
 ) -> list[float | Exception]:
     """All jobs of a sweep, each in its own process; per entry the validation metric (NaN: pruned), or what went wrong.
@@ -38,7 +38,8 @@ def run_sweep(
     for config, _ in composed:
         preflight(config, device=False)
     tell(config for config, _ in composed)
-    jobs.ask_frameworks([config for config, _ in composed])
+    if options.here:
+        jobs.ask_frameworks([config for config, _ in composed])
     planned = planning.plan_jobs(folder, composed, search.fixed if search else None)
     planning.write_sweep(folder, planned, {"timeout": options.timeout, "memory": options.memory})
     at = {job.config.sha256(): job.path for job in planned}
@@ -49,7 +50,7 @@ def run_sweep(
 
 
 def work(
-    folder: Path, planned: Sequence[planning.Job], options: jobs.Options, watch: Callable[[], None] | None = None
+    folder: Path, planned: Sequence[planning.Job], options: Launch, watch: Callable[[], None] | None = None
 ) -> list[float | Exception]:
     """The jobs that are not finished, each from its last whole checkpoint; per job its metric, or what went wrong.
 
@@ -133,7 +134,7 @@ def _claimed(todo: Sequence[planning.Job], tried: set[Path]) -> list[planning.Jo
     return ours
 
 
-def _train(folder: Path, todo: Sequence[planning.Job], options: jobs.Options, watch: Callable[[], None]) -> None:
+def _train(folder: Path, todo: Sequence[planning.Job], options: Launch, watch: Callable[[], None]) -> None:
     names = " ".join(dict.fromkeys(job.config.framework.name for job in todo))
     console.say(f"{len(todo)} jobs in {console.relative(folder)}; loading {names} ...")
     with watching.shown([job.path for job in todo]):
@@ -141,7 +142,7 @@ def _train(folder: Path, todo: Sequence[planning.Job], options: jobs.Options, wa
         def done(path: Path) -> None:
             console.say(f"{_ended(RunFolder(path))}  {path.name}")
 
-        jobs.run_jobs({job.path: job.config for job in todo}, options, done, watch)
+        engines.run_jobs({job.path: job.config for job in todo}, options, done, watch)
 
 
 def refuse_incomparable(configs: Sequence[Config]) -> None:

@@ -3,9 +3,9 @@
 Uses run, and data and framework to load them once for forked jobs.
 """
 
-from . import jobs, planning, searching
-from .jobs import Options
+from . import engines, jobs, planning, searching
 from .logs import LOG
+from .options import LAUNCHERS, Here, Launch, Options
 from .searching import Search
 
-__all__ = ["LOG", "Options", "Search", "jobs", "planning", "searching"]
+__all__ = ["LAUNCHERS", "LOG", "Here", "Launch", "Options", "Search", "engines", "jobs", "planning", "searching"]

@@ -68,6 +68,17 @@ def kill(leader: int, ended: bool = False) -> None:
             os.killpg(leader, signal.SIGKILL)
 
 
+def lives(pid: int) -> bool:
+    """Whether a process of this machine is there, and has not ended unseen."""
+    try:
+        os.kill(pid, 0)
+        return not MEASURED or (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+
+
 def _processes() -> Iterator[tuple[int, _Process]]:
     for entry in os.scandir(PROC) if MEASURED else ():
         if entry.name.isdigit():

@@ -58,7 +58,7 @@ class Guard:
 def _stand(pool: int, read: int, patience: float) -> None:
     """The guard's own life. Jobs hold the pipe's other end too, so that its end tells nothing: the pool's does."""
     os.setsid()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):

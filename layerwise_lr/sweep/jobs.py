@@ -6,7 +6,6 @@ this is safe; else each starts a fresh interpreter. Either way the job is `run(f
 
 import ctypes
 import os
-import re
 import select
 import signal
 import subprocess
@@ -23,71 +22,16 @@ from pathlib import Path
 from ..framework import registry
 from ..planning import ProcessDied, UserError, printable
 from ..run import Config, FrameworkSpec, Pruned, RunFolder, files, page
-from . import family, placing
+from . import placing
 from .logs import LOG
-from .pool import PATIENCE, Done, Limits, Process, conclude, end, how, work_off
+from .options import Options
+from .pool import PATIENCE, Done, Process, conclude, end, how, work_off
 
 _PDEATHSIG = 1  # prctl's PR_SET_PDEATHSIG
 _FIRST_TO_GO = (
     "500"  # of 1000: where memory is full, the kernel ends the largest job, and neither the pool nor a stranger
 )
 _WATCH = 0.1  # seconds
-_UNITS = {"MiB": 2**20, "GiB": 2**30, "MB": 10**6, "GB": 10**9}
-
-
-@dataclass(frozen=True)
-class Options:
-    """How jobs are run.
-
-    Args:
-        n_jobs: jobs at a time; null: cores / framework.threads, on accelerators as many as fit on them.
-        jobs_per_device: of them on one GPU or NPU.
-        timeout: seconds a job may take; null: any.
-        memory: what a job may take with all that it has started, as 4GiB or 500MiB; null: any. (Where memory is full the
-            kernel ends the largest job.)
-        fork: auto | never: whether jobs share one import of the framework, where the plugin allows it.
-    """
-
-    n_jobs: int | None = None
-    jobs_per_device: int = 1
-    timeout: float | None = None
-    memory: str | float | None = None
-    fork: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.n_jobs is not None and self.n_jobs < 1:
-            raise UserError(f"hydra.launcher.n_jobs={self.n_jobs} must be at least 1")
-        if self.jobs_per_device < 1:
-            raise UserError(f"hydra.launcher.jobs_per_device={self.jobs_per_device} must be at least 1")
-        if self.timeout is not None and not self.timeout > 0:
-            raise UserError(f"hydra.launcher.timeout={self.timeout} must be above 0 seconds")
-        if self.fork not in ("auto", "never"):
-            raise UserError(f"hydra.launcher.fork={self.fork!r} must be 'auto' or 'never'")
-        if self.limits().memory and not family.MEASURED:
-            raise UserError(f"hydra.launcher.memory={self.memory}: is not measured on this system, only on Linux")
-
-    def at_once(self, threads: int, devices: Sequence[str] = ()) -> int:
-        """How many jobs run at a time, each with so many threads, on these accelerators."""
-        if devices:
-            fit = len(devices) * self.jobs_per_device
-            return min(self.n_jobs or fit, fit)
-        return self.n_jobs or max((os.cpu_count() or 1) // threads, 1)
-
-    def limits(self) -> Limits:
-        """What each job may take.
-
-        Raises:
-            UserError: the memory is no size.
-        """
-        if self.memory is None:
-            return Limits(self.timeout)
-        found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]+)?) ?([MG]i?B)?", str(self.memory), re.ASCII)
-        memory = int(float(found[1]) * _UNITS[found[2] or "GiB"]) if found else 0
-        if not memory:
-            raise UserError(
-                f"hydra.launcher.memory={self.memory} must be a size above 0: 4GiB, 500MiB, or a number of GiB"
-            )
-        return Limits(self.timeout, memory)
 
 
 def thread_environment(threads: int) -> dict[str, str]:
@@ -153,14 +97,13 @@ def run_jobs(
     Raises:
         KeyboardInterrupt: after all jobs have been told and have ended.
     """
-    for like in dict.fromkeys((c.framework.name, c.framework.device) for c in jobs.values()):
-        own = {path: c for path, c in jobs.items() if (c.framework.name, c.framework.device) == like}
+    for own in placing.alike(jobs):
         threads = max(c.framework.threads for c in own.values())
         if options.fork == "auto" and _can_fork():
             _in_forked_parent(own, threads, options, done, watch)
         else:
             devices = placing.spread_over(own, "fork" if _can_fork() else "spawn")
-            start = placing.Places(devices, partial(_spawn, threads=threads))
+            start = placing.Places(devices, partial(spawn, threads=threads))
             work_off(list(own), start, _at_once(own, options, threads, devices), options.limits(), done, watch)
 
 
@@ -241,7 +184,7 @@ def _preload(jobs: Mapping[Path, Config], threads: int, write: int) -> tuple[Cal
         for config in {repr((c.data, c.augment)): c for c in jobs.values()}.values():
             page.load(config, page.seed_streams(config.seed)).close()
         if not framework.fork_safe:
-            begin = partial(_spawn, threads=threads)
+            begin = partial(spawn, threads=threads)
     except UserError:
         return placing.Places([], begin), []
     # whoever has asked a GPU cannot be forked any more
@@ -281,7 +224,7 @@ def _fork(path: Path, device: str | None, write: int) -> Process:
         os._exit(code)
 
 
-def _spawn(path: Path, device: str | None, threads: int) -> Process:
+def spawn(path: Path, device: str | None, threads: int) -> Process:
     """A fresh interpreter that runs the folder, its output in log.txt."""
     on = ["--device", device] if device else []
     with os.fdopen(files.appended(path / LOG), "ab") as log:

@@ -3,7 +3,7 @@
 A config says "auto" or "cuda", and stays as it is: it shall be repeatable on another machine. The job itself is told.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,6 +25,12 @@ def accelerators(asked: str, there: Sequence[str]) -> list[str]:
     """
     kind = there[0].partition(":")[0] if asked == "auto" else asked
     return [device for device in there if device != "cpu" and kind in (device, device.partition(":")[0])]
+
+
+def alike(jobs: Mapping[Path, Config]) -> Iterator[dict[Path, Config]]:
+    """The jobs of each framework and device, which may share a parent and are spread over the same accelerators."""
+    for like in dict.fromkeys((c.framework.name, c.framework.device) for c in jobs.values()):
+        yield {path: c for path, c in jobs.items() if (c.framework.name, c.framework.device) == like}
 
 
 def spread_over(jobs: Mapping[Path, Config], apart: str = "") -> list[str]:

@@ -674,6 +674,14 @@ CASES = {
     "jobs_per_device 0": Case(
         "train -m seed=0,1 hydra.launcher.jobs_per_device=0", ("hydra.launcher.jobs_per_device=0", "at least 1")
     ),
+    "unknown launcher": Case("train -m seed=0,1 hydra/launcher=rayy", ("jobs, ray", "did you mean 'ray'")),
+    "launcher of a single run": Case("train hydra/launcher=joblib", ("hydra/launcher would be ignored", "-m")),
+    "another launcher's key": Case(
+        "train -m seed=0,1 hydra/launcher=ray hydra.launcher.adress=auto", ("adress", "did you mean 'address'")
+    ),
+    "a new resource without a plus": Case(
+        "train -m seed=0,1 hydra/launcher=ray 'hydra.launcher.resources={tpu: 1}'", ("+hydra.launcher.resources.NAME",)
+    ),
     "an interval in a grid": Case(
         "train -m 'grouping.layer_decay=interval(0.6,1)'", ("key=a,b,c", "hydra/sweeper=optuna searches an interval")
     ),

@@ -15,7 +15,7 @@ from layerwise_lr.cli import help
 from layerwise_lr.models import MODELS
 from layerwise_lr.planning import GroupSpec
 from layerwise_lr.run import Config
-from layerwise_lr.sweep import Options
+from layerwise_lr.sweep import LAUNCHERS
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = str(Path(sys.executable).with_name("layerwise-lr"))
@@ -69,8 +69,8 @@ def test_every_key_of_the_schema_has_a_meaning(page: str) -> None:
         assert len(meaning(found[key]).strip()) > 5, key
     for field in fields(GroupSpec):
         assert len(meaning(found[f"group.{field.name}"]).strip()) > 5, field.name
-    for field in fields(Options):
-        assert len(meaning(found[f"hydra.launcher.{field.name}"]).strip()) > 5, field.name
+    for field in {field.name for schema in LAUNCHERS.values() for field in fields(schema)}:
+        assert len(meaning(found[f"hydra.launcher.{field}"]).strip()) > 5, field
 
 
 @pytest.mark.parametrize(

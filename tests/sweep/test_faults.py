@@ -6,7 +6,6 @@ import os
 import pty
 import random
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,20 +17,11 @@ from pathlib import Path
 
 import pytest
 from killing import unlike
+from misbehaving import WORDS, by_mode, ended, left, surroundings, until
 
 from layerwise_lr.run import RunFolder, resumable
 from layerwise_lr.sweep import family, logs
 
-HERE = Path(__file__).parent
-WORDS = (
-    "model=mlp",
-    "weights=none",
-    "optimizer.lr=0.01",
-    "steps=20",
-    "eval_every=5",
-    "checkpoint.every=4",
-    "+size=test",
-)
 ENDS = {
     "hangs": "stopped after 12 seconds (hydra.launcher.timeout)",
     "eats": "more than hydra.launcher.memory=350 MiB; raise it, or take less: a smaller batch_size or data.memory",
@@ -48,53 +38,12 @@ KILLS = {"unruly": 2, "spawned": 1}
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., "subprocess.Popen[str]"]:
     """Starts `layerwise-lr`, beside a package with the unruly frameworks, in an empty folder."""
-    site = tmp_path / "site"
-    (site / "unruly-1.dist-info").mkdir(parents=True)
-    shutil.copy(HERE.parent / "unruly_framework.py", site)
-    (site / "unruly-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: unruly\nVersion: 1\n")
-    (site / "unruly-1.dist-info/entry_points.txt").write_text(
-        "[layerwise_lr.frameworks]\nunruly = unruly_framework:Unruly\nspawned = unruly_framework:Spawned\n"
-    )
-    (tmp_path / "unruly").touch()
+    environment = surroundings(tmp_path)
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path / "home")
-    path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "UNRULY": str(tmp_path / "unruly"), "OMP_NUM_THREADS": "1"}
     usual = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, "start_new_session": True}
     start = [sys.executable, "-m", "layerwise_lr"]
     return lambda *words, **other: subprocess.Popen([*start, *words], text=True, **{**usual, **other})
-
-
-def ended(process: "subprocess.Popen[str]", code: int) -> tuple[str, str]:
-    """What it said, on both streams."""
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == code, out + err
-    return out, err
-
-
-def left(tmp_path: Path) -> list[str]:
-    """The processes that know this test's folder by their environment: the command and all its descendants."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            facts = (process / "stat").read_text().rpartition(")")[2].split()
-            if f"UNRULY={tmp_path}".encode() in (process / "environ").read_bytes() and facts[0] != "Z":
-                found.append((process / "cmdline").read_text().replace("\0", " "))
-        except OSError:
-            continue
-    return found
-
-
-def until(true: Callable[[], object], seconds: float = 40) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-def by_mode(sweep: Path) -> dict[str, Path]:
-    """The jobs' folders."""
-    return {path.name.partition("-")[2].rpartition("_")[0]: path for path in sweep.iterdir() if path.is_dir()}
 
 
 def test_six_faults_in_a_sweep_harm_no_other_and_only_they_are_run_again(command, tmp_path: Path) -> None:

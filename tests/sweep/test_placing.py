@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
 
@@ -65,8 +66,16 @@ def facts(job: Path) -> tuple[str, str, str]:
     return json.loads((job / "env.json").read_text())["device"], status["started"], status["ended"]
 
 
+JOBLIB = pytest.mark.skipif(not find_spec("joblib"), reason="NOT RUN: hydra/launcher=joblib (pip install joblib)")
+
+
 @pytest.mark.parametrize(
-    ("name", "words"), [("many", ()), ("many", ("hydra.launcher.fork=never",)), ("spawned", ())], ids=str
+    ("name", "words"),
+    [
+        *(("many", ()), ("many", ("hydra.launcher.fork=never",)), ("spawned", ())),
+        pytest.param("many", ("hydra/launcher=joblib",), marks=JOBLIB),
+    ],
+    ids=str,
 )
 def test_jobs_are_spread_one_on_each(home: Path, name: str, words: tuple[str, ...]) -> None:
     swept("-m", "hydra.sweep.dir=s", f"framework.name={name}", "seed=0,1,2,3,4,5", *words)
