@@ -8,8 +8,9 @@
     print(plan)                                # every group with its depth, lr_scale and lr
     llr.verify(model, optimizer, scheduler)    # measures that each parameter moves so; raises with a table
 
-The model's type decides which framework is meant: torch, oneflow, mindspore or megengine. What is imported when is up to
-use: this line imports nothing, `llr.plan` needs NumPy and the model's framework. The command line is `layerwise-lr`.
+The model's type decides which framework is meant: torch, oneflow, mindspore or megengine. llr.AdamW and llr.SGD are
+torch.optim's, made fast for many groups. What is imported when is up to use: this line imports nothing, `llr.plan` needs
+NumPy and the model's framework. The command line is `layerwise-lr`.
 """
 
 from importlib import import_module
@@ -43,7 +44,11 @@ def __getattr__(name: str) -> object:
     """The library's names, imported when they are first asked for."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        home = import_module(_HOMES[name])
+    except ModuleNotFoundError as error:
+        raise AttributeError(f"layerwise_lr.{name} needs {error.name}: pip install {error.name}") from error
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

@@ -4,6 +4,8 @@ import copy
 import io
 import pickle
 import random
+import subprocess
+import sys
 import warnings
 from collections import Counter
 
@@ -311,29 +313,30 @@ def test_the_trial_tells_no_hook(monkeypatch):
     assert seen == []
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"foreach": True},
-        {"foreach": False},
-        {"fused": False},
-        {"differentiable": True},
-        {"fused": True, "amsgrad": True},
-    ],
-    ids=str,
+FLAGS = (
+    *({"foreach": True}, {"foreach": False}, {"fused": False}, {"fused": True, "amsgrad": True}),
+    *({"differentiable": True}, {"amsgrad": True}, {"maximize": True, "fused": True}, {"eps": 0.1, "fused": True}),
 )
+
+
+@pytest.mark.parametrize("options", FLAGS, ids=str)
 def test_flags_are_torch_s(options):
     sides = []
     for make in (llr.AdamW, torch.optim.AdamW):
-        params = parameters(shapes=SHAPES[:4])
+        params = [p.detach() for p in parameters()] if "differentiable" in options else parameters()
         optimizer = make(params, **options)
         for step in range(3):
             gradients(params, step)
-            if "differentiable" in options:
-                params = [p.clone() for p in params] if step == 0 else params
-            optimizer.step() if "differentiable" not in options else None
+            optimizer.step()
         sides.append(optimizer)
     assert_equal(*sides)
+
+
+def test_without_torch_there_is_no_such_name():
+    code = "import sys; sys.modules['torch'] = None; import layerwise_lr as llr; print(hasattr(llr, 'SGD')); llr.AdamW"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n"
+    assert "layerwise_lr.AdamW needs torch: pip install torch" in done.stderr
 
 
 def test_what_fused_kernels_do_not_take_is_torch_s():
