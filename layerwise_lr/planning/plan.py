@@ -121,19 +121,19 @@ class Plan:
 
     def write_lrs(self, step: int, groups: Iterable[dict[str, Any]]) -> None:
         """`lrs` as the "lr" of native groups in the plan's order; others may follow them."""
-        if self._only:
-            schedule, start, stop = self._only
+        if self._alike:
+            (schedule, start, stop), peaks = self._alike
             factor = schedule(step) if start <= step < stop else 0.0
-            for group, peak in zip(groups, self._peaks):  # noqa: B905 (the others)
+            for group, peak in zip(groups, peaks):  # noqa: B905 (the others)
                 group["lr"] = peak * factor
         else:
             for group, lr in zip(groups, self.lrs(step)):  # noqa: B905
                 group["lr"] = lr
 
     @cached_property
-    def _only(self) -> tuple[Schedule, int, int] | None:
-        """The pace of all groups, if they have one."""
-        return self._paces[0] if len(self._paces) == 1 else None
+    def _alike(self) -> tuple[tuple[Schedule, int, int], list[float]] | None:
+        """The pace of all groups, if they have one, and their peaks."""
+        return (self._paces[0], self._peaks) if len(self._paces) == 1 else None
 
     @cached_property
     def _peaks(self) -> list[float]:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .grouped import NAMES, Group, Grouped, Optimizer, Part, Settings, bare, take
+from .grouped import Group, Grouped, Optimizer, Part, Settings, bare, take
 
 OURS, FUSED, DEFAULT = "one call for equal groups", "torch's, fused", "torch's, not fused"
 """How a step is taken: by this file, or by torch, whose fused kernel may be absent as well."""
@@ -189,10 +189,16 @@ def _fused(fused: bool | None, foreach: bool | None, differentiable: bool) -> bo
 def merged(groups: Iterable[Group]) -> Iterator[Group]:
     """The fewest groups: those that differ in nothing but parameters and names become one."""
     found: dict[Any, list[Group]] = {}
+    readers: dict[tuple[str, ...], tuple[tuple[str, ...], Any]] = {}
     for index, group in enumerate(groups):
+        keys = tuple(group)
+        if keys not in readers:
+            names = tuple(sorted(set(keys) - {"params", "name", "names"}))
+            settings = [name for name in names if name != "param_names"]
+            readers[keys] = names, itemgetter(*settings) if settings else len
+        names, read = readers[keys]
         try:
-            settings: Any = frozenset((key, value) for key, value in group.items() if key not in NAMES)
-            found.setdefault((settings, "param_names" in group), []).append(group)
+            found.setdefault((names, read(group)), []).append(group)
         except TypeError:  # a setting that is a list
             found[index] = [group]
     for same in found.values():
@@ -202,11 +208,14 @@ def merged(groups: Iterable[Group]) -> Iterator[Group]:
 def _one(groups: list[Group]) -> Group:
     """All parameters and all names in the first's settings."""
     one = {key: value for key, value in groups[0].items() if key != "name"}
-    given = (group["params"] for group in groups)
-    one["params"] = [p for own in given for p in ([own] if isinstance(own, Tensor) else own)]
+    names: list[Any] = []
+    one["params"] = []
+    for group in groups:
+        own = group["params"]
+        one["params"].extend([own] if isinstance(own, Tensor) else own)
+        names.extend(group["names"] if "names" in group else [group.get("name")])
     if "param_names" in one:
         one["param_names"] = [name for group in groups for name in group["param_names"]]
-    names = [name for group in groups for name in (group.get("names") or [group.get("name")])]
     return {**one, "names": names} if any(name is not None for name in names) else one
 
 

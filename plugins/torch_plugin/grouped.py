@@ -23,8 +23,6 @@ Group = dict[str, Any]
 State = dict[str, Any]
 Settings = tuple[Any, ...]
 Optimizer = torch.optim.Optimizer
-NAMES = ("params", "param_names", "name", "names")
-"""What two groups of equal settings may differ in."""
 DEVICES = ("cpu", "cuda")
 _GRAD, _PARAMS, _LR, _STEP = attrgetter("grad"), itemgetter("params"), itemgetter("lr"), itemgetter("step")
 _HOOKS = [getattr(torch_optimizer, f"_global_optimizer_{when}_hooks", (None,)) for when in ("pre", "post")]
