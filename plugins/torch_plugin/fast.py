@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .grouped import Group, Grouped, Optimizer, Part, Settings, bare, take
+from .grouped import Group, Grouped, Optimizer, bare, take
+from .order import Part, Settings
 
 OURS, FUSED, DEFAULT = "one call for equal groups", "torch's, fused", "torch's, not fused"
 """How a step is taken: by this file, or by torch, whose fused kernel may be absent as well."""

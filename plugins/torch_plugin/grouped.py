@@ -9,124 +9,23 @@ unusual is left to torch's own step: amsgrad, differentiable, foreach=True, fuse
 subclasses of Tensor.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import chain, repeat
 from operator import attrgetter, is_not, itemgetter
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import torch._dynamo  # the first optimizer imports it anyway; here a forked job finds it imported
 from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 
+from .order import STEP, Order, Part, Settings, Span, picked
+
 Group = dict[str, Any]
-State = dict[str, Any]
-Settings = tuple[Any, ...]
 Optimizer = torch.optim.Optimizer
 DEVICES = ("cpu", "cuda")
-_GRAD, _PARAMS, _LR, _STEP = attrgetter("grad"), itemgetter("params"), itemgetter("lr"), itemgetter("step")
+_GRAD, _PARAMS, _LR = attrgetter("grad"), itemgetter("params"), itemgetter("lr")
 _HOOKS = [getattr(torch_optimizer, f"_global_optimizer_{when}_hooks", (None,)) for when in ("pre", "post")]
-
-
-class Span(NamedTuple):
-    """What one call moves: parameters of one device and one kind of numbers, in groups of equal settings.
-
-    Args:
-        group: the first of its groups.
-        fresh: they have no momentum yet.
-        device: theirs.
-        options: the kernel's keywords.
-        start, stop: where they stand among all.
-        params, steps: theirs.
-    """
-
-    group: int
-    fresh: bool
-    device: torch.device
-    options: dict[str, Any]
-    start: int
-    stop: int
-    params: list[Tensor]
-    steps: list[Tensor]
-
-
-class Part(NamedTuple):
-    """What a step moves.
-
-    Args:
-        live: of all parameters, which.
-        spans: the calls.
-        states: in their order.
-        growth: per device what its counter grows by, 1 for each of them.
-        fresh: one of the calls is of parameters that have no momentum yet.
-    """
-
-    live: list[bool]
-    spans: list[Span]
-    states: list[State]
-    growth: dict[torch.device, Tensor]
-    fresh: bool
-
-
-class Order:
-    """The lists, and by what it is known whether they still hold.
-
-    Args:
-        lrs, settings: of each group.
-        partition: indices of the groups that share a call.
-        spans: the calls, where every parameter has a gradient.
-        states: in the spans' order.
-        resting: parameters that have neither a gradient nor a state.
-        counts: whether states have a "step".
-    """
-
-    def __init__(
-        self,
-        lrs: list[Any],
-        settings: list[Settings],
-        partition: list[list[int]],
-        spans: list[Span],
-        states: list[State],
-        resting: list[Tensor],
-        counts: bool,
-    ) -> None:
-        self.lrs, self.settings, self.partition, self.resting = lrs, settings, partition, resting
-        self.params = [param for span in spans for param in span.params]
-        self.whole = self.last = Part([True] * len(states), spans, states, {}, any(span.fresh for span in spans))
-        self.counters: dict[torch.device, Tensor] = {}
-        for device in {span.device for span in spans} if counts else ():
-            self._count(device)
-        self.counted = states if counts else []
-        self.places = list(map(Tensor.data_ptr, map(_STEP, self.counted)))
-        self.stamp: list[int] = []
-
-    def _count(self, device: torch.device) -> None:
-        """The counts of all parameters of a device become one tensor."""
-        spans = [span for span in self.whole.spans if span.device == device]
-        states = [state for span in spans for state in self.whole.states[span.start : span.stop]]
-        counter = torch.stack([state["step"].to(device, torch.float32) for state in states])
-        self.counters[device], self.whole.growth[device] = counter, torch.ones_like(counter)
-        views = iter(counter.unbind())
-        for state in states:
-            state["step"] = next(views)
-        for span in spans:
-            span.steps.extend(state["step"] for state in self.whole.states[span.start : span.stop])
-
-    def part(self, live: list[bool]) -> Part:
-        """Those that have a gradient; the last answer is kept."""
-        if self.last.live != live:
-            spans: list[Span] = []
-            flags: dict[torch.device, list[bool]] = {device: [] for device in self.counters}
-            for span in self.whole.spans:
-                own = live[span.start : span.stop]
-                flags.get(span.device, []).extend(own)
-                start = spans[-1].stop if spans else 0
-                if any(own):
-                    params, steps = _picked(span.params, own), _picked(span.steps, own)
-                    spans.append(Span(*span[:4], start, start + sum(own), params, steps))
-            growth = {device: torch.tensor(own, dtype=torch.float32, device=device) for device, own in flags.items()}
-            self.last = Part(live, spans, _picked(self.whole.states, live), growth, self.whole.fresh)
-        return self.last
 
 
 class Grouped(Optimizer):
@@ -205,7 +104,7 @@ class Grouped(Optimizer):
         gradients, part = list(map(_GRAD, order.params)), order.whole
         if not all(map(is_not, gradients, repeat(None))):
             part = order.part([gradient is not None for gradient in gradients])
-            gradients = _picked(gradients, part.live)
+            gradients = picked(gradients, part.live)
         for device, growth in part.growth.items():
             order.counters[device].add_(growth)
         scale, inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
@@ -230,7 +129,7 @@ class Grouped(Optimizer):
         if any(map(is_not, map(_GRAD, order.resting), repeat(None))):
             return False
         try:
-            return list(map(Tensor.data_ptr, map(_STEP, order.counted))) == order.places
+            return list(map(Tensor.data_ptr, map(STEP, order.counted))) == order.places
         except KeyError:  # a state was emptied
             return False
 
@@ -298,10 +197,6 @@ def _partition(lrs: Iterable[Any], settings: Iterable[Settings]) -> list[list[in
     for index, own in enumerate(zip(lrs, settings, strict=True)):
         found.setdefault(own, []).append(index)
     return list(found.values())
-
-
-def _picked(items: Sequence[Any], flags: Sequence[bool]) -> list[Any]:
-    return [item for item, on in zip(items, flags, strict=False) if on]
 
 
 def _scaled(part: Part, scale: Tensor | None, inf: Tensor | None) -> Part:

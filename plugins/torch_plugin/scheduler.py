@@ -78,7 +78,7 @@ class PlanScheduler(torch.optim.lr_scheduler.LRScheduler):
 
     def _check(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         held = [self.optimizer.param_groups[place]["lr"] for place in self._places]
-        if self._plain and held == core.lrs_at(self.plan, self.last_epoch):
+        if {*map(type, held)} == {float} and held == core.lrs_at(self.plan, self.last_epoch):
             return
         self._plain = False
         core.check_lrs(self.plan, self.last_epoch, [float(lr) for lr in held])

@@ -12,10 +12,12 @@ from collections import Counter
 import pytest
 import torch
 from layerwise_lr.plugins.torch_plugin import fast
+from layerwise_lr.plugins.torch_plugin.plugin import TorchFramework
 from torch import nn
 from torch.optim import optimizer as torch_optimizer
 
 import layerwise_lr as llr
+from layerwise_lr.run import page, reading, resolve
 
 SHAPES = ((5, 3), (5,), (7, 5), (7,), (2, 7, 3), (67,), (1,), (4, 4))
 PAIRS = {
@@ -534,3 +536,19 @@ def test_a_compiled_step_is_torch_s():
     for a, b in zip(left, right, strict=True):
         torch.testing.assert_close(a, b)
     assert seen
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "momentum", "sgd"])
+def test_runs_use_them_and_tell_of_it(name):
+    given = {"model": {"name": "mlp", "width": 4}, "data": {"name": "digits"}, "steps": 3, "optimizer": {"name": name}}
+    config = resolve(reading.from_data(given))
+    for precision in ("fp32", "fp64"):
+        framework = TorchFramework("cpu", precision=precision)
+        assert page.environment(config, framework)["optimizer_steps"] == {name: fast.OURS}
+        subject, _, plan = page.plan_of(config)
+        model = framework.make_model(subject.tree)
+        (optimizer,) = framework.make_optimizer(model, framework.make_groups(model, plan), plan)
+        assert type(optimizer) in fast.CLASSES.values()
+        assert {group["fused"] for group in optimizer.param_groups} == {True}
+    lion = resolve(reading.from_data({**given, "optimizer": {"name": "lion"}}))
+    assert "optimizer_steps" not in page.environment(lion, framework)
