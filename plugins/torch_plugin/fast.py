@@ -20,7 +20,7 @@ from .order import Part, Settings
 OURS, FUSED, DEFAULT = "one call for equal groups", "torch's, fused", "torch's, not fused"
 """How a step is taken: by this file, or by torch, whose fused kernel may be absent as well."""
 _FLAGS = ("fused", "foreach", "differentiable")
-_AVERAGE, _SQUARE = itemgetter("exp_avg"), itemgetter("exp_avg_sq")
+_AVERAGE, _SQUARE, _BUFFER = itemgetter("exp_avg"), itemgetter("exp_avg_sq"), itemgetter("momentum_buffer")
 
 
 class Fast(Grouped):
@@ -174,7 +174,7 @@ class SGD(Fast, torch.optim.SGD):
 
     def run(self, part: Part, gradients: list[Tensor]) -> None:
         """torch._fused_sgd_."""
-        buffers: list[Any] = [state.get("momentum_buffer") for state in part.states]
+        buffers: list[Any] = list(map(_BUFFER, part.states))
         for _, _, _, options, a, b, params, _ in part.spans:
             torch._fused_sgd_(params, gradients[a:b], buffers[a:b] if options["momentum"] else [], **options)
 

@@ -10,6 +10,8 @@ from torch import Tensor
 State = dict[str, Any]
 Settings = tuple[Any, ...]
 STEP = itemgetter("step")
+STATELESS: State = {"momentum_buffer": None}
+"""Stands for the state of a parameter that needs none."""
 
 
 class Span(NamedTuple):

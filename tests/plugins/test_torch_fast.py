@@ -406,6 +406,22 @@ def test_an_lr_in_a_tensor_is_read_at_every_step():
     assert_equal(*sides)
 
 
+def test_others_may_keep_things_of_theirs_in_a_state():
+    sides = []
+    for make in (llr.SGD, torch.optim.SGD):
+        params = parameters()
+        optimizer = make(params, lr=0.1, fused=True)
+        for step in range(3):
+            for param in params:
+                optimizer.state[param]["average"] = torch.ones(1)
+            gradients(params, step)
+            optimizer.step()
+            if step == 1:
+                optimizer.param_groups[0]["momentum"] = 0.5
+        sides.append(optimizer)
+    assert_equal(*sides)
+
+
 def test_a_parameter_is_replaced():
     sides = []
     for make in (llr.AdamW, torch.optim.AdamW):
