@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .grouped import Group, Grouped, Optimizer, bare, take
-from .order import Part, Settings
+from .order import Part, Settings, laid_flat
 
 OURS, FUSED, DEFAULT = "one call for equal groups", "torch's, fused", "torch's, not fused"
 """How a step is taken: by this file, or by torch, whose fused kernel may be absent as well."""
@@ -74,8 +74,10 @@ class _Adams(Fast):
         """torch._fused_adamw_, or Adam's."""
         averages, squares = list(map(_AVERAGE, part.states)), list(map(_SQUARE, part.states))
         kernel = torch._fused_adamw_ if self.defaults["decoupled_weight_decay"] else torch._fused_adam_
-        for _, _, _, options, a, b, params, steps in part.spans:
-            kernel(params, gradients[a:b], averages[a:b], squares[a:b], [], steps, **options)
+        for _, _, _, options, a, b, params, steps, strided in part.spans:
+            lists = [params, gradients[a:b], averages[a:b], squares[a:b]]
+            own, moved, first, second = laid_flat(strided, lists) if strided else lists
+            kernel(own, moved, first, second, [], steps, **options)
 
 
 class AdamW(_Adams, torch.optim.AdamW):
@@ -175,8 +177,10 @@ class SGD(Fast, torch.optim.SGD):
     def run(self, part: Part, gradients: list[Tensor]) -> None:
         """torch._fused_sgd_."""
         buffers: list[Any] = list(map(_BUFFER, part.states))
-        for _, _, _, options, a, b, params, _ in part.spans:
-            torch._fused_sgd_(params, gradients[a:b], buffers[a:b] if options["momentum"] else [], **options)
+        for _, _, _, options, a, b, params, _, strided in part.spans:
+            lists = [params, gradients[a:b], *([buffers[a:b]] if options["momentum"] else [])]
+            own, moved, *kept = laid_flat(strided, lists) if strided else lists
+            torch._fused_sgd_(own, moved, kept[0] if kept else [], **options)
 
 
 CLASSES: dict[type[Optimizer], type[Fast]] = {cls.own: cls for cls in (AdamW, Adam, SGD)}
@@ -256,14 +260,16 @@ def _tried(
     def wave(index: int, count: int) -> Tensor:
         return torch.arange(index, index + count, dtype=torch.float32, device=device).mul_(0.37).sin_().to(dtype)
 
-    params = [torch.nn.Parameter(wave(i, count)) for i, count in enumerate((3, 36, 67, 5, 1))]
+    params = [torch.nn.Parameter(wave(i, count)) for i, count in enumerate((3, 36, 67, 5, 4608))]
+    params[4].data = params[4].data.view(32, 16, 3, 3).to(memory_format=torch.channels_last)
     rates = ((params[:2], 0.01, 0.1), (params[2:3], 0.01, 0.0), (params[3:4], 0.01, 0.1), (params[4:], 0.02, 0.1))
     groups = [{"params": own, "lr": lr, "weight_decay": decay} for own, lr, decay in rates]
     momentum = {"momentum": 0.9} if issubclass(make, torch.optim.SGD) else {}  # type: ignore[arg-type]
     optimizer = make(groups, fused=fused, **momentum)
     for count in range(4):
         for index, param in enumerate(params):
-            param.grad = None if (index, count) == (1, 2) else wave(7 * count + index, param.numel())
+            gradient = torch.empty_like(param).copy_(wave(7 * count + index, param.numel()).view(param.shape))
+            param.grad = None if (index, count) == (1, 2) else gradient
         for group in optimizer.param_groups:
             group["lr"] *= 0.9
         step(optimizer)

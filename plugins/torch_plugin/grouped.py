@@ -19,7 +19,7 @@ import torch._dynamo  # the first optimizer imports it anyway; here a forked job
 from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 
-from .order import STATELESS, STEP, Order, Part, Settings, Span, picked
+from .order import STATELESS, STEP, Order, Part, Settings, Span, picked, strided
 
 Group = dict[str, Any]
 Optimizer = torch.optim.Optimizer
@@ -158,7 +158,7 @@ class Grouped(Optimizer):
         spans: list[Span] = []
         for (first, fresh, device, _), params in found.items():
             start, options = spans[-1].stop if spans else 0, {**self.options(settings[first], fresh), "lr": lrs[first]}
-            spans.append(Span(first, fresh, device, options, start, start + len(params), params, []))
+            spans.append(Span(first, fresh, device, options, start, start + len(params), params, [], strided(params)))
         needed = "step" if self.counts else "momentum_buffer"  # others may keep things of theirs there
         held = [self.state.get(param, {}) for span in spans for param in span.params]
         states = [state if needed in state else STATELESS for state in held]

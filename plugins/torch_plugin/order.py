@@ -10,6 +10,8 @@ from torch import Tensor
 State = dict[str, Any]
 Settings = tuple[Any, ...]
 STEP = itemgetter("step")
+LARGE = 4096
+"""Numbers in a tensor from which on a view of it takes less time than it saves."""
 STATELESS: State = {"momentum_buffer": None}
 """Stands for the state of a parameter that needs none."""
 
@@ -24,6 +26,7 @@ class Span(NamedTuple):
         options: the kernel's keywords.
         start, stop: where they stand among all.
         params, steps: theirs.
+        strided: places of those for which `laid_flat` is worth its time.
     """
 
     group: int
@@ -34,6 +37,7 @@ class Span(NamedTuple):
     stop: int
     params: list[Tensor]
     steps: list[Tensor]
+    strided: list[int]
 
 
 class Part(NamedTuple):
@@ -109,10 +113,30 @@ class Order:
                 start = spans[-1].stop if spans else 0
                 if any(own):
                     params, steps = picked(span.params, own), picked(span.steps, own)
-                    spans.append(Span(*span[:4], start, start + sum(own), params, steps))
+                    spans.append(Span(*span[:4], start, start + sum(own), params, steps, strided(params)))
             growth = {device: torch.tensor(own, dtype=torch.float32, device=device) for device, own in flags.items()}
             self.last = Part(live, spans, picked(self.whole.states, live), growth, self.whole.fresh)
         return self.last
+
+
+def strided(params: Sequence[Tensor]) -> list[int]:
+    """Places of large channels_last parameters."""
+    return [
+        i for i, p in enumerate(params) if p.is_cpu and p.dim() == 4 and p.numel() >= LARGE and not p.is_contiguous()
+    ]
+
+
+def laid_flat(places: Sequence[int], columns: list[list[Tensor]]) -> list[list[Tensor]]:
+    """Parameters, gradients and states for a kernel: where all of a parameter's are channels_last, views of them that are
+    contiguous, number by number the same memory. torch's kernels take four times as long for the tensors themselves.
+    """
+    columns = [list(column) for column in columns]
+    for place in places:
+        own = [column[place] for column in columns]
+        if all(each.is_contiguous(memory_format=torch.channels_last) for each in own):
+            for column, each in zip(columns, own, strict=True):
+                column[place] = each.permute(0, 2, 3, 1)
+    return columns
 
 
 def picked(items: Sequence[Any], flags: Sequence[bool]) -> list[Any]:

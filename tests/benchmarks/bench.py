@@ -3,8 +3,8 @@
     python tests/benchmarks/bench.py [--device cpu|cuda:0] [--only G1,G4] [--no-results]
 
 A goal's cases come first, indented; its line last. Each module of goals/ runs in a process of its own, one thread, in the
-first environment that has what it needs (.venv, .venvzoo, .venv310, .venvms); where none has, the line says so. A full run
-writes RESULTS.md: the machine, the table, and the notes that stand there, which are kept. To add goals, add a module that
+first environment that has what it needs (.venv, .venvzoo, .venv310, .venvms); where none has, the line says so. RESULTS.md
+is written: the machine, the table (of goals that were not asked for what stands there), and the notes, which are kept. To add goals, add a module that
 has GOALS, NEEDS, DEVICES and measure(device), as goals/optimizer_step.py.
 """
 
@@ -120,20 +120,26 @@ def machine(device: str) -> str:
 
 
 def results(device: str, rows: Sequence[tuple[str, ...]], cases: Mapping[str, Sequence[Case]]) -> None:
-    """RESULTS.md: this device's part is new, others' and the notes are kept."""
+    """RESULTS.md: this device's rows of these goals are new, all else is kept."""
     old = RESULTS.read_text() if RESULTS.exists() else ""
     body, _, notes = old.partition(NOTES)
     parts = dict(re.findall(r"^## On (\S+)\n(.*?)(?=^## |\Z)", body, re.MULTILINE | re.DOTALL))
-    table = [
-        f"| {' | '.join(row)} |"
-        for row in (("goal", "ours / reference", "measured", "target", ""), ("---",) * 5, *rows)
-    ]
-    every = ["| goal | case | median [quartiles] (target) |", "|---|---|---|"]
+    kept = [line for line in parts.get(device, "").splitlines() if re.match(r"\| G\d", line)]
+    kept = [line for line in kept if line.split()[1] not in {row[0] for row in rows}]
+    table = [line for line in kept if line.count(" | ") == 4] + [f"| {' | '.join(row)} |" for row in rows]
+    every = [line for line in kept if line.count(" | ") == 2]
     every += [f"| {c.goal} | {c.case} | {told(c)} |" for own in cases.values() for c in own]
+    table = ["| goal | ours / reference | measured | target | |", "|---|---|---|---|---|", *sorted(table, key=number)]
+    every = ["| goal | case | median [quartiles] (target) |", "|---|---|---|", *sorted(every, key=number)]
     parts[device] = "\n".join(["", machine(device), "", *table, "", *every, "", ""])
     head = "# What is measured\n\nWritten by `make bench`; how, says `tests/benchmarks/goals/timing.py`.\n\n"
     text = head + "".join(f"## On {name}\n{part}" for name, part in parts.items())
     RESULTS.write_text(f"{text}{NOTES}{notes or chr(10)}")
+
+
+def number(line: str) -> int:
+    """Of the goal that a line of a table begins with."""
+    return int(line.split()[1][1:])
 
 
 def run(name: str, device: str, asked: set[str]) -> None:
@@ -179,7 +185,7 @@ def main() -> int:
     ]
     for row in rows:
         print("  ".join(word for word in row if word))
-    if not given.only and not given.no_results:
+    if not given.no_results:
         results(given.device, rows, cases)
     return int(failed)
 

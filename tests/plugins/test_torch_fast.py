@@ -19,7 +19,8 @@ from torch.optim import optimizer as torch_optimizer
 import layerwise_lr as llr
 from layerwise_lr.run import page, reading, resolve
 
-SHAPES = ((5, 3), (5,), (7, 5), (7,), (2, 7, 3), (67,), (1,), (4, 4))
+SHAPES = ((5, 3), (5,), (32, 16, 3, 3), (7,), (2, 7, 3), (67,), (1,), (4, 6, 2, 2))
+"""The four-dimensional ones are channels_last."""
 PAIRS = {
     "adamw": (llr.AdamW, torch.optim.AdamW, {"betas": (0.8, 0.95)}),
     "adam": (fast.Adam, torch.optim.Adam, {}),
@@ -33,7 +34,8 @@ pair = pytest.mark.parametrize("name", PAIRS)
 
 def parameters(dtype=torch.float32, shapes=SHAPES):
     made = torch.Generator().manual_seed(1)
-    return [nn.Parameter(torch.randn(shape, generator=made, dtype=dtype)) for shape in shapes]
+    numbers = [torch.randn(shape, generator=made, dtype=dtype) for shape in shapes]
+    return [nn.Parameter(n.to(memory_format=torch.channels_last) if n.dim() == 4 else n) for n in numbers]
 
 
 def groups_of(params, size=2):
@@ -50,7 +52,7 @@ def gradients(params, seed, without=()):
     made = torch.Generator().manual_seed(seed)
     for index, param in enumerate(params):
         numbers = torch.randn(param.shape, generator=made, dtype=param.dtype) * 0.1
-        param.grad = None if index in without else numbers
+        param.grad = None if index in without else torch.empty_like(param).copy_(numbers)
 
 
 def numbers_of(optimizer):
@@ -406,6 +408,24 @@ def test_an_lr_in_a_tensor_is_read_at_every_step():
     assert_equal(*sides)
 
 
+@pair
+def test_gradients_laid_out_otherwise(name):
+    """What channels_last promises of the parameter alone."""
+    ours, other, options = PAIRS[name]
+    sides = []
+    for make in (ours, other):
+        params = parameters()
+        optimizer = make(params, lr=0.1, fused=True, **options)
+        for step in range(4):
+            gradients(params, step)
+            if step in (0, 2):
+                for param in params:
+                    param.grad = param.grad.contiguous()
+            optimizer.step()
+        sides.append(optimizer)
+    assert_equal(*sides)
+
+
 def test_others_may_keep_things_of_theirs_in_a_state():
     sides = []
     for make in (llr.SGD, torch.optim.SGD):
@@ -458,7 +478,7 @@ def test_counts_are_each_parameter_s_own():
     from safetensors.torch import save
 
     state = optimizer.state_dict()["state"]
-    assert save({f"{i}/{k}": v for i, own in state.items() for k, v in own.items()})
+    assert save({f"{i}/{k}": v.contiguous() for i, own in state.items() for k, v in own.items()})
 
 
 def test_merged_groups_keep_their_names():
