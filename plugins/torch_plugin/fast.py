@@ -74,9 +74,9 @@ class _Adams(Fast):
         """torch._fused_adamw_, or Adam's."""
         averages, squares = list(map(_AVERAGE, part.states)), list(map(_SQUARE, part.states))
         kernel = torch._fused_adamw_ if self.defaults["decoupled_weight_decay"] else torch._fused_adam_
-        for _, _, _, options, a, b, params, steps, strided in part.spans:
-            lists = [params, gradients[a:b], averages[a:b], squares[a:b]]
-            own, moved, first, second = laid_flat(strided, lists) if strided else lists
+        for _, _, _, options, a, b, params, steps, places in part.spans:
+            lists = params, gradients[a:b], averages[a:b], squares[a:b]
+            own, moved, first, second = laid_flat(places, lists) if places else lists
             kernel(own, moved, first, second, [], steps, **options)
 
 
@@ -177,10 +177,10 @@ class SGD(Fast, torch.optim.SGD):
     def run(self, part: Part, gradients: list[Tensor]) -> None:
         """torch._fused_sgd_."""
         buffers: list[Any] = list(map(_BUFFER, part.states))
-        for _, _, _, options, a, b, params, _, strided in part.spans:
-            lists = [params, gradients[a:b], *([buffers[a:b]] if options["momentum"] else [])]
-            own, moved, *kept = laid_flat(strided, lists) if strided else lists
-            torch._fused_sgd_(own, moved, kept[0] if kept else [], **options)
+        for _, _, _, options, a, b, params, _, places in part.spans:
+            lists = params, gradients[a:b], buffers[a:b] if options["momentum"] else []
+            own, moved, kept = laid_flat(places, lists) if places else lists
+            torch._fused_sgd_(own, moved, kept, **options)
 
 
 CLASSES: dict[type[Optimizer], type[Fast]] = {cls.own: cls for cls in (AdamW, Adam, SGD)}

@@ -126,15 +126,15 @@ def strided(params: Sequence[Tensor]) -> list[int]:
     ]
 
 
-def laid_flat(places: Sequence[int], columns: list[list[Tensor]]) -> list[list[Tensor]]:
+def laid_flat(places: Sequence[int], columns: Sequence[list[Tensor]]) -> Sequence[list[Tensor]]:
     """Parameters, gradients and states for a kernel: where all of a parameter's are channels_last, views of them that are
     contiguous, number by number the same memory. torch's kernels take four times as long for the tensors themselves.
     """
     columns = [list(column) for column in columns]
     for place in places:
-        own = [column[place] for column in columns]
+        own = [column[place] for column in columns if column]
         if all(each.is_contiguous(memory_format=torch.channels_last) for each in own):
-            for column, each in zip(columns, own, strict=True):
+            for column, each in zip(columns, own, strict=False):  # plain SGD has no state
                 column[place] = each.permute(0, 2, 3, 1)
     return columns
 
