@@ -6,6 +6,7 @@
 # make zoo    an environment with timm, torchvision and transformers (5 GB): make test then runs their tests too
 # make docs   docs/ as a site in build/site, strictly: each link and anchor is checked; it needs no network
 # make check  the daily loop, within a minute: ruff, mypy and every test that needs no framework
+# make bench  how fast it is: every goal as a ratio measured within one run; DEVICE=cuda:0 on a GPU. No network needed
 # Needs python3 >= 3.10, git, make; no GPU. The .venv* may be links to folders that are kept.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -15,10 +16,11 @@ BINZOO := .venvzoo/bin
 HAS_MINDSPORE := $(shell $(PYTHON) -c "import sys; print('yes' if sys.version_info < (3, 13) else '')")
 DEMO := outputs/emoji/demo
 SOLAR := outputs/solar_cells/demo
+DEVICE ?= cpu
 PIP := -m pip install --quiet --editable
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo demo-solar test check docs zoo python310 clean
+.PHONY: demo demo-solar test check bench docs zoo python310 clean
 demo: build/installed
 	$(BIN)/layerwise-lr fetch emoji dinov2_vits14
 	$(BIN)/layerwise-lr train -m experiment=emoji grouping=flat optimizer.lr=1e-5,2e-5,4e-5 \
@@ -42,6 +44,9 @@ demo-solar: build/installed
 test: build/installed-dev $(if $(HAS_MINDSPORE),build/installed-ms) $(if $(filter all,$(REQUIRE)),zoo) python310
 	$(BIN)/python .ci/stages.py $(if $(HAS_MINDSPORE),mindspore) $$(test -e build/installed-310 && echo python310) \
 	  $$(test -e build/installed-zoo && echo zoo)
+
+bench: build/installed
+	$(BIN)/python tests/benchmarks/bench.py --device $(DEVICE)
 
 zoo: build/installed-zoo
 

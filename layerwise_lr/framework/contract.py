@@ -47,7 +47,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 
 from ..models import Tree, Weights
-from ..planning import NO_CLIP, Clip, Plan, UserError
+from ..planning import NO_CLIP, Clip, OptimizerSpec, Plan, UserError
 from .describing import Native, ZooModel
 
 CONTRACT = 1
@@ -236,6 +236,11 @@ class Framework(ABC):
     @abstractmethod
     def version() -> str:
         """Name, version and build, in one line."""
+
+    def stepping(self, spec: OptimizerSpec) -> str:
+        """How a step of this optimizer is taken here, where the framework has several ways to the same numbers: for
+        env.json. "": it has one."""
+        return ""
 
     @abstractmethod
     def make_model(self, tree: Tree) -> Any:

@@ -98,8 +98,7 @@ class GroupScheduler:
 
     def apply(self, index: int) -> None:
         """The plan's lr of every group at step `index`."""
-        for group, lr in zip(self._groups, self._plan.lrs(index), strict=True):
-            group["lr"] = lr
+        self._plan.write_lrs(index, self._groups)
 
     def lrs(self) -> list[float]:
         """group["lr"] as the framework holds it."""

@@ -9,7 +9,7 @@ plugin only applies its numbers.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -116,7 +116,42 @@ class Plan:
 
     def lrs(self, step: int) -> list[float]:
         """lr of each group at `step`; 0.0 where the group does not train."""
-        return [self.lr(step, group) for group in self.groups]
+        factors = [schedule(step) if start <= step < stop else 0.0 for schedule, start, stop in self._paces]
+        return [peak * factors[pace] for peak, pace in zip(self._peaks, self._pace_of, strict=True)]
+
+    def write_lrs(self, step: int, groups: Iterable[dict[str, Any]]) -> None:
+        """`lrs` as the "lr" of native groups in the plan's order; others may follow them."""
+        if self._alike:
+            (schedule, start, stop), peaks = self._alike
+            factor = schedule(step) if start <= step < stop else 0.0
+            for group, peak in zip(groups, peaks):  # noqa: B905 (the others)
+                group["lr"] = peak * factor
+        else:
+            for group, lr in zip(groups, self.lrs(step)):  # noqa: B905
+                group["lr"] = lr
+
+    @cached_property
+    def _alike(self) -> tuple[tuple[Schedule, int, int], list[float]] | None:
+        """The pace of all groups, if they have one, and their peaks."""
+        return (self._paces[0], self._peaks) if len(self._paces) == 1 else None
+
+    @cached_property
+    def _peaks(self) -> list[float]:
+        """Per group the lr at factor 1."""
+        return [self.base_lr * group.lr_scale for group in self.groups]
+
+    @cached_property
+    def _paces(self) -> list[tuple[Schedule, int, int]]:
+        """What differs in time: each schedule in each window that a group has."""
+        told = dict.fromkeys((group.schedule, *group.active) for group in self.groups)
+        return [(self._functions[name], start, stop) for name, start, stop in told]
+
+    @cached_property
+    def _pace_of(self) -> list[int]:
+        """Per group, which of the paces it keeps."""
+        keys = [(group.schedule, *group.active) for group in self.groups]
+        places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+        return [places[key] for key in keys]
 
     def active(self, step: int) -> tuple[bool, ...]:
         """Which groups train at `step`."""

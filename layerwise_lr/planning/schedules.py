@@ -67,7 +67,8 @@ def polynomial(steps: int, power: float = 1.0, floor: float = 0.0) -> Schedule:
 
 def cosine(steps: int, floor: float = 0.0) -> Schedule:
     """Half a cosine from 1 to `floor` over `steps` (Loshchilov and Hutter 2017), then `floor`."""
-    return lambda step: floor + (1 - floor) * 0.5 * (1 + cos(pi * min(step / steps, 1.0)))
+    half = (1 - floor) * 0.5
+    return lambda step: floor + half * (1 + cos(pi * (step / steps if step < steps else 1.0)))
 
 
 def exponential(gamma: float, every: int) -> Schedule:

@@ -105,6 +105,7 @@ def _run(folder: RunFolder, config: Config, say: Say, track: Track, device: str 
 
 def environment(config: Config, framework: Framework) -> dict[str, Any]:
     """env.json: what the bits of a run may depend on beside its config, its data and the code."""
+    ways = {spec.name: framework.stepping(spec) for spec in config.optimizers_by_name().values()}
     return {
         **provenance.environment(),
         "framework": config.framework.name,
@@ -114,6 +115,7 @@ def environment(config: Config, framework: Framework) -> dict[str, Any]:
         "threads": config.framework.threads,
         **({"processes": framework.processes} if config.framework.distributed != "none" else {}),
         "retry_on_signal": may_crash(config),
+        **({"optimizer_steps": told} if (told := {name: way for name, way in ways.items() if way}) else {}),
     }
 
 

@@ -74,6 +74,10 @@ class TorchFramework(core.Framework):
         """torch's version, which names the build."""
         return f"torch {torch.__version__}"
 
+    def stepping(self, spec: core.OptimizerSpec) -> str:
+        """With one fused call for equal groups, where a trial of it gives torch's bits."""
+        return optimizers.stepping(spec, self.device, self.dtype)
+
     def make_model(self, tree: core.Tree) -> Model:
         """On the device, in training mode."""
         return self._ready(Model(tree))
@@ -125,7 +129,8 @@ class TorchFramework(core.Framework):
     def make_optimizer(self, model: Model, groups: Sequence[Group], plan: core.Plan) -> list[torch.optim.Optimizer]:
         """One native optimizer per name in use. torch keeps these very dicts as its param_groups: what the
         scheduler writes into them is what the step reads."""
-        return [optimizers.make(plan.optimizers[name], own) for name, own in core.by_optimizer(groups, plan).items()]
+        own = core.by_optimizer(groups, plan)
+        return [optimizers.make(plan.optimizers[name], same, self.device, self.dtype) for name, same in own.items()]
 
     def make_scheduler(
         self, optimizer: Sequence[torch.optim.Optimizer], plan: core.Plan, start: int

@@ -11,13 +11,14 @@ from torch import nn
 
 from layerwise_lr import framework as core
 
-from . import driving
+from . import driving, fast
 from .gradients import factor, gradients, hooked
 from .memento import Chance, Memento
 
 INNER = ("optimizer", "_optimizer", "base_optimizer", "optim")
 """Attributes in which wrappers of optimizers keep the one that they wrap."""
 KNOWN: Mapping[type, str] = {torch.optim.SGD: "momentum", torch.optim.Adam: "adam", torch.optim.AdamW: "adamw"}
+KNOWN = {**KNOWN, **{fast.CLASSES[own]: name for own, name in KNOWN.items()}}
 
 
 def genuine(optimizer: Any) -> bool:

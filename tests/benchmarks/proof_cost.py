@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -35,6 +35,25 @@ RUNS = {
     "lenet": [],
 }
 HEAD = f"{'run':<12}{'steps':>6}{'ms/step':>9}{'rehearsed':>10}{'start':>8}{'again':>8}{'evaluation':>11}{'share':>8}"
+
+
+class Cost(NamedTuple):
+    """Of one run, in steps of it, but for `unit`, seconds of a step, and the shares: `training` is without the start."""
+
+    steps: int
+    unit: float
+    rehearsed: int
+    start: float
+    again: float
+    evaluation: float
+    share: float
+    training: float
+    notes: list[str]
+
+    def line(self) -> str:
+        """Of the table, without the name."""
+        line = f"{self.steps:>6}{1e3 * self.unit:>9.1f}{self.rehearsed:>10}{self.start:>8.1f}{self.again:>8.1f}"
+        return f"{line}{self.evaluation:>11.2f}{self.share:>8.1%}"
 
 
 @contextmanager
@@ -56,8 +75,8 @@ def timed(owner: Any, name: str, calls: list[tuple[float, tuple[Any, ...]]], tim
         setattr(owner, name, kept)
 
 
-def measure(framework: str, mode: str, words: list[str], path: Path) -> tuple[str, list[str]]:
-    """One run: its line of the table, without the name; what it tells of itself."""
+def measure(framework: str, mode: str, words: list[str], path: Path) -> Cost:
+    """One run."""
     data, _ = hydra_app.composed([*words, f"framework.name={framework}", f"framework.mode={mode}"])
     folder = RunFolder.claim(path)
     folder.write_text(CONFIG, resolve(reading.from_data(data)).to_yaml())
@@ -75,9 +94,9 @@ def measure(framework: str, mode: str, words: list[str], path: Path) -> tuple[st
     (start, _), (again, given) = starts
     proofs = [a + b for (a, _), (b, _) in zip(held, compared, strict=True)]
     rehearsed = sum(record["when"] == "start" for record in given[0].records) // 2
-    share = (again + sum(proofs)) / (whole - again)
-    line = f"{len(steps):>6}{1e3 * unit:>9.1f}{rehearsed:>10}{start / unit:>8.1f}{again / unit:>8.1f}"
-    return f"{line}{median(proofs) / unit:>11.2f}{share:>8.1%}", summary["notes"]
+    shares = [spent / (whole - again) for spent in (again + sum(proofs), sum(proofs))]
+    per_step = [seconds / unit for seconds in (start, again, median(proofs))]
+    return Cost(len(steps), unit, rehearsed, *per_step, *shares, summary["notes"])
 
 
 def main(framework: str, mode: str = "", *names: str) -> None:
@@ -86,8 +105,9 @@ def main(framework: str, mode: str = "", *names: str) -> None:
     print(f"{registry.load(framework).version()}, {mode}; load {os.getloadavg()[0]:.1f}\n{HEAD}", flush=True)
     with tempfile.TemporaryDirectory() as place:
         for name in names or RUNS:
-            line, notes = measure(framework, mode, RUNS[name], Path(place, name))
-            print(f"{name:<12}{line}", *(f"  {note}" for note in notes if "stand in" in note), sep="\n", flush=True)
+            cost = measure(framework, mode, RUNS[name], Path(place, name))
+            notes = (f"  {note}" for note in cost.notes if "stand in" in note)
+            print(f"{name:<12}{cost.line()}", *notes, sep="\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -32,6 +33,15 @@ GIVEN = {
     "steps": 50,
     "eval_every": 10,
 }
+
+
+class Cost(NamedTuple):
+    """Of a report: seconds of wall clock and of a processor, peak MB of any command so far, MB of the page."""
+
+    wall: float
+    processor: float
+    peak: float
+    page: float
 
 
 def trained(path: Path, **more: object) -> Path:
@@ -68,27 +78,22 @@ def drawn_out(real: Path, path: Path, steps: int, text: Iterator[str], **config:
     (path / "plan.json").write_text(json.dumps({**plan, "total_steps": steps}))
 
 
-def measure(which: str, folder: Path) -> None:
-    """A line of the table."""
+def measure(folder: Path) -> Cost:
+    """One report, of its own process."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([sys.executable, "-m", "layerwise_lr", "report", str(folder)], check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    page_mb = (folder / "report.html").stat().st_size / 1e6
-    print(
-        f"{which:<6} {time.perf_counter() - began:6.1f} s, {spent:.1f} of a processor; peak so far "
-        f"{after.ru_maxrss / 1024:.0f} MB; page {page_mb:.2f} MB",
-        flush=True,
-    )
+    page = (folder / "report.html").stat().st_size / 1e6
+    return Cost(time.perf_counter() - began, spent, after.ru_maxrss / 1024, page)
 
 
-def main(asked: list[str]) -> None:
-    """The table."""
-    print(f"load {os.getloadavg()[0]:.1f}", flush=True)
+def costs(asked: Iterable[str]) -> Iterator[tuple[str, Cost]]:
+    """Of each that is asked for."""
     with tempfile.TemporaryDirectory() as made:
         home = Path(made)
         real = trained(home / "real")
-        for which in asked or ["many", "long", "whole"]:
+        for which in asked:
             if which == "many":
                 text = list(log(real, 1000, 10, True))
                 for i in range(RUNS):
@@ -97,8 +102,19 @@ def main(asked: list[str]) -> None:
                     drawn_out(real, home / which / str(i), 1000, iter(text), **varied)
             else:
                 drawn_out(real, home / which, STEPS, log(real, STEPS, 1000, which == "whole"))
-            measure(which, home / which)
+            yield which, measure(home / which)
             shutil.rmtree(home / which)
+
+
+def main(asked: list[str]) -> None:
+    """The table."""
+    print(f"load {os.getloadavg()[0]:.1f}", flush=True)
+    for which, cost in costs(asked or ["many", "long", "whole"]):
+        print(
+            f"{which:<6} {cost.wall:6.1f} s, {cost.processor:.1f} of a processor; peak so far "
+            f"{cost.peak:.0f} MB; page {cost.page:.2f} MB",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

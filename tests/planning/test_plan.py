@@ -41,6 +41,20 @@ def test_the_law_recomputed_by_hand():
             assert lrs[of[group.name]] == pytest.approx(expected, rel=1e-12), (step, name)
 
 
+def test_lrs_are_written_as_the_law_says_to_the_last_bit():
+    """Group by group, whatever they share: one pace for all, or windows and schedules of their own."""
+    schedules = {"default": ScheduleSpec("cosine", warmup=3, floor=0.1), "own": ScheduleSpec("step", every=2)}
+    windows = {"c": GroupSpec(match=["conv2.*"], start=2, stop=6), "f": GroupSpec(match=["fc1.*"], schedule="own")}
+    for groups in ({}, windows):
+        plan = planned(layer_decay=0.7, schedules=schedules, groups=groups)
+        for step in range(20):
+            alone = [plan.lr(step, group) for group in plan.groups]
+            natives = [{"lr": -1.0, "place": place} for place in range(len(plan.groups) + 1)]
+            plan.write_lrs(step, natives)
+            assert plan.lrs(step) == alone == [native["lr"] for native in natives[:-1]]
+            assert natives[-1]["lr"] == -1.0
+
+
 def test_the_table_is_the_law_row_by_row_from_any_start():
     plan = planned(steps=7)
     assert plan.table().shape == (7, len(plan.groups))

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -349,3 +350,23 @@ def test_a_state_of_yet_another_plan_is_refused(net):
     change = make(net, layer_decay=0.8).on(make(net).plan, 5)
     with pytest.raises(llr.UserError, match="saved under another plan"):
         change.state(state, change.adopt())
+
+
+def test_the_scheduler_knows_lrs_in_tensors_and_groups_of_others(net):
+    plan, extra = make(net), nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW(plan.param_groups(net))
+    scheduler = plan.scheduler(optimizer)
+    optimizer.add_param_group({"params": [extra], "lr": 7.0})
+    for step in range(1, 12):
+        optimizer.step()
+        if step == 6:  # as one does before a step is compiled
+            for group in optimizer.param_groups:
+                group["lr"] = torch.tensor(group["lr"])
+            held = [group["lr"] for group in optimizer.param_groups]
+            optimizer.step()
+        scheduler.step()
+        own = SimpleNamespace(param_groups=optimizer.param_groups[:-1])
+        assert arrived(net, own) == pytest.approx(expected(step), rel=1e-6)
+        assert [float(lr) for lr in scheduler.get_last_lr()] == [float(g["lr"]) for g in optimizer.param_groups]
+        assert float(optimizer.param_groups[-1]["lr"]) == 7.0
+    assert all(group["lr"] is lr for group, lr in zip(optimizer.param_groups, held, strict=True))
