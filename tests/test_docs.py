@@ -64,7 +64,8 @@ def pages(site: Path) -> dict[str, Page]:
 @WITH_TOOLS
 def test_every_page_of_docs_is_in_the_site(pages: dict[str, Page]) -> None:
     written = {
-        f"{path.stem}.html" for path in (*(ROOT / "docs").glob("*.md"), Path("SECURITY.md"), Path("CHANGELOG.md"))
+        f"{path.stem}.html"
+        for path in (*(ROOT / "docs").glob("*.md"), *map(Path, ("SECURITY", "CHANGELOG", "RESULTS")))
     }
     assert set(pages) == written
     reached = {to.partition("#")[0] for to in pages["index.html"].links}
