@@ -179,7 +179,7 @@ def _refuse_many(command: str, words: Sequence[str]) -> None:
     if team is None or team.size == 1 or (command in TOGETHER and not {"-m", "--multirun"} & set(words)):
         return
     if team.rank:
-        raise SystemExit(2)
+        several.leave()
     what = (
         "a sweep starts its jobs' processes itself (framework.processes)"
         if command in TOGETHER

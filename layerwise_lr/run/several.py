@@ -1,7 +1,8 @@
 """Several processes, one run: what a launcher (torchrun, msrun, OneFlow's) has said, and who may train so."""
 
 import os
-from typing import NamedTuple
+import time
+from typing import NamedTuple, NoReturn
 
 from ..framework import registry
 from ..planning import UserError
@@ -9,6 +10,10 @@ from .schema import Config, FrameworkSpec
 
 LAUNCHERS = (("RANK", "WORLD_SIZE"), ("RANK_ID", "MS_WORKER_NUM"))
 """Which variables tell a process its number and how many there are: torchrun's and OneFlow's, msrun's."""
+
+
+PATIENCE = 20.0
+"""Seconds that the first has to say why nothing is done; then the launcher ends the others anyway."""
 
 
 class Launched(NamedTuple):
@@ -27,6 +32,12 @@ def launched() -> Launched | None:
     return None
 
 
+def leave() -> NoReturn:
+    """Ends this process, once the first has said why: a launcher ends the others as soon as one of them has ended."""
+    time.sleep(PATIENCE)
+    raise SystemExit(2)
+
+
 def follows(config: Config) -> bool:
     """Whether this process does what another says, which holds the run.
 
@@ -39,7 +50,7 @@ def follows(config: Config) -> bool:
     check(spec)
     if spec.distributed == "none":
         if team.rank:
-            raise SystemExit(2)  # the first says why
+            leave()
         has = registry.load(spec.name).distributions
         one, add = (
             ("framework.distributed=none", f"add framework.distributed={has[0]}, or ") if has else (spec.name, "")

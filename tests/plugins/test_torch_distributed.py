@@ -27,7 +27,7 @@ from layerwise_lr.framework import Framework, Group, Tree, ZooModel, begin, conf
 from layerwise_lr.framework.conformance.kit import ADAMW, LAYER_ADAPTIVE, MOMENTUM, MUON, Kit, plan_for, residual_net
 from layerwise_lr.models import initial_weights, make_tree
 from layerwise_lr.planning import Clip, Plan
-from layerwise_lr.run import RunFolder, page, read_lines, read_metrics, reading, resolve
+from layerwise_lr.run import RunFolder, page, read_lines, read_metrics, reading, resolve, several
 
 LIKE = {"rtol": 2e-4, "atol": 2e-5}
 """Sums in another order, after some steps."""
@@ -287,9 +287,19 @@ def test_what_several_processes_do_not_do(
     assert said in told and len(told.splitlines()) == 1
     if said.startswith("a launcher has"):
         monkeypatch.setenv("RANK", "1")
+        monkeypatch.setattr(several, "PATIENCE", 0.1)
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
         assert refused(words) == 2
         assert capsys.readouterr().err == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_first_says_so_before_the_launcher_ends_it(tmp_path: Path) -> None:
+    """torchrun ends all as soon as one has ended."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "layerwise_lr", "train"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    said = [line for line in done.stderr.splitlines() if line.startswith("layerwise-lr: ")]
+    assert len(said) == 1 and "a launcher has started 2 processes" in said[0], done.stderr
     assert not list(tmp_path.iterdir())
 
 
