@@ -72,9 +72,13 @@ def _checked(path: Path, held: dict[str, np.ndarray], word: str) -> tuple[np.nda
         x, y = held[f"x{word}"], held[f"y{word}"]
     except (KeyError, ValueError, OSError) as error:
         raise UserError(f"data.path={path}: not an .npz with arrays x{word} and y{word} ({error})") from None
+    if x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):  # as NumPy's and Keras's pictures lie
+        x = x.transpose(0, 3, 1, 2)
+    if y.shape == (len(x), 1):
+        y = y[:, 0]
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[1] not in (1, 3)):
         raise UserError(
-            f"data.path={path}: x{word} must be uint8 [N, H, W] or [N, 1 or 3, H, W], it is {x.dtype} {list(x.shape)}"
+            f"data.path={path}: x{word} must be uint8 [N, H, W], [N, 1 or 3, H, W] or [N, H, W, 1 or 3], it is {x.dtype} {list(x.shape)}"
         )
     if y.shape != x.shape[:1] or y.dtype.kind not in "iu" or (len(y) and y.min() < 0):
         raise UserError(f"data.path={path}: y{word} must be {len(x)} labels from 0, it is {y.dtype} {list(y.shape)}")

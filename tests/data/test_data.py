@@ -88,6 +88,19 @@ def test_the_parts_are_disjoint_and_make_up_the_whole(tmp_path):
     assert set.union(*parts) == {p.tobytes() for p in x}  # 60 in all: no picture twice
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colours_may_lie_last_and_labels_in_a_column(tmp_path, channels):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (60, channels, 9, 8), dtype=np.uint8), np.arange(60) % 3
+    np.savez(tmp_path / "first.npz", x=x, y=y)
+    np.savez(tmp_path / "last.npz", x=x.transpose(0, 2, 3, 1), y=y[:, None])
+    first, last = (
+        batches.load(npz_spec(tmp_path / f"{name}.npz", channels=channels), 0).fingerprint()
+        for name in ("first", "last")
+    )
+    assert first == last
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_every_part_holds_each_class_s_share(seed):
     held = batches.load(digits(), seed)
@@ -269,7 +282,7 @@ def test_npz_is_resized_as_pillow_does(tmp_path):
     ("arrays", "word"),
     [
         ({"x": np.zeros((4, 8, 8), np.float32), "y": np.zeros(4, int)}, "x must be uint8.*float32"),
-        ({"x": np.zeros((4, 8, 8, 3), np.uint8), "y": np.zeros(4, int)}, r"1 or 3, H, W.*\[4, 8, 8, 3\]"),
+        ({"x": np.zeros((4, 8, 8, 5), np.uint8), "y": np.zeros(4, int)}, r"1 or 3, H, W.*\[4, 8, 8, 5\]"),
         ({"x": np.zeros((4, 64), np.uint8), "y": np.zeros(4, int)}, "x must be"),
         ({"x": np.zeros((4, 8, 8), np.uint8), "y": np.zeros(3, int)}, "y must be 4 labels"),
         ({"x": np.zeros((4, 8, 8), np.uint8), "y": np.zeros(4)}, "y must be 4 labels.*float64"),
