@@ -35,6 +35,12 @@ NOT_RUN = {
     ". .venv/bin/activate": "of the reader's shell",
     'eval "$(layerwise-lr train -sc install=bash)"': "of the reader's shell; tests/cli/test_cli.py completes words",
     "pip install -e '.[mindspore]'": "installs",
+    "layerwise-lr train -m hydra/launcher=ray hydra.launcher.address=auto hydra.launcher.num_gpus=1 seed=0,1,2": (
+        "needs a Ray cluster; tests/sweep/test_launchers.py makes one"
+    ),
+    "layerwise-lr train -m hydra/launcher=submitit_slurm hydra.launcher.partition=gpu hydra.launcher.gpus_per_node=1 seed=0,1,2": (
+        "needs Slurm; tests/sweep/test_launchers.py plays it"
+    ),
     "pip install -e layerwise-lr-foo": "installs; tests/cli/test_new_plugin.py does",
     "layerwise-lr check foo": "of that plugin; likewise",
     "layerwise-lr fetch mobilenet_v2_imagenet": "network; tests/data/test_sources.py fetches",

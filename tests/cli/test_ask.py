@@ -165,7 +165,7 @@ def test_names_out_of_a_folder_do_not_steer_the_terminal(call, home):
         ("predict sweep/0", "the following arguments are required: PICTURES"),
         ("predict sweep/0 nothere.png", "nothere.png: no such file or folder"),
         ("predict sweep/0 'none/*.png'", "none/*.png: no such file or folder"),
-        ("predict sweep/0 sweep/1", "no pictures there"),
+        ("predict sweep/0 sweep/1/checkpoints", "no pictures there"),
         ("predict sweep/0 pictures --top 0", "--top 0: must be at least 1"),
         ("predict sweep/0 pictures --csv --json", "not allowed with"),
         ("predict sweep/0 pictures framework=tensorflow", "framework.name='tensorflow' is unknown"),

@@ -18,17 +18,7 @@ WRITTEN = """
 def test_it_installs_is_listed_and_fails_only_what_is_not_written(tmp_path: Path) -> None:
     folder, site = tmp_path / "foo", tmp_path / "site"
     said(["new-plugin", "foo", str(folder)])
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "--target",
-        str(site),
-    ]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site)]
     subprocess.run([*pip, str(folder)], check=True, capture_output=True, timeout=300)
     environment = {**os.environ, "PYTHONPATH": str(site)}
 

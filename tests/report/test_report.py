@@ -286,7 +286,7 @@ def test_the_page_stands_alone_and_can_be_read_without_eyes(folder):
         assert all(attrs[k].startswith(("#", "data:")) for k in ("src", "href") if k in attrs and tag != "a")
         assert tag != "a" or attrs["href"] in runs
     pictures = [a for t, a in tags if t == "svg"]
-    assert len(pictures) == 9 and all(len(a["aria-label"]) > 20 and a["role"] == "img" for a in pictures)
+    assert len(pictures) == 11 and all(len(a["aria-label"]) > 20 and a["role"] == "img" for a in pictures)
     assert all(a.get("scope") in ("col", "row") for t, a in tags if t == "th")
     ids = [a["id"] for _, a in tags if "id" in a]
     assert len(ids) == len(set(ids))
