@@ -150,9 +150,10 @@ def _step(tree: core.Tree, live: Any, frozen: frozenset[str], clip: core.Clip, a
             sums = jax.tree.map(lambda total, g: total + g / (scale * accumulate), sums, slopes)
             return (total + loss / accumulate, sums, buffers), None
 
-        parts = [a.reshape(accumulate, -1, *a.shape[1:]) for a in (x, y)]
+        cut = jnp.arange(accumulate), *(a.reshape(accumulate, -1, *a.shape[1:]) for a in (x, y))
         begun = jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained), {name: rest[name] for name in statistics}
-        (loss, gradients, new), _ = lax.scan(part, begun, (jnp.arange(accumulate), *parts))
+        # on a CPU XLA's convolutions take twice as long within a loop: one part needs none
+        (loss, gradients, new), _ = part(begun, [a[0] for a in cut]) if accumulate == 1 else lax.scan(part, begun, cut)
         bounded, kept = _clipped(gradients, clip), {}
         for (names, rule), lr in zip(live, lrs, strict=True):
             for name in names:
