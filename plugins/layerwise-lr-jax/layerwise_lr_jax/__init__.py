@@ -1,0 +1,1 @@
+"""JAX for layerwise-lr: layers, optimizers, and the framework that steps them, compiled."""
