@@ -30,13 +30,16 @@ name = "layerwise-lr-{name}"
 version = "0.1.0"
 description = "{title} for layerwise-lr"
 requires-python = ">=3.10"
-dependencies = ["layerwise-lr>={version}"]
+dependencies = ["layerwise-lr>={version}"]  # and the framework itself
 
 [project.entry-points."layerwise_lr.frameworks"]
 {name} = "layerwise_lr_{name}.framework:{title}Framework"
 
 [tool.setuptools]
 packages = ["layerwise_lr_{name}"]
+
+[tool.pytest.ini_options]
+testpaths = ["tests"]
 """
 MODULE = '''\
 """{title} behind layerwise-lr's contract. layerwise-lr check {name} says what comes next."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ..contract import CONTRACT
 from . import dropout, freezing, gradients, kinds, learning_rates, optimizers, precisions, runs, values
-from .kit import TREES, Failure, Kit, NotApplicable
+from .kit import TREES, Failure, Kit, NotApplicable, Session, batch, plan_for
 from .ladder import RUNGS, NotYet, not_yet, rung_of
 
 _FOUND: Mapping[str, Callable[[Kit], None]] = {
@@ -88,6 +88,9 @@ __all__ = [
     "Kit",
     "NotApplicable",
     "Outcome",
+    "Session",
+    "batch",
+    "plan_for",
     "run_check",
     "rung_of",
     "specification",
