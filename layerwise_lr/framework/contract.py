@@ -196,13 +196,20 @@ class Framework(ABC):
         """What makes the framework of a run in several processes, by one of `distributions`: takes what `__init__` does and
         `processes`, how many to start where no launcher has (None: one for each accelerator). Only the first process
         calls the verbs, and with the whole batch; a step is that of the whole batch, in rounding alone another.
+
+        Raises:
+            UserError: it has none.
         """
-        raise NotImplementedError
+        raise UserError(f"framework.distributed={how}: this framework trains in one process")
 
     @classmethod
     def follow(cls) -> int:
-        """In every other process that a launcher has started: does as the first says until that is done; the exit code."""
-        raise NotImplementedError
+        """In every other process that a launcher has started: does as the first says until that is done; the exit code.
+
+        Raises:
+            UserError: it trains in one process.
+        """
+        raise UserError("this framework trains a run in one process")
 
     @classmethod
     def choose_device(cls, asked: str) -> str:

@@ -9,6 +9,7 @@ unusual is left to torch's own step: amsgrad, differentiable, foreach=True, fuse
 subclasses of Tensor.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from itertools import chain, repeat
 from operator import attrgetter, is_not, itemgetter
@@ -28,7 +29,7 @@ _GRAD, _PARAMS, _LR = attrgetter("grad"), itemgetter("params"), itemgetter("lr")
 _HOOKS = [getattr(torch_optimizer, f"_global_optimizer_{when}_hooks", (None,)) for when in ("pre", "post")]
 
 
-class Grouped(Optimizer):
+class Grouped(Optimizer, ABC):
     """A mixin; torch's own class comes behind it."""
 
     own: ClassVar[Any]
@@ -51,25 +52,25 @@ class Grouped(Optimizer):
 
     step.hooked = True  # type: ignore[attr-defined]  # torch need not wrap it
 
+    @abstractmethod
     def trusts(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether the kernel does there what it should."""
-        raise NotImplementedError
 
+    @abstractmethod
     def usual(self, settings: Settings) -> bool:
         """Whether this file's way is right for a group of plain parameters."""
-        raise NotImplementedError
 
+    @abstractmethod
     def begin(self, settings: Settings, param: Tensor) -> bool | None:
         """See to a parameter's state; True: it has no momentum yet; None: it has no gradient and never had one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def options(self, settings: Settings, fresh: bool) -> dict[str, Any]:
         """Keywords of the kernel, but the lr."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self, part: Part, gradients: list[Tensor]) -> None:
         """Call the kernel for each span."""
-        raise NotImplementedError
 
     def add_param_group(self, param_group: Group) -> None:
         """As torch's, which looks at all earlier groups again for each: 12,000 of them take it 20 seconds."""

@@ -106,10 +106,10 @@ def machine(device: str) -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     told = [f"{cpu}, {os.cpu_count()} cores, {memory:.0f} GiB", f"{platform.system()} {platform.machine()}"]
     code = (
-        "import sys; from importlib.metadata import version as v\n"
+        "import sys; from importlib.metadata import PackageNotFoundError, version as v\n"
         "for n in ('torch', 'torchvision', 'timm', 'numpy', 'hydra-core'):\n"
         "    try: print(n, v(n))\n"
-        "    except Exception: pass\n"
+        "    except PackageNotFoundError: pass\n"
         "if sys.argv[1] != 'cpu':\n    import torch; print(torch.cuda.get_device_name(sys.argv[1]))"
     )
     python = python_with(("torch",), BETTER) or sys.executable

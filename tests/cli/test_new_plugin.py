@@ -36,6 +36,8 @@ def test_it_installs_is_listed_and_fails_only_what_is_not_written(tmp_path: Path
     assert code and "Traceback" not in told.splitlines()[-1]
     code, told = ask("pytest", "-q", "-x", "--framework", "foo", "-p", "no:cacheprovider")
     assert code == 1 and "not yet: make_model" in told and "eager-names_and_shapes" in told
+    code, told = ask("pytest", "-q", "-p", "no:cacheprovider")
+    assert code and "--framework NAME is missing" in told, told
     module = folder / "layerwise_lr_foo" / "framework.py"  # `python -m` looks in its folder first
     before, _, _ = module.read_text().partition("    def make_model")
     _, begin, rest = module.read_text().partition("    def make_groups")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from layerwise_lr.plugins.reference_plugin.plugin import ReferenceFramework
@@ -60,6 +61,25 @@ def test_a_missing_verb_spoils_the_checks_about_it_alone(verb: str, stub: bool) 
     assert not counts["failed"], [one for one in found if one.result == "failed"]
     assert counts["not yet"] <= WITHOUT[verb]
     assert counts["not yet"] and counts["passed"]
+
+
+def test_what_the_framework_itself_has_not_is_a_failure_and_says_so() -> None:
+    """torch raises NotImplementedError for an operation without a kernel: that is no verb to be written."""
+
+    class Lacks(ReferenceFramework):
+        known_failures: ClassVar = {"eager": {"gradients": "no kernel"}}
+
+        def train_step(self, *_: object) -> None:
+            def kernel() -> None:
+                raise NotImplementedError("could not run aten::foo")
+
+            kernel()
+
+    kit = Kit("lacks", Lacks, "eager")
+    for check in ("loss_is_mean_cross_entropy", "kind_relu"):
+        found = run_check(kit, check)
+        assert found.result == "failed" and "NotImplementedError: could not run aten::foo" in found.message
+    assert run_check(kit, "gradients")[:3] == ("gradients", "known failure", "no kernel")
 
 
 def test_with_four_verbs_the_first_rungs_are_passed() -> None:

@@ -146,8 +146,12 @@ class Session:
         self._lacks: NotYet | None = None
         try:
             self.state = begin(self.framework, self.model, self.plan, self.start)
-        except (NotYet, NotImplementedError) as error:  # weights go in and out, and predict answers, without it
-            self._lacks, self.state = not_yet(error), TrainState(self.model, (), None, GroupScheduler((), self.plan))
+        except Exception as error:
+            self._lacks = not_yet(error)
+            if not self._lacks:
+                raise
+            # weights go in and out, and predict answers, without it
+            self.state = TrainState(self.model, (), None, GroupScheduler((), self.plan))
         self.gradients: Weights = {}
 
     def step(self, step: int, data_step: int | None = None, seed: int | None = None) -> float:
@@ -167,11 +171,13 @@ class Session:
     def train(self, stop: int) -> Trace:
         """Steps start .. stop - 1."""
         losses = [self.step(step) for step in range(self.start, stop)]
-        kept: Weights | NotYet
         try:
-            kept = self.framework.get_optimizer_state(self.state)
-        except (NotYet, NotImplementedError) as error:
-            kept = not_yet(error)
+            kept: Weights | NotYet = self.framework.get_optimizer_state(self.state)
+        except Exception as error:
+            missing = not_yet(error)
+            if not missing:
+                raise
+            kept = missing
         return Trace(losses, self.weights(), kept)
 
 

@@ -61,17 +61,18 @@ RUNGS: Mapping[str, tuple[str, ...]] = {
 """Checks, and beginnings of the names of many, in the order of writing."""
 
 
+VERBS = frozenset(name for name, value in vars(Framework).items() if not name.startswith("_") and callable(value))
+
+
 class NotYet(Exception):
     """The plugin has no such verb; the verb is its text."""
 
 
 def rung_of(check: str) -> str:
     """Where a check belongs: by its name, else by the beginning of it."""
-    for good in (str.__eq__, lambda name, start: start.endswith("_") and name.startswith(start)):
-        for rung, names in RUNGS.items():
-            if any(good(check, name) for name in names):
-                return rung
-    raise KeyError(check)
+    named = [rung for rung, names in RUNGS.items() if check in names]
+    begun = [rung for rung, names in RUNGS.items() for name in names if name.endswith("_") and check.startswith(name)]
+    return [*named, *begun][0]
 
 
 def completed(plugin: type[Framework]) -> type[Framework]:
@@ -87,10 +88,12 @@ def _missing(verb: str) -> Any:
     return say
 
 
-def not_yet(error: NotYet | NotImplementedError) -> NotYet:
-    """Which verb: a NotImplementedError is raised in it, or in what it calls."""
+def not_yet(error: Exception) -> NotYet | None:
+    """The verb that is missing, where the error says so: a NotImplementedError is the plugin's own word for that in the verb
+    itself. One from below, an operation that the framework has not, is a failure like any other: None."""
     if isinstance(error, NotYet):
         return error
-    frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
-    verbs = [name for name in frames if callable(getattr(Framework, name, None)) and not name.startswith("_")]
-    return NotYet(verbs[-1] if verbs else frames[-1])
+    if not isinstance(error, NotImplementedError):
+        return None
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].name
+    return NotYet(raised_in) if raised_in in VERBS else None

@@ -19,8 +19,12 @@ def pytest_addoption(parser: Any) -> None:
 def pytest_generate_tests(metafunc: Any) -> None:
     """A test for each check in each of the framework's modes."""
     if metafunc.function is test_promise:
+        import pytest
+
         name = metafunc.config.getoption("--framework")
-        cases = [(name, mode, check) for mode in (registry.load(name).modes if name else ()) for check in CHECKS]
+        if not name:  # without a case it would be skipped, and look well
+            raise pytest.UsageError("--framework NAME is missing: whose promises are tested?")
+        cases = [(name, mode, check) for mode in registry.load(name).modes for check in CHECKS]
         ids = [f"{mode}-{check}" for _, mode, check in cases]
         metafunc.parametrize(("framework", "mode", "check"), cases, ids=ids)
 
