@@ -5,7 +5,7 @@
 #             none. What could not run is named in the last lines; REQUIRE=all makes that a failure
 # make zoo    an environment with timm, torchvision and transformers (5 GB): make test then runs their tests too
 # make docs   docs/ as a site in build/site, strictly: each link and anchor is checked; it needs no network
-# make check  the daily loop, within a minute: ruff, mypy and every test that needs no framework
+# make check  the daily loop: ruff, mypy and every test that needs no framework (some minutes on two cores)
 # make bench  how fast it is: every goal as a ratio measured within one run; DEVICE=cuda:0 on a GPU. No network needed
 # Needs python3 >= 3.10, git, make; no GPU. The .venv* may be links to folders that are kept.
 PYTHON ?= python3
