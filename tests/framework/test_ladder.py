@@ -125,6 +125,9 @@ def test_the_summary_is_a_line() -> None:
     all_of = [Outcome(check, "passed") for check in CHECKS]
     assert summary(all_of) == f"conformant with contract 1: {len(CHECKS)} passed"
     assert summary([*all_of[1:], Outcome("x", "not yet", "predict")]).startswith("not conformant with contract 1: ")
+    assert summary([*all_of[1:], Outcome("x", "known failure", "why")]).startswith(
+        "conformant in part with contract 1: "
+    )
     assert summary(all_of[:3]) == f"3 of {len(CHECKS)} checks: 3 passed"
 
 
